@@ -1,0 +1,6 @@
+//! The door of fsd.
+
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod message;

@@ -1,0 +1,260 @@
+//! What a client and a storage node say to each other.
+//!
+//! A connection carries one request at a time: the client writes a request frame and reads one reply
+//! frame (`frame.rs`). Concurrency comes from several connections of one session. Bulk bytes travel
+//! behind the encoded message, in the frame's data part, and are described by lengths inside it.
+
+use bytes::Bytes;
+use raftmeta_types::lock::Lock;
+use raftmeta_types::{
+    ChunkHash, Command, Epoch, Extent, FileKind, Ino, Inode, MetaError, Reply, SessionId,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::admin::{AdminReply, AdminRequest};
+
+/// Version of this protocol; both sides say theirs in `Hello` and a mismatch is refused by name.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// First on every connection.
+    Hello(Hello),
+    /// TLS without a client certificate may say only `Hello` with `Role::Enrol` and this.
+    Enrol {
+        token: String,
+        csr_der: Bytes,
+    },
+
+    Lookup {
+        parent: Ino,
+        name: Bytes,
+    },
+    GetAttr {
+        ino: Ino,
+    },
+    /// Registers the session as having the inode open (until `Close`) and answers its attributes.
+    /// Refused with `Stale` when the inode is gone or is unlinked and this session does not hold it.
+    Open {
+        ino: Ino,
+    },
+    /// The session closed its last handle of these inodes. No reply is needed for progress.
+    Close {
+        inos: Vec<Ino>,
+    },
+    ReadLink {
+        ino: Ino,
+    },
+    /// Entries whose names are greater than `after` (empty: from the start), in name order.
+    ReadDir {
+        ino: Ino,
+        after: Bytes,
+        limit: u32,
+    },
+    GetXattr {
+        ino: Ino,
+        name: Bytes,
+    },
+    ListXattr {
+        ino: Ino,
+    },
+    /// Extents that touch the range, and with `with_chunks` as many of their chunks as fit in
+    /// `chunk_bytes_max` (whole chunks, in extent order), in the data part.
+    Extents {
+        ino: Ino,
+        offset: u64,
+        len: u64,
+        with_chunks: bool,
+        chunk_bytes_max: u32,
+    },
+    StatFs,
+    /// The first lock that stands in the way of this one, for `F_GETLK`.
+    GetLock(Lock),
+
+    /// A mutation, exactly once per `(slot, seq)`. `durable`: answer only once it would survive a
+    /// power cut (together with everything answered before it).
+    Mutate {
+        slot: u16,
+        seq: u64,
+        durable: bool,
+        command: Command,
+    },
+    /// Like `Mutate` of `Command::Lock`, but waits for conflicting locks up to `wait_ms`.
+    LockWait {
+        slot: u16,
+        seq: u64,
+        lock: Lock,
+        wait_ms: u32,
+    },
+    /// Answers once everything answered to anyone before is durable.
+    Sync,
+
+    /// Chunks to store, concatenated in the data part. Answered when durable, with their receipts.
+    PutChunks {
+        chunks: Vec<ChunkPut>,
+    },
+    /// Whole chunks, concatenated in the data part of the answer, in this order.
+    GetChunks {
+        hashes: Vec<ChunkHash>,
+    },
+
+    /// Keeps the session alive; every connection's traffic does too.
+    Ping,
+    /// Turns the connection around: the server sends `Event`s from now on.
+    Subscribe,
+    /// Ends the session: locks and orphans are released. The client unmounted.
+    Goodbye,
+
+    Admin(AdminRequest),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    pub protocol: u32,
+    /// Version of the program, for `client list` and error messages.
+    pub build: String,
+    pub role: Role,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Role {
+    /// First connection of a mount: opens a session. `client` is shown to administrators.
+    NewSession {
+        client: String,
+    },
+    /// Further connections, and reconnections after a server restart.
+    Session {
+        session: SessionId,
+        secret: [u8; 16],
+        open: Vec<Ino>,
+    },
+    /// An administrator's command: no session.
+    Admin,
+    Enrol,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ChunkPut {
+    pub hash: ChunkHash,
+    pub len: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Response {
+    Welcome(Welcome),
+    Enrolled {
+        certificate_pem: String,
+        ca_pem: String,
+        cluster_name: String,
+    },
+    Inode(Inode),
+    Target(Bytes),
+    Entries {
+        entries: Vec<DirEntry>,
+        end: bool,
+    },
+    Xattr(Bytes),
+    Xattrs(Vec<Bytes>),
+    /// `inode` as of the same moment. `chunks` lie in the data part, each whole.
+    Extents {
+        inode: Inode,
+        extents: Vec<Extent>,
+        chunks: Vec<ChunkPut>,
+    },
+    StatFs(StatFs),
+    Lock(Option<Lock>),
+    Reply(Reply),
+    Receipts(Vec<Epoch>),
+    Chunks(Vec<ChunkPut>),
+    Event(Event),
+    Done,
+    Admin(AdminReply),
+    Failed(Failure),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Welcome {
+    pub build: String,
+    pub cluster_uuid: uuid::Uuid,
+    pub cluster_name: String,
+    pub session: SessionId,
+    pub secret: [u8; 16],
+    /// Whether the session existed before (reconnect) or had to be made anew.
+    pub resumed: bool,
+    pub limits: Limits,
+}
+
+/// What the cluster's configuration tells its clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    pub shard_count: u32,
+    pub chunk_min: u32,
+    pub chunk_avg: u32,
+    pub chunk_max: u32,
+    /// Largest flush, in bytes, that travels inline in its command.
+    pub inline_max: u32,
+    pub lease_ms: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DirEntry {
+    pub name: Bytes,
+    pub ino: Ino,
+    pub kind: FileKind,
+    pub inode: Inode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatFs {
+    pub block_size: u32,
+    pub total_bytes: u64,
+    pub free_bytes: u64,
+    /// Free to ordinary writers: without the reserve.
+    pub available_bytes: u64,
+    pub inodes: u64,
+    pub inodes_free: u64,
+}
+
+/// Pushed to subscribers when another session changed something.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Event {
+    /// Attributes, and with `data` the content, of the inode changed.
+    Inode { ino: Ino, data: bool },
+    /// The entry was made, removed or replaced.
+    Entry { parent: Ino, name: Bytes },
+    /// More happened than the server kept for this client: drop every cache.
+    Overflow,
+    /// The node is stopping in order; reconnect with backoff.
+    Stopping,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum Failure {
+    #[error("{0}")]
+    Meta(#[from] MetaError),
+    /// The flash is full and the request needs space.
+    #[error("no space left on the cluster")]
+    NoSpace,
+    /// A chunk could not be read back as it was written: never data, always this.
+    #[error("chunk {hash} is damaged: {reason}")]
+    Damaged { hash: ChunkHash, reason: String },
+    #[error("chunk {0} is not stored here")]
+    NoChunk(ChunkHash),
+    /// The device under the chunk store or the log failed.
+    #[error("storage failed: {0}")]
+    Storage(String),
+    /// Not the leader, or starting: try again (elsewhere).
+    #[error("node not ready: {0}")]
+    NotReady(String),
+    #[error("refused: {0}")]
+    Refused(String),
+    /// The request makes no sense: the connection ends after it.
+    #[error("protocol error: {0}")]
+    Protocol(String),
+    /// A wait ran out.
+    #[error("timed out")]
+    Timeout,
+    #[error("{what}: {why}")]
+    Admin { code: String, what: String, why: String, next: String },
+}

@@ -1,0 +1,101 @@
+//! Nodes, shards, enrolment tokens and certificates: the cluster map's plain data.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Epoch, NodeId, SessionId, ShardId};
+use crate::inode::Time;
+
+/// What is fixed when a cluster is created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterInfo {
+    /// Identity of the cluster; volumes and data directories carry it.
+    pub uuid: uuid::Uuid,
+    pub name: String,
+    /// 1..=15; the first four bits of every inode number made here.
+    pub site: u8,
+    /// Power of two, 1..=65536.
+    pub shard_count: u32,
+    pub created: Time,
+}
+
+/// States of a node, in the order of its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeState {
+    /// Known, not yet serving.
+    Joining,
+    Up,
+    /// Takes no new data; its shards are moving away.
+    Draining,
+    /// Empty: safe to power off.
+    Drained,
+    Down,
+    Removed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    pub id: NodeId,
+    pub name: String,
+    /// `host:port` of its RPC door.
+    pub address: String,
+    pub state: NodeState,
+    /// Bytes of its data volume.
+    pub capacity_bytes: u64,
+}
+
+/// Placement of one shard and its garbage epoch (DESIGN.md §5, §6).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardInfo {
+    pub id: ShardId,
+    /// Placement epoch.
+    pub epoch: Epoch,
+    /// Epoch of the last `BeginDelete`; receipts older than it count only for referenced chunks.
+    pub gc_epoch: Epoch,
+    pub primary: NodeId,
+    pub in_sync: Vec<NodeId>,
+}
+
+/// A one-time enrolment token as the state machine keeps it: the hash, never the token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenInfo {
+    /// BLAKE3 or SHA-256 of the token, as `fsd-rpc` defines.
+    pub hash: [u8; 32],
+    pub created: Time,
+    pub expires: Time,
+    pub uses_left: u32,
+}
+
+/// Why a token was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum TokenRefusal {
+    #[error("unknown: it was never issued by this cluster")]
+    Unknown,
+    #[error("expired: create a new one with `cfs admin token create`")]
+    Expired,
+    #[error("used up: create a new one with `cfs admin token create`")]
+    Used,
+}
+
+/// A certificate that the cluster CA issued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateInfo {
+    /// Serial number, as in the certificate.
+    pub serial: u64,
+    /// Subject common name: `client:<name>` or `node:<id>`.
+    pub subject: String,
+    pub expires: Time,
+    pub revoked: bool,
+}
+
+/// A client session as administrators see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    pub session: SessionId,
+    /// Host name and mountpoint that the client gave.
+    pub client: String,
+    /// Peer credentials (`uid=0`) or certificate subject.
+    pub identity: String,
+    pub opened: Time,
+    /// Secret that further connections of the session must show.
+    pub secret: [u8; 16],
+}

@@ -1,0 +1,43 @@
+//! What commands answer.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::ChunkHash;
+use crate::ids::Epoch;
+use crate::inode::Inode;
+
+/// The positive answer of a command; refusals are [`crate::MetaError`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    /// The inode as it is after the command (`SetAttr`, `Write`, `Allocate`, `Link`, …).
+    Inode(Inode),
+    /// `Create`: the inode, and whether this command made it.
+    Created {
+        inode: Inode,
+        new: bool,
+    },
+    /// `Unlink`, `Rename`: the inode that lost a link, if any, as it is after the command.
+    Unlinked {
+        inode: Option<Inode>,
+    },
+    /// `CopyRange`: bytes copied (short at the end of the source) and the target.
+    Copied {
+        len: u64,
+        inode: Inode,
+    },
+    /// `Settle`: how many were replaced; the others had been overwritten meanwhile.
+    Settled {
+        count: u32,
+    },
+    /// `Reap`: extents freed, and whether more are waiting.
+    Reaped {
+        extents: u32,
+        more: bool,
+    },
+    /// `BeginDelete`: the hashes that may be deleted, under this epoch.
+    Deleting {
+        epoch: Epoch,
+        hashes: Vec<ChunkHash>,
+    },
+}
