@@ -1,0 +1,146 @@
+//! One mapping of shared memory.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::{self, NonNull};
+
+use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+
+use crate::{Error, HUGE_PAGE_BYTES};
+
+/// What an arena is made of; status shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// 2 MiB pages reserved by the administrator (`vm.nr_hugepages`).
+    Huge,
+    /// Ordinary pages, which the kernel was asked to make huge where it can.
+    Transparent,
+}
+
+impl Backing {
+    /// The word that status prints.
+    pub fn name(self) -> &'static str {
+        match self {
+            Backing::Huge => "hugetlb 2 MiB",
+            Backing::Transparent => "transparent or 4 KiB",
+        }
+    }
+}
+
+/// A shared mapping of a memfd, readable and writable, until dropped.
+#[derive(Debug)]
+pub struct Arena {
+    start: NonNull<u8>,
+    bytes: usize,
+    backing: Backing,
+    fd: OwnedFd,
+}
+
+// SAFETY: an arena is an address, a length and a descriptor. Access to the bytes goes through raw
+// pointers whose users (Buffer, queue layouts) keep exclusion themselves.
+unsafe impl Send for Arena {}
+// SAFETY: as above: no method hands out a reference to the bytes.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Maps `bytes` (a multiple of 2 MiB, not 0) of new memory, huge pages first.
+    ///
+    /// # Errors
+    /// `Length` for a bad length, `System` when not even ordinary pages can be had.
+    pub fn new(bytes: usize) -> Result<Arena, Error> {
+        check_length(bytes)?;
+        Self::huge(bytes).or_else(|_| Self::ordinary(bytes))
+    }
+
+    /// Maps `bytes` of ordinary pages, also where huge ones are to be had.
+    ///
+    /// # Errors
+    /// As [`Arena::new`].
+    pub fn ordinary(bytes: usize) -> Result<Arena, Error> {
+        check_length(bytes)?;
+        let fd =
+            memfd_create("claudefs", MemfdFlags::CLOEXEC).map_err(system("memfd_create", 0))?;
+        ftruncate(&fd, bytes as u64).map_err(system("ftruncate", bytes))?;
+        Self::map(fd, bytes, Backing::Transparent)
+    }
+
+    fn huge(bytes: usize) -> Result<Arena, Error> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        let fd = memfd_create("claudefs", flags).map_err(system("memfd_create", 0))?;
+        ftruncate(&fd, bytes as u64).map_err(system("ftruncate", bytes))?;
+        Self::map(fd, bytes, Backing::Huge)
+    }
+
+    /// Maps an arena that another process made and whose descriptor it passed.
+    ///
+    /// # Errors
+    /// `Length` when the descriptor's file is not exactly `bytes` long: a shorter one would fault.
+    pub fn from_fd(fd: OwnedFd, bytes: usize) -> Result<Arena, Error> {
+        check_length(bytes)?;
+        let stat = fstat(&fd).map_err(system("fstat", bytes))?;
+        if u64::try_from(stat.st_size) != Ok(bytes as u64) {
+            return Err(Error::Length { bytes, reason: "is not the length of the descriptor" });
+        }
+        let huge = usize::try_from(stat.st_blksize) == Ok(HUGE_PAGE_BYTES);
+        Self::map(fd, bytes, if huge { Backing::Huge } else { Backing::Transparent })
+    }
+
+    fn map(fd: OwnedFd, bytes: usize, backing: Backing) -> Result<Arena, Error> {
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of ours.
+        let start = unsafe {
+            mmap(
+                ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &fd,
+                0,
+            )
+        }
+        .map_err(system("mmap", bytes))?;
+        if backing == Backing::Transparent {
+            // SAFETY: advice on the mapping made above; it changes no contents. Refusal is no error.
+            let _ = unsafe { madvise(start, bytes, Advice::LinuxHugepage) };
+        }
+        let start =
+            NonNull::new(start.cast()).expect("mmap without MAP_FIXED never gives address 0");
+        Ok(Arena { start, bytes, backing, fd })
+    }
+
+    /// Address of the first byte. Valid for `bytes()` while the arena lives.
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Length in bytes: a multiple of 2 MiB. Never 0.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    /// The memfd, to pass to another process.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and every Buffer into it holds the arena alive.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+fn check_length(bytes: usize) -> Result<(), Error> {
+    if bytes == 0 || !bytes.is_multiple_of(HUGE_PAGE_BYTES) {
+        return Err(Error::Length { bytes, reason: "must be a multiple of 2 MiB and not 0" });
+    }
+    Ok(())
+}
+
+fn system(call: &'static str, bytes: usize) -> impl FnOnce(rustix::io::Errno) -> Error {
+    move |errno| Error::System { call, bytes, source: errno.into() }
+}
