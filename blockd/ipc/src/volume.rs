@@ -7,7 +7,7 @@ use std::future::Future;
 
 use hugepages::Buffer;
 
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// Size and rules of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,19 @@ pub struct Geometry {
     pub blocks: u64,
     /// Longest single read or write, in bytes.
     pub transfer_bytes_max: u32,
+}
+
+impl Geometry {
+    /// Whether the range lies in the volume.
+    ///
+    /// # Errors
+    /// `OutOfRange`, with `op` and the range as context.
+    pub fn check(&self, op: &str, lba: u64, blocks: u64) -> Result<(), Error> {
+        match lba.checked_add(blocks) {
+            Some(end) if end <= self.blocks => Ok(()),
+            _ => Err(Error::new(Kind::OutOfRange, format!("{op} of {blocks} blocks at {lba}"))),
+        }
+    }
 }
 
 /// An LBA space. Offsets and lengths are in blocks; a buffer's length decides how many.
