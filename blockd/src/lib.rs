@@ -1,1 +1,25 @@
-//! blockd
+//! blockd: the daemon that owns block devices and serves volumes over shared memory.
+//!
+//! ```text
+//!  client ──ipc rings──► reactor (one thread per core) ──► engine queue ──► device
+//!                          │  translates volume offsets            uring | mem | fault
+//!                          ▼
+//!                        volume (lock-free extent map) ◄── pool (superblocks, extent map on disk)
+//!                                                            ▲
+//!  operator ──JSON-RPC──► admin ─────────────────────────────┘
+//! ```
+//!
+//! It knows volumes and offsets, nothing of files. No lock is taken on the path of a read or of a write into
+//! an extent that exists; allocation of a thin extent takes the pool's.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod config;
+
+pub mod engine;
+pub mod error;
+pub mod pool;
+
+pub mod volume;
+
+pub use error::{Error, Result};

@@ -1,0 +1,138 @@
+//! [`Memory`]: bytes that a device reads or writes, and who keeps them alive.
+
+use std::alloc::Layout;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// A range of memory with a share in its owner. Another process may see it too (an ipc arena), so it is only
+/// ever copied from and to, never borrowed as a slice.
+#[derive(Clone)]
+pub struct Memory {
+    start: NonNull<u8>,
+    len: usize,
+    owner: Arc<dyn Send + Sync>,
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory").field("start", &self.start).field("len", &self.len).finish()
+    }
+}
+
+// SAFETY: the owner is Send + Sync and keeps the range mapped; all access is by raw copies, and whoever hands out
+// an operation guarantees that the range is used by that operation alone until it completes.
+unsafe impl Send for Memory {}
+// SAFETY: as above; a shared reference gives copies only.
+unsafe impl Sync for Memory {}
+
+struct Aligned {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: plain allocated bytes, not tied to a thread.
+unsafe impl Send for Aligned {}
+// SAFETY: never dereferenced through a shared reference; see `Memory`.
+unsafe impl Sync for Aligned {}
+
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `Memory::zeroed` with this layout and freed once, here.
+        unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+impl Memory {
+    /// Memory that belongs to `owner`.
+    ///
+    /// # Safety
+    /// `start..start + len` must be readable and writable for as long as a clone of `owner` exists.
+    pub unsafe fn from_raw(start: NonNull<u8>, len: usize, owner: Arc<dyn Send + Sync>) -> Memory {
+        Memory { start, len, owner }
+    }
+
+    /// Zeroed memory, aligned for direct I/O. `len` is not zero.
+    #[must_use]
+    pub fn zeroed(len: usize) -> Memory {
+        assert!(len > 0, "memory of no bytes");
+        let layout =
+            Layout::from_size_align(len, 4096).expect("lengths of I/O are far below isize");
+        // SAFETY: the layout is not of size zero.
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start) else { std::alloc::handle_alloc_error(layout) };
+        Memory { start, len, owner: Arc::new(Aligned { start, layout }) }
+    }
+
+    /// A copy of `bytes` in memory aligned for direct I/O.
+    #[must_use]
+    pub fn copy_of(bytes: &[u8]) -> Memory {
+        let memory = Memory::zeroed(bytes.len());
+        memory.write(0, bytes);
+        memory
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// A part of it, with a share of the same owner.
+    #[must_use]
+    pub fn part(&self, offset: usize, len: usize) -> Memory {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "part outside memory");
+        // SAFETY: the offset is within the range (asserted).
+        let start = unsafe { self.start.add(offset) };
+        Memory { start, len, owner: Arc::clone(&self.owner) }
+    }
+
+    /// Copies bytes out of it.
+    pub fn read(&self, offset: usize, into: &mut [u8]) {
+        assert!(offset.checked_add(into.len()).is_some_and(|end| end <= self.len));
+        // SAFETY: within the range (asserted); `into` is exclusively ours and cannot overlap it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                self.start.as_ptr().add(offset),
+                into.as_mut_ptr(),
+                into.len(),
+            );
+        }
+    }
+
+    /// Copies bytes into it.
+    pub fn write(&self, offset: usize, from: &[u8]) {
+        assert!(offset.checked_add(from.len()).is_some_and(|end| end <= self.len));
+        // SAFETY: within the range (asserted), which the operation in hand owns.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                from.as_ptr(),
+                self.start.as_ptr().add(offset),
+                from.len(),
+            );
+        }
+    }
+
+    /// Fills it with zeros.
+    pub fn clear(&self) {
+        // SAFETY: the range is ours (see `write`).
+        unsafe { std::ptr::write_bytes(self.start.as_ptr(), 0, self.len) }
+    }
+
+    /// A copy of all of it.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len];
+        self.read(0, &mut bytes);
+        bytes
+    }
+}
