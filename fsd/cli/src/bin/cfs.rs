@@ -1,0 +1,7 @@
+//! `cfs`: see the library.
+
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    fsd_cli::main()
+}
