@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
-use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
+use rustix::fs::{
+    MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create,
+};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::{Error, HUGE_PAGE_BYTES};
@@ -58,28 +60,36 @@ impl Arena {
     /// As [`Arena::new`].
     pub fn ordinary(bytes: usize) -> Result<Arena, Error> {
         check_length(bytes)?;
-        let fd =
-            memfd_create("claudefs", MemfdFlags::CLOEXEC).map_err(system("memfd_create", 0))?;
-        ftruncate(&fd, bytes as u64).map_err(system("ftruncate", bytes))?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = memfd_create("claudefs", flags).map_err(system("memfd_create", 0))?;
+        size(&fd, bytes)?;
         Self::map(fd, bytes, Backing::Transparent)
     }
 
     fn huge(bytes: usize) -> Result<Arena, Error> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        let flags = MemfdFlags::CLOEXEC
+            | MemfdFlags::ALLOW_SEALING
+            | MemfdFlags::HUGETLB
+            | MemfdFlags::HUGE_2MB;
         let fd = memfd_create("claudefs", flags).map_err(system("memfd_create", 0))?;
-        ftruncate(&fd, bytes as u64).map_err(system("ftruncate", bytes))?;
+        size(&fd, bytes)?;
         Self::map(fd, bytes, Backing::Huge)
     }
 
     /// Maps an arena that another process made and whose descriptor it passed.
     ///
     /// # Errors
-    /// `Length` when the descriptor's file is not exactly `bytes` long: a shorter one would fault.
+    /// `Length` when the descriptor's file is not exactly `bytes` long, or could be made shorter later:
+    /// touching what is gone would kill this process. `System` when it is no memfd.
     pub fn from_fd(fd: OwnedFd, bytes: usize) -> Result<Arena, Error> {
         check_length(bytes)?;
         let stat = fstat(&fd).map_err(system("fstat", bytes))?;
         if u64::try_from(stat.st_size) != Ok(bytes as u64) {
             return Err(Error::Length { bytes, reason: "is not the length of the descriptor" });
+        }
+        let seals = fcntl_get_seals(&fd).map_err(system("F_GET_SEALS", bytes))?;
+        if !seals.contains(SealFlags::SHRINK) {
+            return Err(Error::Length { bytes, reason: "is not sealed against shrinking" });
         }
         let huge = usize::try_from(stat.st_blksize) == Ok(HUGE_PAGE_BYTES);
         Self::map(fd, bytes, if huge { Backing::Huge } else { Backing::Transparent })
@@ -141,6 +151,41 @@ fn check_length(bytes: usize) -> Result<(), Error> {
     Ok(())
 }
 
+/// Gives a new memfd its length for good.
+fn size(fd: &OwnedFd, bytes: usize) -> Result<(), Error> {
+    ftruncate(fd, bytes as u64).map_err(system("ftruncate", bytes))?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    fcntl_add_seals(fd, seals).map_err(system("F_ADD_SEALS", bytes))
+}
+
 fn system(call: &'static str, bytes: usize) -> impl FnOnce(rustix::io::Errno) -> Error {
     move |errno| Error::System { call, bytes, source: errno.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_mapping_of_the_descriptor_sees_the_bytes() {
+        let ours = Arena::new(HUGE_PAGE_BYTES).expect("memory");
+        let fd = ours.fd().try_clone_to_owned().expect("descriptor");
+        let theirs = Arena::from_fd(fd, HUGE_PAGE_BYTES).expect("mapping");
+        // SAFETY: both addresses are inside their mappings and nobody else uses them.
+        unsafe {
+            ours.start().add(4097).write(77);
+            assert_eq!(theirs.start().add(4097).read(), 77);
+        }
+    }
+
+    #[test]
+    fn a_descriptor_that_could_shrink_is_refused() {
+        let fd = memfd_create("test", MemfdFlags::ALLOW_SEALING).expect("memfd");
+        ftruncate(&fd, HUGE_PAGE_BYTES as u64).expect("size");
+        assert!(matches!(Arena::from_fd(fd, HUGE_PAGE_BYTES), Err(Error::Length { .. })));
+        let arena = Arena::ordinary(HUGE_PAGE_BYTES).expect("memory");
+        assert!(ftruncate(arena.fd(), 4096).is_err());
+        let fd = arena.fd().try_clone_to_owned().expect("descriptor");
+        assert!(matches!(Arena::from_fd(fd, 2 * HUGE_PAGE_BYTES), Err(Error::Length { .. })));
+    }
 }

@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
 
+use crate::arena::Arena;
 use crate::buddy::{BLOCK_BYTES, ORDER_MAX};
 use crate::pool::{Pool, capacity};
 
@@ -27,6 +28,8 @@ pub struct Buffer {
 enum Memory {
     /// A block of a pool, at this offset of its arena.
     Pooled { pool: Arc<Pool>, offset: usize, capacity: usize },
+    /// A range of an arena that its owner, another process, lent for an operation.
+    Lent { arena: Arc<Arena>, offset: usize, capacity: usize },
     /// Private memory of the process, for simulation and for engines without an arena.
     Private { pages: Box<[Page]> },
 }
@@ -59,10 +62,37 @@ impl Buffer {
         Buffer { memory: Memory::Private { pages }, start, len }
     }
 
-    /// Offset in the arena that the buffer's pool stands on, in bytes; `None` for private memory.
+    /// The range of an arena that another process asks an operation on; dropping it gives nothing
+    /// back. The other process may change the bytes at any time: never decide on them twice.
+    ///
+    /// # Panics
+    /// When the range is empty or does not lie in the arena.
+    ///
+    /// # Safety
+    /// While the buffer lives, this process makes no other reference to these bytes: hand them to a
+    /// device by address, or copy, where the other process could have asked for overlapping ranges.
+    pub unsafe fn lent(arena: Arc<Arena>, offset: usize, len: usize) -> Buffer {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= arena.bytes());
+        assert!(len > 0 && inside, "{len} bytes at {offset:#x} of an arena");
+        // SAFETY: offset is inside the mapping (asserted), which the Arc keeps alive.
+        let start = unsafe { arena.start().add(offset) };
+        Buffer { memory: Memory::Lent { arena, offset, capacity: len }, start, len }
+    }
+
+    /// Whether the buffer is a range of this very mapping, in other words whether the other side of
+    /// the arena can see it at [`Buffer::arena_offset`].
+    pub fn is_in(&self, arena: &Arena) -> bool {
+        match &self.memory {
+            Memory::Pooled { pool, .. } => std::ptr::eq(Arc::as_ptr(pool.arena()), arena),
+            Memory::Lent { arena: of, .. } => std::ptr::eq(Arc::as_ptr(of), arena),
+            Memory::Private { .. } => false,
+        }
+    }
+
+    /// Offset in the arena that the buffer lies in, in bytes; `None` for private memory.
     pub fn arena_offset(&self) -> Option<usize> {
         match &self.memory {
-            Memory::Pooled { offset, .. } => Some(*offset),
+            Memory::Pooled { offset, .. } | Memory::Lent { offset, .. } => Some(*offset),
             Memory::Private { .. } => None,
         }
     }
@@ -70,7 +100,7 @@ impl Buffer {
     /// Bytes of the block, to which [`Buffer::set_len`] can grow.
     pub fn capacity(&self) -> usize {
         match &self.memory {
-            Memory::Pooled { capacity, .. } => *capacity,
+            Memory::Pooled { capacity, .. } | Memory::Lent { capacity, .. } => *capacity,
             Memory::Private { pages } => pages.len() * BLOCK_BYTES,
         }
     }
@@ -103,7 +133,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         match &self.memory {
             Memory::Pooled { pool, offset, capacity } => pool.give(*offset, *capacity),
-            Memory::Private { pages: _ } => {}
+            Memory::Lent { arena: _, .. } | Memory::Private { pages: _ } => {}
         }
     }
 }
