@@ -1,6 +1,19 @@
-//! The door of fsd.
+//! The door of fsd: frames, messages, TLS, and both halves of the connection.
+//!
+//! ```text
+//!   fuse, cfs admin ── client.rs (blocking) ──┐             ┌── server.rs (tokio) ── fsd's Handler
+//!                                             ├─ frame.rs ──┤
+//!   message.rs: what is said                  │             │
+//!   tls.rs: who may say it (Unix sockets know by peer credentials)
+//! ```
 
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod admin;
+pub mod client;
+pub mod frame;
 pub mod message;
+pub mod tls;
+
+pub use client::{CallError, Client, ConnectOptions, Endpoint};
