@@ -14,12 +14,15 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod admin;
 pub mod config;
+pub mod daemon;
 
 pub mod engine;
 pub mod error;
 pub mod pool;
 
+pub mod reactor;
 pub mod volume;
 
 pub use error::{Error, Result};

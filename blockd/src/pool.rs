@@ -122,6 +122,18 @@ impl Pool {
         Ok(volume)
     }
 
+    /// A flush of the device failed: what it covered may be lost, of whichever volume it was.
+    pub fn poison(&self) {
+        tracing::error!(
+            path = self.path,
+            "a flush failed; its volumes serve nothing until a restart"
+        );
+        for volume in &self.lock().volumes {
+            volume.poison();
+        }
+    }
+
+    /// Numbers for the operator.
     #[must_use]
     pub fn status(&self) -> PoolStatus {
         let state = self.lock();

@@ -57,6 +57,8 @@ struct State {
     unflushed: BTreeMap<u64, [u8; SECTOR]>,
     settings: FaultSettings,
     random: u64,
+    // After a power cut nothing completes: what arrives is kept here until the process is gone.
+    limbo: Option<Vec<Op>>,
 }
 
 impl Fault {
@@ -64,7 +66,8 @@ impl Fault {
     pub fn new(inner: &dyn Device, settings: FaultSettings) -> io::Result<Fault> {
         let random = settings.seed;
         let queue = inner.queue()?;
-        let state = State { inner: queue, unflushed: BTreeMap::new(), settings, random };
+        let state =
+            State { inner: queue, unflushed: BTreeMap::new(), settings, random, limbo: None };
         Ok(Fault { state: Arc::new(Mutex::new(state)), bytes: inner.bytes() })
     }
 
@@ -85,10 +88,11 @@ impl Fault {
         self.lock().settings.clone()
     }
 
-    /// What a power cut leaves: of the unflushed sectors a random half reaches the device, the rest is gone. The
-    /// caller ends the process (or reopens the device) afterwards.
+    /// What a power cut leaves: of the unflushed sectors a random half reaches the device, the rest is gone.
+    /// No later operation completes; the caller ends the process or opens the device beneath.
     pub fn power_cut(&self, seed: u64) -> io::Result<()> {
         let mut state = self.lock();
+        state.limbo = Some(Vec::new());
         state.random = seed;
         let all = std::mem::take(&mut state.unflushed);
         let survivors = all.into_iter().filter(|_| state.next() & 1 == 0).collect();
@@ -262,6 +266,10 @@ struct FaultQueue {
 impl Queue for FaultQueue {
     fn submit(&mut self, op: Op) {
         let mut state = self.fault.lock();
+        if let Some(limbo) = &mut state.limbo {
+            limbo.push(op);
+            return;
+        }
         let result = state.perform(op.action, self.fault.bytes);
         let ppm = state.settings.delay_ppm;
         let polls = if state.hits(ppm) { state.settings.delay_polls } else { 0 };

@@ -114,7 +114,8 @@ fn a_power_cut_tears_by_sector() {
 #[test]
 fn faults_happen_when_asked_for() {
     let all = 1_000_000;
-    let cases: [(FaultSettings, fn(&mut dyn Queue) -> bool); 5] = [
+    type Seen = fn(&mut dyn Queue) -> bool;
+    let cases: [(FaultSettings, Seen); 5] = [
         (FaultSettings { read_fail_ppm: all, ..Default::default() }, |q| {
             let memory = Memory::zeroed(4096);
             run(q, Action::Read { offset: 0, memory }).is_err()

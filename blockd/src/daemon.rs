@@ -1,0 +1,158 @@
+//! The daemon as a whole: devices, pools, reactors and doors, from a configuration.
+
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::config::{Config, DeviceConfig, EngineKind, VolumeConfig};
+use crate::engine::{Device, Fault, Mem, Uring};
+use crate::error::{Error, Result};
+use crate::pool::Pool;
+use crate::reactor::{self, Admission, Client, Handle, Stats};
+use crate::volume::Volume;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Daemon {
+    pools: Vec<Arc<Pool>>,
+    reactors: Vec<Handle>,
+    stats: Vec<Arc<Stats>>,
+    next_core: AtomicUsize,
+}
+
+impl Daemon {
+    /// Opens all devices, makes the volumes that are missing, and starts the reactors.
+    pub fn start(config: &Config) -> Result<Daemon> {
+        let mut pools = Vec::new();
+        for device in &config.device {
+            let path = device.path.display().to_string();
+            pools.push(Arc::new(Pool::open(&path, open(device)?, device.create)?));
+        }
+        let mut reactors = Vec::new();
+        for core in 0..config.cores {
+            let idle = Duration::from_micros(config.idle_us);
+            let handle = reactor::start(core, &pools, idle).map_err(|source| Error::Device {
+                path: config.device[0].path.display().to_string(),
+                doing: "starting a reactor",
+                source,
+            })?;
+            reactors.push(handle);
+        }
+        let stats = reactors.iter().map(|r| Arc::clone(&r.stats)).collect();
+        let daemon = Daemon { pools, reactors, stats, next_core: AtomicUsize::new(0) };
+        for volume in &config.volume {
+            if daemon.find(&volume.name).is_err() {
+                daemon.create(volume)?;
+                tracing::info!(volume = volume.name, bytes = volume.size, "volume created");
+            }
+        }
+        Ok(daemon)
+    }
+
+    #[must_use]
+    pub fn pools(&self) -> &[Arc<Pool>] {
+        &self.pools
+    }
+
+    #[must_use]
+    pub fn stats(&self) -> &[Arc<Stats>] {
+        &self.stats
+    }
+
+    /// The pool that has a volume.
+    pub fn find(&self, name: &str) -> Result<&Arc<Pool>> {
+        self.pools
+            .iter()
+            .find(|p| p.volumes().iter().any(|v| v.name == name))
+            .ok_or_else(|| Error::NoVolume(name.to_owned()))
+    }
+
+    /// Makes a volume on the device it names, or on the one with the most free space.
+    pub fn create(&self, volume: &VolumeConfig) -> Result<Arc<Volume>> {
+        if self.find(&volume.name).is_ok() {
+            return Err(Error::Exists(volume.name.clone()));
+        }
+        let wanted = volume.device.as_ref().map(|d| d.display().to_string());
+        self.pools
+            .iter()
+            .filter(|p| wanted.as_ref().is_none_or(|path| p.status().path == *path))
+            .max_by_key(|p| p.status().extents_free)
+            .ok_or_else(|| Error::Invalid("no such device".to_owned()))?
+            .create(&volume.name, volume.size, volume.thin)
+    }
+
+    /// Counts a client to be as a user of the volume. `serve` or [`Volume::leave`] follows.
+    pub fn connect(&self, name: &str) -> Result<(usize, Arc<Volume>)> {
+        for (index, pool) in self.pools.iter().enumerate() {
+            match pool.connect(name) {
+                Ok(volume) => return Ok((index, volume)),
+                Err(Error::NoVolume(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::NoVolume(name.to_owned()))
+    }
+
+    /// Gives a connected client to a reactor, each in turn.
+    pub fn serve(&self, client: Box<dyn Client>, pool: usize, volume: Arc<Volume>) {
+        let core = self.next_core.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
+        self.reactors[core].admit(Admission { client, volume, pool });
+    }
+
+    /// Ends the reactors after what is in flight.
+    pub fn stop(mut self) {
+        for reactor in &mut self.reactors {
+            reactor.stop();
+        }
+    }
+}
+
+fn open(config: &DeviceConfig) -> Result<Arc<dyn Device>> {
+    let Some(fault) = &config.fault else { return open_plain(config, config.engine) };
+    let inner = open_plain(config, fault.inner)?;
+    let wrapped = Fault::new(inner.as_ref(), fault.rates.clone());
+    let wrapped = wrapped.map_err(|e| device_error(config, "opening a queue", e))?;
+    Ok(Arc::new(wrapped))
+}
+
+fn open_plain(config: &DeviceConfig, engine: EngineKind) -> Result<Arc<dyn Device>> {
+    match engine {
+        EngineKind::Mem => Ok(Arc::new(Mem::new(config.size.unwrap_or(0) / 4096 * 4096))),
+        EngineKind::Auto | EngineKind::Uring | EngineKind::Fault => {
+            match Uring::open(&config.path, config.create, config.size) {
+                Ok(device) => Ok(Arc::new(device)),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    Err(Error::InUse { path: config.path.display().to_string() })
+                }
+                Err(error) => Err(device_error(config, "opening", error)),
+            }
+        }
+    }
+}
+
+fn device_error(config: &DeviceConfig, doing: &'static str, source: std::io::Error) -> Error {
+    Error::Device { path: config.path.display().to_string(), doing, source }
+}
+
+/// Removes a socket that nobody listens on any more, so that it can be bound again.
+pub fn clear_socket(path: &Path) -> Result<()> {
+    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    if !metadata.file_type().is_socket() || UnixStream::connect(path).is_ok() {
+        return Err(Error::Config(format!("{} is in use", path.display())));
+    }
+    std::fs::remove_file(path)
+        .map_err(|e| Error::Config(format!("removing the old socket {}: {e}", path.display())))
+}
+
+/// Binds a socket that only this user may connect to.
+pub fn bind(path: &Path) -> Result<UnixListener> {
+    clear_socket(path)?;
+    let listener = UnixListener::bind(path)
+        .map_err(|e| Error::Config(format!("binding {}: {e}", path.display())))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .map_err(|e| Error::Config(format!("protecting {}: {e}", path.display())))?;
+    Ok(listener)
+}

@@ -1,0 +1,521 @@
+//! A reactor: one thread that serves its share of the clients.
+//!
+//! ```text
+//! loop:  clients' requests ─► parts, one an extent ─► engine queues
+//!        engine completions ─► the request's last part ─► client
+//!        nothing for idle_us: sleep in poll(2) on clients, rings and the inbox
+//! ```
+//!
+//! A request keeps its extents pinned and its memory alive until its last part ends, whether or not its client is
+//! still there. A session leaves its volume only when its last request has ended.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::engine::{Action, Completion, Memory, Op, Queue, wait_readable};
+use crate::pool::Pool;
+use crate::pool::format::EXTENT_BYTES;
+use crate::volume::Volume;
+
+/// Requests taken from one client before the next has its turn.
+const BURST: usize = 32;
+
+/// What a client asks for. Offsets and lengths are bytes in its volume; memory has the length.
+#[derive(Debug)]
+pub enum Ask {
+    Read { offset: u64, memory: Memory },
+    Write { offset: u64, memory: Memory, fua: bool },
+    Flush,
+    Deallocate { offset: u64, len: u64 },
+}
+
+/// One request; `tag` goes back with the answer.
+#[derive(Debug)]
+pub struct Request {
+    pub tag: u64,
+    pub ask: Ask,
+}
+
+/// The server's end of a client's queue. The seam between shared memory and tests.
+pub trait Client: Send {
+    /// The next request. Malformed ones are answered inside and not seen here.
+    fn next(&mut self) -> Option<Request>;
+    /// Answers a request with 0 or an errno.
+    fn complete(&mut self, tag: u64, errno: i32);
+    /// Makes the answers since the last call visible, waking the client if it sleeps.
+    fn notify(&mut self);
+    /// Becomes readable when there is a request and `arm` was called, or when the client is gone.
+    fn wait_fds(&self) -> Vec<RawFd>;
+    /// Asks to be woken; `false` if there is a request already.
+    fn arm(&mut self) -> bool;
+    /// No longer asleep.
+    fn disarm(&mut self);
+    /// The client is gone. May look at its socket; called before a sleep and now and then.
+    fn is_gone(&mut self) -> bool;
+}
+
+/// Counters of one reactor.
+#[derive(Debug, Default)]
+pub struct Stats {
+    pub reads: AtomicU64,
+    pub read_bytes: AtomicU64,
+    pub writes: AtomicU64,
+    pub write_bytes: AtomicU64,
+    pub flushes: AtomicU64,
+    pub deallocates: AtomicU64,
+    pub errors: AtomicU64,
+    pub sleeps: AtomicU64,
+    pub clients: AtomicU64,
+}
+
+/// A client and what it is connected to.
+pub struct Admission {
+    pub client: Box<dyn Client>,
+    pub volume: Arc<Volume>,
+    /// Index of the pool in the daemon's list.
+    pub pool: usize,
+}
+
+/// A running reactor. Dropping it does not stop it.
+pub struct Handle {
+    inbox: Sender<Admission>,
+    wake: Arc<OwnedFd>,
+    stop: Arc<AtomicBool>,
+    pub stats: Arc<Stats>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    /// Gives the reactor a client.
+    pub fn admit(&self, admission: Admission) {
+        // A reactor ends only when it is told to stop; its clients are gone then anyway.
+        if let Err(refused) = self.inbox.send(admission) {
+            refused.0.volume.leave();
+        }
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // Fails only when the counter is full, and then it is readable.
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Ends it after what is in flight.
+    pub fn stop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake();
+        if self.thread.take().is_some_and(|t| t.join().is_err()) {
+            tracing::error!("a reactor panicked");
+        }
+    }
+}
+
+/// Starts a reactor with its own queue on each pool's device.
+pub fn start(core: usize, pools: &[Arc<Pool>], idle: Duration) -> io::Result<Handle> {
+    let mut queues = Vec::with_capacity(pools.len());
+    for pool in pools {
+        queues.push(pool.device().queue()?);
+    }
+    let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let (inbox, admissions) = channel();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stats = Arc::new(Stats::default());
+    let reactor = Reactor {
+        admissions,
+        wake: Arc::clone(&wake),
+        stop: Arc::clone(&stop),
+        stats: Arc::clone(&stats),
+        idle,
+        pools: pools.to_vec(),
+        queues,
+        sessions: Vec::new(),
+        requests: Slab::default(),
+        parts: Slab::default(),
+        done: Vec::new(),
+    };
+    let thread =
+        std::thread::Builder::new().name(format!("reactor-{core}")).spawn(move || reactor.run())?;
+    Ok(Handle { inbox, wake, stop, stats, thread: Some(thread) })
+}
+
+struct Session {
+    client: Box<dyn Client>,
+    volume: Arc<Volume>,
+    pool: usize,
+    pending: usize,
+    gone: bool,
+    answered: bool,
+}
+
+struct Pending {
+    session: usize,
+    tag: u64,
+    parts: usize,
+    errno: i32,
+    is_flush: bool,
+}
+
+struct Part {
+    request: usize,
+    pinned: Option<u64>,
+}
+
+struct Reactor {
+    admissions: Receiver<Admission>,
+    wake: Arc<OwnedFd>,
+    stop: Arc<AtomicBool>,
+    stats: Arc<Stats>,
+    idle: Duration,
+    pools: Vec<Arc<Pool>>,
+    queues: Vec<Box<dyn Queue>>,
+    sessions: Vec<Option<Session>>,
+    requests: Slab<Pending>,
+    parts: Slab<Part>,
+    done: Vec<Completion>,
+}
+
+impl Reactor {
+    fn run(mut self) {
+        let mut idle_since = Instant::now();
+        loop {
+            let stopping = self.stop.load(Ordering::Acquire);
+            let mut worked = self.complete();
+            if stopping && self.requests.used == 0 {
+                break;
+            }
+            if !stopping {
+                worked |= self.admit();
+                worked |= self.take_requests();
+            }
+            self.notify();
+            if worked {
+                idle_since = Instant::now();
+            } else if idle_since.elapsed() >= self.idle {
+                self.sleep();
+                idle_since = Instant::now();
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        for session in self.sessions.iter_mut().filter_map(Option::take) {
+            session.volume.leave();
+        }
+    }
+
+    fn admit(&mut self) -> bool {
+        let mut any = false;
+        while let Ok(Admission { client, volume, pool }) = self.admissions.try_recv() {
+            any = true;
+            let session =
+                Session { client, volume, pool, pending: 0, gone: false, answered: false };
+            self.stats.clients.fetch_add(1, Ordering::Relaxed);
+            match self.sessions.iter_mut().find(|s| s.is_none()) {
+                Some(free) => *free = Some(session),
+                None => self.sessions.push(Some(session)),
+            }
+        }
+        any
+    }
+
+    fn take_requests(&mut self) -> bool {
+        let mut any = false;
+        for index in 0..self.sessions.len() {
+            for _ in 0..BURST {
+                let Some(session) = &mut self.sessions[index] else { break };
+                if session.gone {
+                    break;
+                }
+                let Some(request) = session.client.next() else { break };
+                session.pending += 1;
+                any = true;
+                self.begin(index, request);
+            }
+        }
+        any
+    }
+
+    fn begin(&mut self, index: usize, request: Request) {
+        let session = self.sessions[index].as_ref().expect("it has just asked");
+        let (volume, pool) = (Arc::clone(&session.volume), session.pool);
+        let is_flush = matches!(request.ask, Ask::Flush);
+        // One part more than there are, so that the request cannot end while it is being started.
+        let id = self.requests.insert(Pending {
+            session: index,
+            tag: request.tag,
+            parts: 1,
+            errno: 0,
+            is_flush,
+        });
+        let outcome = if volume.is_poisoned() {
+            Err(libc::EIO)
+        } else {
+            self.start(id, pool, &volume, request.ask)
+        };
+        if let Err(errno) = outcome {
+            self.requests.get(id).errno = errno;
+        }
+        self.end_part(id);
+    }
+
+    fn start(&mut self, id: usize, pool: usize, volume: &Volume, ask: Ask) -> Result<(), i32> {
+        let inside = |offset: u64, len: u64| match offset.checked_add(len) {
+            Some(end) if end <= volume.bytes => Ok(()),
+            _ => Err(libc::EINVAL),
+        };
+        match ask {
+            Ask::Read { offset, memory } => {
+                count(&self.stats.reads, 1);
+                count(&self.stats.read_bytes, memory.len() as u64);
+                inside(offset, memory.len() as u64)?;
+                for piece in pieces(offset, memory.len() as u64) {
+                    let memory = memory.part((piece.offset - offset) as usize, piece.len as usize);
+                    match volume.pin(piece.extent) {
+                        None => memory.clear(),
+                        Some(physical) => {
+                            let offset = self.pools[pool].extent_offset(physical) + piece.within;
+                            let pinned = Some(piece.extent);
+                            self.submit(id, pool, pinned, Action::Read { offset, memory });
+                        }
+                    }
+                }
+            }
+            Ask::Write { offset, memory, fua } => {
+                count(&self.stats.writes, 1);
+                count(&self.stats.write_bytes, memory.len() as u64);
+                inside(offset, memory.len() as u64)?;
+                for piece in pieces(offset, memory.len() as u64) {
+                    let memory = memory.part((piece.offset - offset) as usize, piece.len as usize);
+                    let physical = self.pin_or_allocate(pool, volume, piece.extent)?;
+                    let offset = self.pools[pool].extent_offset(physical) + piece.within;
+                    let pinned = Some(piece.extent);
+                    self.submit(id, pool, pinned, Action::Write { offset, memory, fua });
+                }
+            }
+            Ask::Flush => {
+                count(&self.stats.flushes, 1);
+                self.submit(id, pool, None, Action::Flush);
+            }
+            Ask::Deallocate { offset, len } => {
+                count(&self.stats.deallocates, 1);
+                inside(offset, len)?;
+                self.deallocate(id, pool, volume, offset, len)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pin_or_allocate(&self, pool: usize, volume: &Volume, extent: u64) -> Result<u64, i32> {
+        loop {
+            if let Some(physical) = volume.pin(extent) {
+                return Ok(physical);
+            }
+            // Another core may give it back in between; then it is allocated again.
+            if let Err(error) = self.pools[pool].allocate(volume, extent) {
+                tracing::error!(volume = volume.name, extent, %error, "allocating failed");
+                return Err(match error {
+                    crate::Error::NoSpace { .. } => libc::ENOSPC,
+                    _ => libc::EIO,
+                });
+            }
+        }
+    }
+
+    fn deallocate(
+        &mut self,
+        id: usize,
+        pool: usize,
+        volume: &Volume,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), i32> {
+        if volume.thin {
+            let whole = offset.div_ceil(EXTENT_BYTES)..(offset + len) / EXTENT_BYTES;
+            if let Err(error) = self.pools[pool].release(volume, whole) {
+                tracing::error!(volume = volume.name, %error, "giving extents back failed");
+                return Err(libc::EIO);
+            }
+        }
+        for piece in pieces(offset, len) {
+            if let Some(physical) = volume.pin(piece.extent) {
+                let offset = self.pools[pool].extent_offset(physical) + piece.within;
+                let action = Action::Deallocate { offset, len: piece.len };
+                self.submit(id, pool, Some(piece.extent), action);
+            }
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, request: usize, pool: usize, pinned: Option<u64>, action: Action) {
+        self.requests.get(request).parts += 1;
+        let tag = self.parts.insert(Part { request, pinned }) as u64;
+        self.queues[pool].submit(Op { tag, action });
+    }
+
+    fn complete(&mut self) -> bool {
+        let mut done = std::mem::take(&mut self.done);
+        for queue in &mut self.queues {
+            // A tag is unique in the reactor, so one list serves all queues.
+            queue.poll(&mut done);
+        }
+        let any = !done.is_empty();
+        for Completion { tag, result } in done.drain(..) {
+            let part = self.parts.remove(tag as usize);
+            let request = self.requests.get(part.request);
+            let session = self.sessions[request.session].as_ref().expect("it has a request");
+            if let Some(extent) = part.pinned {
+                session.volume.unpin(extent);
+            }
+            if let Err(error) = result {
+                request.errno = error.raw_os_error().unwrap_or(libc::EIO);
+                let (volume, is_flush) = (&session.volume.name, request.is_flush);
+                tracing::warn!(volume, is_flush, %error, "the device failed an operation");
+                if request.is_flush {
+                    self.pools[session.pool].poison();
+                }
+            }
+            self.end_part(part.request);
+        }
+        self.done = done;
+        any
+    }
+
+    fn end_part(&mut self, id: usize) {
+        let request = self.requests.get(id);
+        request.parts -= 1;
+        if request.parts > 0 {
+            return;
+        }
+        let request = self.requests.remove(id);
+        if request.errno != 0 {
+            count(&self.stats.errors, 1);
+        }
+        let slot = &mut self.sessions[request.session];
+        let session = slot.as_mut().expect("it has a request");
+        session.pending -= 1;
+        if !session.gone {
+            session.client.complete(request.tag, request.errno);
+            session.answered = true;
+        }
+    }
+
+    fn notify(&mut self) {
+        for session in self.sessions.iter_mut().flatten().filter(|s| s.answered) {
+            session.answered = false;
+            session.client.notify();
+        }
+    }
+
+    /// Removes clients that are gone, once nothing of theirs is in flight.
+    fn bury(&mut self) {
+        for slot in &mut self.sessions {
+            let Some(session) = slot else { continue };
+            session.gone = session.gone || session.client.is_gone();
+            if session.gone && session.pending == 0 {
+                session.volume.leave();
+                self.stats.clients.fetch_sub(1, Ordering::Relaxed);
+                *slot = None;
+            }
+        }
+    }
+
+    fn sleep(&mut self) {
+        self.bury();
+        let mut fds = vec![self.wake.as_raw_fd()];
+        for queue in self.queues.iter().filter(|q| q.in_flight() > 0) {
+            let Some(fd) = queue.wait_fd() else { return };
+            fds.push(fd);
+        }
+        let mut work = false;
+        for session in self.sessions.iter_mut().flatten().filter(|s| !s.gone) {
+            work |= !session.client.arm();
+            fds.extend(session.client.wait_fds());
+        }
+        if !work {
+            count(&self.stats.sleeps, 1);
+            if let Err(error) = wait_readable(&fds, None) {
+                tracing::error!(%error, "waiting for work failed");
+            }
+        }
+        for session in self.sessions.iter_mut().flatten() {
+            session.client.disarm();
+        }
+        // Empties the counter; that it is empty already is no error.
+        let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
+    }
+}
+
+fn count(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+struct Piece {
+    extent: u64,
+    /// Offset in the extent.
+    within: u64,
+    /// Offset in the volume.
+    offset: u64,
+    len: u64,
+}
+
+/// A range of a volume, cut at the borders of extents.
+fn pieces(offset: u64, len: u64) -> impl Iterator<Item = Piece> {
+    let end = offset + len;
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        (at < end).then(|| {
+            let within = at % EXTENT_BYTES;
+            let len = (EXTENT_BYTES - within).min(end - at);
+            let piece = Piece { extent: at / EXTENT_BYTES, within, offset: at, len };
+            at += len;
+            piece
+        })
+    })
+}
+
+/// Values by small numbers. Bounded by what clients' queues hold.
+struct Slab<T> {
+    slots: Vec<Option<T>>,
+    free: Vec<usize>,
+    used: usize,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Slab<T> {
+        Slab { slots: Vec::new(), free: Vec::new(), used: 0 }
+    }
+}
+
+impl<T> Slab<T> {
+    fn insert(&mut self, value: T) -> usize {
+        self.used += 1;
+        if let Some(id) = self.free.pop() {
+            self.slots[id] = Some(value);
+            return id;
+        }
+        self.slots.push(Some(value));
+        self.slots.len() - 1
+    }
+
+    fn get(&mut self, id: usize) -> &mut T {
+        self.slots[id].as_mut().expect("an id that insert gave and remove did not take")
+    }
+
+    fn remove(&mut self, id: usize) -> T {
+        self.used -= 1;
+        self.free.push(id);
+        self.slots[id].take().expect("an id that insert gave and remove did not take")
+    }
+}
