@@ -3,8 +3,8 @@
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::{Config, DeviceConfig, EngineKind, VolumeConfig};
@@ -18,7 +18,7 @@ use crate::volume::Volume;
 #[derive(Debug)]
 pub struct Daemon {
     pools: Vec<Arc<Pool>>,
-    reactors: Vec<Handle>,
+    reactors: Mutex<Vec<Handle>>,
     stats: Vec<Arc<Stats>>,
     next_core: AtomicUsize,
 }
@@ -42,7 +42,8 @@ impl Daemon {
             reactors.push(handle);
         }
         let stats = reactors.iter().map(|r| Arc::clone(&r.stats)).collect();
-        let daemon = Daemon { pools, reactors, stats, next_core: AtomicUsize::new(0) };
+        let daemon =
+            Daemon { pools, reactors: Mutex::new(reactors), stats, next_core: AtomicUsize::new(0) };
         for volume in &config.volume {
             if daemon.find(&volume.name).is_err() {
                 daemon.create(volume)?;
@@ -98,13 +99,14 @@ impl Daemon {
 
     /// Gives a connected client to a reactor, each in turn.
     pub fn serve(&self, client: Box<dyn Client>, pool: usize, volume: Arc<Volume>) {
-        let core = self.next_core.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
-        self.reactors[core].admit(Admission { client, volume, pool });
+        let reactors = self.reactors.lock().unwrap_or_else(PoisonError::into_inner);
+        let core = self.next_core.fetch_add(1, Ordering::Relaxed) % reactors.len();
+        reactors[core].admit(Admission { client, volume, pool });
     }
 
     /// Ends the reactors after what is in flight.
-    pub fn stop(mut self) {
-        for reactor in &mut self.reactors {
+    pub fn stop(&self) {
+        for reactor in self.reactors.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             reactor.stop();
         }
     }

@@ -18,6 +18,7 @@ pub mod admin;
 pub mod config;
 pub mod daemon;
 
+pub mod door;
 pub mod engine;
 pub mod error;
 pub mod pool;

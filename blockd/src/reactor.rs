@@ -27,6 +27,9 @@ use crate::volume::Volume;
 /// Requests taken from one client before the next has its turn.
 const BURST: usize = 32;
 
+/// A reactor that never sleeps looks this often for clients that are gone.
+const BURY_ROUNDS: u32 = 1 << 16;
+
 /// What a client asks for. Offsets and lengths are bytes in its volume; memory has the length.
 #[derive(Debug)]
 pub enum Ask {
@@ -34,6 +37,7 @@ pub enum Ask {
     Write { offset: u64, memory: Memory, fua: bool },
     Flush,
     Deallocate { offset: u64, len: u64 },
+    WriteZeroes { offset: u64, len: u64 },
 }
 
 /// One request; `tag` goes back with the answer.
@@ -47,12 +51,10 @@ pub struct Request {
 pub trait Client: Send {
     /// The next request. Malformed ones are answered inside and not seen here.
     fn next(&mut self) -> Option<Request>;
-    /// Answers a request with 0 or an errno.
+    /// Answers a request, waking its client if it sleeps, with 0 or an errno; `ESHUTDOWN` is a poisoned volume.
     fn complete(&mut self, tag: u64, errno: i32);
-    /// Makes the answers since the last call visible, waking the client if it sleeps.
-    fn notify(&mut self);
     /// Becomes readable when there is a request and `arm` was called, or when the client is gone.
-    fn wait_fds(&self) -> Vec<RawFd>;
+    fn wait_fds(&self) -> [RawFd; 2];
     /// Asks to be woken; `false` if there is a request already.
     fn arm(&mut self) -> bool;
     /// No longer asleep.
@@ -76,6 +78,7 @@ pub struct Stats {
 }
 
 /// A client and what it is connected to.
+#[allow(missing_debug_implementations)] // A client has nothing to show.
 pub struct Admission {
     pub client: Box<dyn Client>,
     pub volume: Arc<Volume>,
@@ -157,7 +160,6 @@ struct Session {
     pool: usize,
     pending: usize,
     gone: bool,
-    answered: bool,
 }
 
 struct Pending {
@@ -190,7 +192,12 @@ struct Reactor {
 impl Reactor {
     fn run(mut self) {
         let mut idle_since = Instant::now();
+        let mut rounds = 0_u32;
         loop {
+            rounds = rounds.wrapping_add(1);
+            if rounds.is_multiple_of(BURY_ROUNDS) {
+                self.bury();
+            }
             let stopping = self.stop.load(Ordering::Acquire);
             let mut worked = self.complete();
             if stopping && self.requests.used == 0 {
@@ -200,7 +207,6 @@ impl Reactor {
                 worked |= self.admit();
                 worked |= self.take_requests();
             }
-            self.notify();
             if worked {
                 idle_since = Instant::now();
             } else if idle_since.elapsed() >= self.idle {
@@ -219,8 +225,8 @@ impl Reactor {
         let mut any = false;
         while let Ok(Admission { client, volume, pool }) = self.admissions.try_recv() {
             any = true;
-            let session =
-                Session { client, volume, pool, pending: 0, gone: false, answered: false };
+            tracing::debug!(volume = volume.name, "a client connected");
+            let session = Session { client, volume, pool, pending: 0, gone: false };
             self.stats.clients.fetch_add(1, Ordering::Relaxed);
             match self.sessions.iter_mut().find(|s| s.is_none()) {
                 Some(free) => *free = Some(session),
@@ -260,7 +266,7 @@ impl Reactor {
             is_flush,
         });
         let outcome = if volume.is_poisoned() {
-            Err(libc::EIO)
+            Err(libc::ESHUTDOWN)
         } else {
             self.start(id, pool, &volume, request.ask)
         };
@@ -312,6 +318,18 @@ impl Reactor {
                 count(&self.stats.deallocates, 1);
                 inside(offset, len)?;
                 self.deallocate(id, pool, volume, offset, len)?;
+            }
+            Ask::WriteZeroes { offset, len } => {
+                count(&self.stats.writes, 1);
+                inside(offset, len)?;
+                for piece in pieces(offset, len) {
+                    // What has no extent reads as zeros already.
+                    if let Some(physical) = volume.pin(piece.extent) {
+                        let offset = self.pools[pool].extent_offset(physical) + piece.within;
+                        let action = Action::Zero { offset, len: piece.len };
+                        self.submit(id, pool, Some(piece.extent), action);
+                    }
+                }
             }
         }
         Ok(())
@@ -407,14 +425,6 @@ impl Reactor {
         session.pending -= 1;
         if !session.gone {
             session.client.complete(request.tag, request.errno);
-            session.answered = true;
-        }
-    }
-
-    fn notify(&mut self) {
-        for session in self.sessions.iter_mut().flatten().filter(|s| s.answered) {
-            session.answered = false;
-            session.client.notify();
         }
     }
 

@@ -52,6 +52,19 @@ impl Memory {
         Memory { start, len, owner }
     }
 
+    /// A part of a client's arena; `None` if it does not lie inside.
+    #[must_use]
+    pub fn of_arena(arena: &Arc<hugepages::Arena>, offset: u64, len: u64) -> Option<Memory> {
+        let end = offset.checked_add(len)?;
+        if end > arena.bytes() as u64 {
+            return None;
+        }
+        // SAFETY: the offset is inside the mapping (checked), whose start is valid while the arena lives.
+        let start = unsafe { arena.start().add(offset as usize) };
+        // SAFETY: the range is inside the mapping, and the memory shares the arena's ownership.
+        Some(unsafe { Memory::from_raw(start, len as usize, Arc::clone(arena) as _) })
+    }
+
     /// Zeroed memory, aligned for direct I/O. `len` is not zero.
     #[must_use]
     pub fn zeroed(len: usize) -> Memory {

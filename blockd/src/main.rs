@@ -1,0 +1,70 @@
+//! The daemon's binary: parse, configure, run, stop on SIGTERM, SIGINT or the admin method `stop`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use blockd::config::Config;
+use blockd::daemon::{self, Daemon};
+use blockd::{admin, door};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Owns block devices and serves volumes over shared memory.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long)]
+    config: PathBuf,
+    /// Checks the configuration and exits; touches no device.
+    #[arg(long)]
+    check_config: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let config = Config::load(&arguments.config)?;
+    if arguments.check_config {
+        return Ok(());
+    }
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Before the devices are opened, so that an early signal is not lost nor ends us halfway.
+    let guard = runtime.enter();
+    let mut terminate = signal(SignalKind::terminate()).context("handling SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("handling SIGINT")?;
+    drop(guard);
+
+    let daemon = Arc::new(Daemon::start(&config)?);
+    let asked = Arc::new(tokio::sync::Notify::new());
+    let stop: admin::Stop = Arc::new({
+        let asked = Arc::clone(&asked);
+        move || asked.notify_one()
+    });
+    let admin_socket = daemon::bind(&config.admin_socket)?;
+    let ipc_socket = door::bind(&config.ipc_socket)?;
+    let for_admin = Arc::clone(&daemon);
+    std::thread::spawn(move || admin::serve(&admin_socket, &for_admin, &stop));
+    let for_door = Arc::clone(&daemon);
+    std::thread::spawn(move || door::serve(&ipc_socket, &for_door));
+    tracing::info!(socket = %config.ipc_socket.display(), "blockd is ready");
+
+    runtime.block_on(async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = asked.notified() => {}
+        }
+    });
+    tracing::info!("stopping");
+    daemon.stop();
+    for socket in [&config.ipc_socket, &config.admin_socket] {
+        // Somebody else may have removed it.
+        let _ = std::fs::remove_file(socket);
+    }
+    Ok(())
+}
