@@ -1,9 +1,12 @@
-//! The storage node's daemon. So far what a node is told ([`config`]) and the directory it holds on this
-//! machine ([`data_dir`]), and how it keeps its block daemon running ([`supervise`]).
+//! The storage node's daemon, as far as it is: what a node is told ([`config`]), the directory it holds on
+//! this machine ([`data_dir`]), how it keeps its block daemon running ([`supervise`]), how it judges
+//! its health ([`health`]) and what it measures ([`metrics`]).
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod config;
 pub mod data_dir;
+pub mod health;
+pub mod metrics;
 pub mod supervise;

@@ -1,0 +1,64 @@
+use super::*;
+
+fn well() -> Facts {
+    Facts {
+        replicas_wanted: 2,
+        replicas_least: 2,
+        blockd_down: None,
+        metadata_down: None,
+        used_bytes: 10,
+        total_bytes: 100,
+        damaged_chunks: 0,
+    }
+}
+
+#[test]
+fn all_well_is_ok_without_a_word_more() {
+    assert_eq!(judge(&well()), Health { word: Level::Ok, checks: vec![] });
+}
+
+#[test]
+fn each_fault_is_named_at_its_level() {
+    let down = Some("ended".to_owned());
+    let cases = [
+        (Facts { replicas_least: 1, ..well() }, "REDUNDANCY", Level::Warn),
+        (Facts { replicas_least: 0, ..well() }, "REDUNDANCY", Level::Err),
+        (Facts { blockd_down: down.clone(), ..well() }, "BLOCKD_DOWN", Level::Err),
+        (Facts { metadata_down: down, ..well() }, "METADATA_DOWN", Level::Err),
+        (Facts { damaged_chunks: 1, ..well() }, "DAMAGED", Level::Err),
+        (Facts { used_bytes: 80, ..well() }, "FLASH_NEARFULL", Level::Warn),
+        (Facts { used_bytes: 95, ..well() }, "FLASH_FULL", Level::Err),
+    ];
+    for (facts, name, level) in cases {
+        let health = judge(&facts);
+        assert_eq!(health.word, level, "{facts:?}");
+        assert_eq!(health.checks.len(), 1, "{facts:?}");
+        assert_eq!((health.checks[0].name.as_str(), health.checks[0].level), (name, level));
+    }
+}
+
+#[test]
+fn never_ok_while_less_redundant_than_configured() {
+    for wanted in 1..=7 {
+        for least in 0..=7 {
+            let facts = Facts { replicas_wanted: wanted, replicas_least: least, ..well() };
+            assert_eq!(judge(&facts).word == Level::Ok, least >= wanted, "{least} of {wanted}");
+        }
+    }
+}
+
+#[test]
+fn one_copy_as_configured_is_ok_and_says_what_it_means() {
+    let health = judge(&Facts { replicas_wanted: 1, replicas_least: 1, ..well() });
+    assert_eq!(health.word, Level::Ok);
+    assert_eq!(health.checks[0].name, "REDUNDANCY");
+    assert!(health.checks[0].detail.contains("loses"));
+}
+
+#[test]
+fn the_worst_level_is_the_word() {
+    let facts = Facts { replicas_least: 1, damaged_chunks: 3, ..well() };
+    assert_eq!(judge(&facts).word, Level::Err);
+    assert_eq!(judge(&facts).checks.len(), 2);
+    assert_eq!(judge(&facts).word.to_string(), "HEALTH_ERR");
+}

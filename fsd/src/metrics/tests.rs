@@ -1,0 +1,54 @@
+use super::*;
+
+async fn ask(request: &[u8]) -> String {
+    let metrics = Metrics::new().unwrap();
+    metrics.set(Gauges { inodes: 42, used_bytes: 4096, raft_term: 3 });
+    metrics.operation("lookup", Duration::from_millis(2));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(metrics.serve(listener));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    // A refused request may end in a reset after the answer: what arrived counts.
+    let _ = stream.read_to_end(&mut answer).await;
+    server.abort();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn metrics_are_served_over_http() {
+    let answer = ask(b"GET /metrics HTTP/1.1\r\nHost: n1\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    for line in [
+        "claudefs_inode_count 42",
+        "claudefs_used_bytes 4096",
+        "claudefs_raft_term 3",
+        "claudefs_operation_latency_ms{operation=\"lookup\",quantile=\"0.99\"}",
+        "claudefs_operation_duration_ms_bucket{operation=\"lookup\",le=\"2.5\"} 1",
+    ] {
+        assert!(answer.contains(line), "no `{line}` in:\n{answer}");
+    }
+}
+
+#[tokio::test]
+async fn other_requests_are_refused() {
+    let long =
+        [b"GET /metrics HTTP/1.1\r\nX: ".as_slice(), &[b'x'; HEAD_BYTES_MAX + 1024]].concat();
+    for (request, status) in [
+        (b"GET /secrets HTTP/1.1\r\n\r\n".as_slice(), "404"),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", "405"),
+        (b"\xff\xfe\r\n\r\n", "400"),
+        (&long, "431"),
+    ] {
+        let answer = ask(request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{status}: {answer}");
+    }
+}
+
+#[test]
+fn nothing_is_shown_that_was_not_measured() {
+    let text = Metrics::new().unwrap().render();
+    assert!(!text.contains("claudefs_inode_count "), "{text}");
+    assert!(!text.contains("replication_lag"), "{text}");
+}
