@@ -1,8 +1,36 @@
-//! The state machine: one command in, one answer out.
+//! The state machine: one command in, one answer out. One file per family of commands.
+//!
+//! A command runs over an [`Overlay`]; only if it succeeds are its writes carried over, so a refusal
+//! leaves nothing behind but the stored reply of its slot.
 
-use raftmeta_types::{Command, Envelope, MetaError, MetaResult, Reply, Version};
+mod acl;
+mod allocate;
+mod cluster;
+mod copy;
+mod create;
+mod extents;
+mod gc;
+mod link;
+mod locks;
+mod reap;
+mod rename;
+mod sessions;
+mod setattr;
+mod settle;
+mod state;
+mod unlink;
+mod write;
+mod xattr;
 
-use crate::kv::{Kv, KvError};
+use raftmeta_types::{Command, Envelope, MetaResult, Reply, Version};
+
+use crate::kv::{Kv, KvError, Overlay};
+use state::{State, Step, Stop};
+
+pub use acl::{ACL_ACCESS, ACL_DEFAULT};
+pub use extents::INLINE_KEEP_MAX;
+pub(crate) use locks::conflict;
+pub use reap::EXTENTS_FREED_AT_ONCE_MAX;
 
 /// Applies the command of log entry `index`.
 ///
@@ -13,9 +41,58 @@ pub fn apply(
     index: Version,
     envelope: &Envelope,
 ) -> Result<MetaResult<Reply>, KvError> {
-    let _ = (kv, index);
-    Ok(match &envelope.command {
-        Command::Settle(items) if items.is_empty() => Ok(Reply::Settled { count: 0 }),
-        _ => Err(MetaError::Superseded),
-    })
+    if let Some(answer) = sessions::answered(kv, envelope)? {
+        return Ok(answer);
+    }
+    let mut overlay = Overlay::new(&*kv);
+    let outcome = run(&mut State::new(&mut overlay, index, envelope), &envelope.command);
+    let writes = overlay.into_writes();
+    let answer = match outcome {
+        Ok(reply) => {
+            for (key, value) in writes {
+                match value {
+                    Some(value) => kv.put(&key, &value)?,
+                    None => kv.delete(&key)?,
+                }
+            }
+            Ok(reply)
+        }
+        Err(Stop::Refused(refusal)) => Err(refusal),
+        Err(Stop::Store(error)) => return Err(error),
+    };
+    sessions::keep_answer(kv, envelope, &answer)?;
+    Ok(answer)
+}
+
+fn run(state: &mut State<'_>, command: &Command) -> Step<Reply> {
+    match command {
+        Command::Create(create) => create::create(state, create),
+        Command::Link { ino, parent, name } => link::link(state, *ino, *parent, name),
+        Command::Unlink(unlink) => unlink::unlink(state, unlink),
+        Command::Rename(rename) => rename::rename(state, rename),
+        Command::SetAttr(set) => setattr::set_attr(state, set),
+        Command::SetXattr { ino, name, value, mode } => xattr::set(state, *ino, name, value, *mode),
+        Command::RemoveXattr { ino, name } => xattr::remove(state, *ino, name),
+        Command::Write(write) => write::write(state, write),
+        Command::Allocate(allocate) => allocate::allocate(state, allocate),
+        Command::CopyRange(copy) => copy::copy_range(state, copy),
+        Command::Settle(items) => settle::settle(state, items),
+        Command::Lock(lock) => locks::lock(state, lock),
+        Command::UnlockOwner { ino, owner } => locks::unlock_owner(state, *ino, *owner),
+        Command::OpenSession(info) => sessions::open(state, info),
+        Command::CloseSession { session } => sessions::close(state, *session),
+        Command::ReleaseOrphans { session, inos } => reap::release(state, *session, inos),
+        Command::Reap { limit } => reap::reap(state, *limit),
+        Command::BeginDelete { shard, epoch, hashes } => {
+            gc::begin_delete(state, *shard, *epoch, hashes)
+        }
+        Command::EndDelete { shard, epoch } => gc::end_delete(state, *shard, *epoch),
+        Command::InitCluster { cluster, sealed_ca } => cluster::init(state, cluster, sealed_ca),
+        Command::SetNode(node) => cluster::set_node(state, node),
+        Command::CreateToken(token) => cluster::create_token(state, token),
+        Command::UseToken { token_hash, certificate } => {
+            cluster::use_token(state, token_hash, certificate)
+        }
+        Command::RevokeCertificate { serial } => cluster::revoke(state, *serial),
+    }
 }

@@ -13,12 +13,18 @@
 //! |---|---|
 //! | [`kv`] | the store as the state machine sees it |
 //! | [`apply`] | the state machine, one file per family of commands |
+//! | [`keys`] | every key, one table |
+//! | [`records`] | every value, versioned |
+//! | [`read`] | queries |
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod apply;
+pub mod keys;
 pub mod kv;
+pub mod read;
+pub mod records;
 
 pub use apply::apply;
 pub use kv::{Kv, KvError, KvRead, MemKv, Overlay};

@@ -1,0 +1,61 @@
+//! `chmod`, `chown`, `utimensat`, `truncate`.
+
+use raftmeta_types::command::{AttrChange, SetAttr, SetTime};
+use raftmeta_types::{FILE_SIZE_MAX, Inode, MetaError, Reply, Time};
+
+use super::acl::{ACL_ACCESS, Acl};
+use super::state::{State, Step};
+use super::{extents, xattr};
+
+pub(super) fn set_attr(state: &mut State<'_>, set: &SetAttr) -> Step<Reply> {
+    let mut inode = match set.size {
+        Some(_) => state.file(set.ino)?,
+        None => state.inode(set.ino)?,
+    };
+    if let Some(size) = set.size {
+        resize(state, &mut inode, size)?;
+    }
+    change(state, &mut inode, &set.change)?;
+    inode.ctime = state.now;
+    state.put_inode(&mut inode)?;
+    Ok(Reply::Inode(inode))
+}
+
+fn resize(state: &mut State<'_>, inode: &mut Inode, size: u64) -> Step<()> {
+    if size > FILE_SIZE_MAX {
+        return Err(MetaError::FileTooLarge.into());
+    }
+    // What lies beyond the new end goes, so that it reads as zeros when the file grows again.
+    if size < inode.size {
+        extents::clear(state, inode, size, u64::MAX)?;
+    }
+    inode.size = size;
+    inode.mtime = state.now;
+    inode.data_version = state.version;
+    Ok(())
+}
+
+/// Changes the attributes; ctime is the caller's.
+pub(super) fn change(state: &mut State<'_>, inode: &mut Inode, change: &AttrChange) -> Step<()> {
+    if let Some(mode) = change.mode {
+        inode.mode = mode & 0o7777;
+        if inode.has_acl
+            && let Some(bytes) = xattr::value(state, inode.ino, ACL_ACCESS)?
+            && let Some(mut acl) = Acl::parse(&bytes)?
+        {
+            acl.set_mode(inode.mode);
+            xattr::store(state, inode.ino, ACL_ACCESS, &acl.encode())?;
+        }
+    }
+    inode.uid = change.uid.unwrap_or(inode.uid);
+    inode.gid = change.gid.unwrap_or(inode.gid);
+    let now = state.now;
+    let set = |to: &mut Time, time: Option<SetTime>| match time {
+        Some(SetTime::Now) => *to = now,
+        Some(SetTime::At(at)) => *to = at,
+        None => {}
+    };
+    set(&mut inode.atime, change.atime);
+    set(&mut inode.mtime, change.mtime);
+    Ok(())
+}

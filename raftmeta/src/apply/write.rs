@@ -1,0 +1,77 @@
+//! The commit of written data.
+
+use raftmeta_types::command::{NewExtent, Write};
+use raftmeta_types::{
+    CHUNK_MAX, Extent, ExtentData, FILE_SIZE_MAX, INLINE_WRITE_MAX, Inode, MetaError, Reply,
+};
+
+use super::state::{State, Step, invalid};
+use super::{extents, setattr};
+
+pub(super) fn write(state: &mut State<'_>, write: &Write) -> Step<Reply> {
+    let mut inode = match write.extents.is_empty() {
+        true => state.inode(write.ino)?,
+        false => state.file(write.ino)?,
+    };
+    check(&write.extents)?;
+    extents::check_receipts(state, write.extents.iter().map(|new| (&new.data, new.receipt)))?;
+    for new in &write.extents {
+        put(state, &mut inode, new)?;
+    }
+    let change = &write.change;
+    if !write.extents.is_empty() {
+        inode.mtime = state.now;
+        inode.ctime = state.now;
+        inode.data_version = state.version;
+    } else if change.mode.is_some()
+        || change.uid.is_some()
+        || change.gid.is_some()
+        || change.mtime.is_some()
+    {
+        // An access time alone, held back by the client, is no change of status.
+        inode.ctime = state.now;
+    }
+    setattr::change(state, &mut inode, change)?;
+    state.put_inode(&mut inode)?;
+    Ok(Reply::Inode(inode))
+}
+
+fn put(state: &mut State<'_>, inode: &mut Inode, new: &NewExtent) -> Step<()> {
+    let version = state.version;
+    let extent = Extent { offset: new.offset, len: new.len, data: new.data.clone(), version };
+    extents::overlay(state, inode, &extent)?;
+    inode.size = inode.size.max(extents::end(&extent));
+    Ok(())
+}
+
+fn check(new: &[NewExtent]) -> Step<()> {
+    let (mut end, mut inline) = (0, 0);
+    for extent in new {
+        if extent.len == 0 {
+            return invalid("empty extent");
+        }
+        if extent.offset < end {
+            return invalid("extents must ascend and not overlap");
+        }
+        end = match extent.offset.checked_add(u64::from(extent.len)) {
+            Some(end) if end <= FILE_SIZE_MAX => end,
+            _ => return Err(MetaError::FileTooLarge.into()),
+        };
+        match &extent.data {
+            ExtentData::Inline(bytes) if bytes.len() != extent.len as usize => {
+                return invalid("inline data differs from its extent in length");
+            }
+            ExtentData::Inline(bytes) => inline += bytes.len(),
+            ExtentData::Chunk { chunk_offset, .. } => {
+                if u64::from(*chunk_offset) + u64::from(extent.len) > CHUNK_MAX as u64 {
+                    return invalid("extent reaches beyond its chunk");
+                }
+            }
+            ExtentData::Zero => {}
+        }
+    }
+    if inline > INLINE_WRITE_MAX {
+        return invalid(format!("{inline} bytes of inline data, at most {INLINE_WRITE_MAX}"));
+    }
+    Ok(())
+}
