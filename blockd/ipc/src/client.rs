@@ -81,7 +81,8 @@ struct Shared {
     grant: Grant,
     arena: Arc<Arena>,
     pool: Arc<Pool>,
-    /// Rung when a buffer came back.
+    /// Wakes all who wait for memory when a buffer came back: what is too little for one is enough
+    /// for another.
     freed: Arc<Notify>,
     sq_event: Event,
     cq_event: Event,
@@ -95,6 +96,8 @@ struct State {
     table: Vec<Slot>,
     free: Vec<u32>,
     in_flight: u32,
+    /// blockd wrote an impossible index: the completion thread hangs up.
+    broken: bool,
 }
 
 /// In the order of its life.
@@ -141,7 +144,7 @@ impl RemoteVolume {
         let arena = Arc::new(Arena::new(QUEUE_BYTES + buffer_bytes)?);
         let freed = Arc::new(Notify::new());
         let on_free = Arc::clone(&freed);
-        let pool = Pool::new(Arc::clone(&arena), QUEUE_BYTES, move || on_free.notify_one());
+        let pool = Pool::new(Arc::clone(&arena), QUEUE_BYTES, move || on_free.notify_waiters());
         let (sq_event, cq_event) = (Event::new()?, Event::new()?);
         ring::format(&arena, config.depth);
         let (socket, grant) = shake_hands(&config, &arena, &sq_event, &cq_event)?;
@@ -153,6 +156,7 @@ impl RemoteVolume {
             table: (0..config.depth).map(|_| Slot::default()).collect(),
             free: (0..config.depth).rev().collect(),
             in_flight: 0,
+            broken: false,
         };
         let shared = Arc::new(Shared {
             config,
@@ -228,9 +232,15 @@ impl RemoteVolume {
         let permit = permit.expect("the semaphore is never closed");
         let (answer, answered) = oneshot::channel();
         let operation = Operation { sqe, buffer, answer, _permit: permit };
-        let announce = self.shared.state().submit(operation)?;
+        let (announce, broken) = {
+            let mut state = self.shared.state();
+            (state.submit(operation)?, state.broken)
+        };
         if announce {
             self.shared.sq_event.signal();
+        }
+        if broken {
+            self.shared.cq_event.signal();
         }
         answered
             .await
@@ -250,17 +260,12 @@ impl Volume for RemoteVolume {
             return Err(Error::new(Kind::Invalid, format!("a buffer of {len} bytes")));
         }
         loop {
-            if let Some(buffer) = self.shared.pool.take(len) {
-                // Others may wait for what is left.
-                self.shared.freed.notify_one();
-                return Ok(buffer);
-            }
-            self.shared.freed.notified().await;
+            // Made before looking, so that a buffer that comes back in between is not missed.
+            let freed = self.shared.freed.notified();
             if let Some(buffer) = self.shared.pool.take(len) {
                 return Ok(buffer);
             }
-            // Too little came back for this one; perhaps it is enough for another.
-            tokio::task::yield_now().await;
+            freed.await;
         }
     }
 
@@ -316,7 +321,7 @@ impl State {
     }
 
     /// Puts the operation of a slot into the ring. When blockd broke the ring the operation waits in
-    /// the table: the completion thread finds the same and hangs up.
+    /// the table, and the completion thread hangs up.
     fn push(&mut self, slot: u32) {
         let entry = &self.table[slot as usize];
         let operation = entry.operation.as_ref().expect("only full slots are submitted");
@@ -324,6 +329,7 @@ impl State {
         let pushed = self.submissions.push(Sqe { cookie, ..operation.sqe }.encode());
         if !matches!(pushed, Ok(true)) {
             tracing::warn!(?pushed, "blockd broke the submission ring");
+            self.broken = true;
         }
     }
 
@@ -382,17 +388,20 @@ impl Completer {
         }
     }
 
-    /// Delivers what is there; where nothing is, spins a while and then sleeps once.
+    /// Delivers what is there; where nothing follows, spins a while and then sleeps once.
     fn work(&mut self) -> Result<(), Error> {
-        let mut idle_since = None;
-        loop {
+        while self.deliver()? {}
+        let (busy, broken) = {
+            let state = self.shared.state();
+            (state.in_flight > 0, state.broken)
+        };
+        if broken {
+            return Err(Error::new(Kind::Invalid, "submission ring"));
+        }
+        let idle_since = Instant::now();
+        while busy && idle_since.elapsed() < self.shared.config.spin {
             if self.deliver()? {
-                idle_since = None;
-                continue;
-            }
-            let since = *idle_since.get_or_insert_with(Instant::now);
-            if self.shared.state().in_flight == 0 || since.elapsed() >= self.shared.config.spin {
-                break;
+                return Ok(());
             }
             std::hint::spin_loop();
         }
@@ -488,6 +497,7 @@ impl Completer {
         self.socket = socket;
         let mut state = shared.state();
         (state.submissions, self.completions) = ring::client(arena, config.depth);
+        state.broken = false;
         match state.link {
             Link::Closed => return Ok(()),
             Link::Up | Link::Away | Link::Lost => state.link = Link::Up,

@@ -7,6 +7,9 @@
 //! ```
 //! What a client writes is checked before a reactor sees it: an entry that makes no sense is
 //! completed with `Invalid` here, impossible indexes end the queue.
+//!
+//! A client that reconnects brings the same arena. Refuse it with `Busy` (it tries again) while a
+//! former queue of its volume has operations in flight: they could still write into its buffers.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
