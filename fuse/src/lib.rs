@@ -1,1 +1,48 @@
-//! fuse
+//! ClaudeFS as a mounted file system: the kernel's protocol on one side, the metadata group on the
+//! other.
+//!
+//! `kernel` speaks the FUSE protocol, `ops` is what the operations mean, `buffer` holds what was
+//! written and not committed, `cache` holds verified chunks.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod buffer;
+mod cache;
+mod errno;
+mod kernel;
+mod ops;
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+use fsd_rpc::message::{Failure, Limits, Request, Response};
+use raftmeta_types::{Command, Reply, SessionId};
+
+pub use kernel::mount::{MountError, MountOptions};
+pub use kernel::session::{Session, mount};
+
+/// Why a call had no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The server refused it.
+    #[error("{0}")]
+    Failed(#[from] Failure),
+    /// No answer before the deadline.
+    #[error("no answer from the server in time")]
+    Timeout,
+    /// The connection is gone and could not be made again.
+    #[error("connection to the server lost: {0}")]
+    Lost(String),
+}
+
+/// The server as a mount sees it; blocking, to be called from many threads.
+pub trait Backend: Send + Sync + 'static {
+    /// Sends a request with its data parts; answers the response and its data part.
+    fn call(&self, request: &Request, data: &[&[u8]]) -> Result<(Response, Bytes), BackendError>;
+    /// Runs a command exactly once; with `durable` answers once it survives a power cut.
+    fn mutate(&self, durable: bool, command: Command) -> Result<Reply, BackendError>;
+    /// What the cluster told this client.
+    fn limits(&self) -> Limits;
+    /// The session of this mount, which owns its locks.
+    fn session(&self) -> SessionId;
+}
