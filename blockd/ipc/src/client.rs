@@ -523,7 +523,7 @@ impl Completer {
     }
 }
 
-fn shake_hands(
+pub(crate) fn shake_hands(
     config: &Config,
     arena: &Arena,
     sq_event: &Event,

@@ -9,11 +9,12 @@
 //! ```
 //! - [`volume`] the seam: what a user of blocks sees
 //! - [`layout`] the bytes both sides share; `ring`, one direction of them; `handshake`, the socket
-//! - [`client`] the user's half; [`server`], blockd's half
+//! - [`client`] the user's half, [`blocking`] the same without a runtime; [`server`], blockd's half
 //! - [`sim`] a volume in memory with a volatile cache, for tests
 //! - [`error`] what can go wrong
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod blocking;
 pub mod client;
 pub mod error;
 mod event;
@@ -24,6 +25,7 @@ pub mod server;
 pub mod sim;
 pub mod volume;
 
+pub use blocking::BlockingQueue;
 pub use client::RemoteVolume;
 pub use error::{Error, Kind};
 pub use layout::{Cqe, Opcode, Sqe};

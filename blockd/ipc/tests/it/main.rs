@@ -8,7 +8,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use blockd_ipc::client::Config;
-use blockd_ipc::{Cqe, Geometry, Kind, Listener, Opcode, RemoteVolume, ServerQueue, Sqe, Volume};
+use blockd_ipc::{
+    BlockingQueue, Cqe, Geometry, Kind, Listener, Opcode, RemoteVolume, ServerQueue, Sqe, Volume,
+};
 use hugepages::Buffer;
 
 const BLOCK: usize = 4096;
@@ -265,4 +267,34 @@ fn refusals_and_absences_are_told_apart() {
     let depth = Config { depth: 3, ..config(&scene.path) };
     assert_eq!(RemoteVolume::connect(depth).unwrap_err().kind(), Kind::Invalid);
     server.stop();
+}
+
+#[test]
+fn a_blocking_queue_keeps_its_depth_in_flight() {
+    let scene = scene();
+    let server = Server::start(&scene.path, &scene.device, BLOCKS);
+    let mut queue = BlockingQueue::connect(&config(&scene.path)).unwrap();
+    let long = Duration::from_secs(10);
+    let mut expected = std::collections::BTreeSet::new();
+    for lba in 0..8 {
+        let mut buffer = queue.buffer(BLOCK).unwrap();
+        buffer.fill(lba as u8);
+        expected.insert(queue.submit(Opcode::Write, lba, buffer, false).unwrap());
+    }
+    assert_eq!(queue.room(), 0);
+    assert_eq!(queue.submit_flush().unwrap_err().kind(), Kind::Busy);
+    while !expected.is_empty() {
+        let completed = queue.wait(long).unwrap();
+        completed.result.unwrap();
+        assert!(expected.remove(&completed.slot));
+    }
+    queue.submit_flush().unwrap();
+    queue.wait(long).unwrap().result.unwrap();
+    let buffer = queue.buffer(BLOCK).unwrap();
+    queue.submit(Opcode::Read, 5, buffer, false).unwrap();
+    let read = queue.wait(long).unwrap().buffer.unwrap();
+    assert!(read.iter().all(|&byte| byte == 5));
+    assert_eq!(queue.wait(Duration::from_millis(1)).unwrap_err().kind(), Kind::Timeout);
+    server.stop();
+    assert_eq!(queue.wait(long).unwrap_err().kind(), Kind::Disconnected);
 }
