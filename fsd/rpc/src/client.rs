@@ -284,13 +284,9 @@ impl Client {
                 Err(error) => break Err(error),
             }
         };
-        // A slot whose command is in doubt is never used again in this session: the command may
-        // still arrive, and must not meet a later one.
-        let settled = matches!(result, Ok(_) | Err(CallError::Failure(Failure::Meta(_))));
-        if settled || !sent {
-            let seq = taken.seq + u64::from(settled);
-            self.inner.give_slot(Slot { seq, ..taken });
-        }
+        // The next number also fences off a command in doubt that is still on its way: arriving
+        // after its successor, it is out of sequence.
+        self.inner.give_slot(Slot { seq: taken.seq + u64::from(sent), ..taken });
         result
     }
 

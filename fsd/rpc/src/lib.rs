@@ -14,6 +14,7 @@ pub mod admin;
 pub mod client;
 pub mod frame;
 pub mod message;
+pub mod server;
 pub mod tls;
 
 pub use client::{CallError, Client, ConnectOptions, Endpoint};

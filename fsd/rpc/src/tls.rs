@@ -90,3 +90,15 @@ pub fn server_config(identity: &Identity) -> Result<Arc<ServerConfig>, TlsError>
 pub fn server_name() -> ServerName<'static> {
     ServerName::try_from(SERVER_NAME).expect("the name is a valid DNS name")
 }
+
+/// Common name and serial number of a verified certificate; the cluster CA's serials fit 64 bits.
+pub(crate) fn subject_and_serial(der: &CertificateDer<'_>) -> Option<(String, u64)> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    let subject = certificate.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
+    let serial = certificate.raw_serial();
+    let serial = &serial[serial.iter().position(|byte| *byte != 0)?..];
+    if serial.len() > 8 {
+        return None;
+    }
+    Some((subject, serial.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))))
+}

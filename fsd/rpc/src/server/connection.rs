@@ -1,0 +1,285 @@
+//! The life of one connection: handshake, greeting, requests, end.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufReader};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::{
+    ALIVE_EVERY, Accepted, Conn, HANDSHAKE_MAX, Handler, IDLE_MAX, Peer, SESSION_CONNECTIONS_MAX,
+    STALL_MAX, Shared,
+};
+use crate::frame::{self, Frame, FrameError, HEADER_LEN, Kind};
+use crate::message::{Event, Failure, Hello, PROTOCOL_VERSION, Request, Response, Role};
+
+const READ_BUFFER_BYTES: usize = 16 << 10;
+
+pub(super) async fn serve<H: Handler>(shared: Arc<Shared<H>>, accepted: Accepted, id: u64) {
+    match accepted {
+        Accepted::Unix(stream) => {
+            let Ok(credentials) = stream.peer_cred() else { return };
+            let peer = Peer::Unix {
+                uid: credentials.uid(),
+                gid: credentials.gid(),
+                pid: credentials.pid(),
+            };
+            talk(&shared, stream, peer, id).await;
+        }
+        Accepted::Tcp(stream, address, acceptor) => {
+            let stream = match timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake"),
+                Err(_) => return tracing::debug!(%address, "TLS handshake timed out"),
+            };
+            let certificate = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
+            let peer = match certificate.map(|der| crate::tls::subject_and_serial(der)) {
+                None => Peer::TlsAnonymous { address },
+                Some(Some((subject, serial))) => Peer::Tls { subject, serial, address },
+                Some(None) => return tracing::warn!(%address, "unreadable certificate"),
+            };
+            talk(&shared, stream, peer, id).await;
+        }
+    }
+}
+
+async fn talk<H: Handler>(
+    shared: &Shared<H>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    peer: Peer,
+    id: u64,
+) {
+    let mut stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
+    let greeted = match timeout(HANDSHAKE_MAX, greet(shared, &mut stream, &peer, id)).await {
+        Ok(Ok(greeted)) => greeted,
+        Ok(Err(error)) => return tracing::debug!(?peer, %error, "greeting"),
+        Err(_) => return tracing::debug!(?peer, "no greeting in time"),
+    };
+    let Some(ended) = greeted else { return };
+    if let Err(error) = requests(shared, &mut stream, &ended.conn).await {
+        tracing::debug!(peer = ?ended.conn.peer, %error, "connection ended");
+        if !matches!(error, FrameError::Io(_)) {
+            let failure = Failure::Protocol(error.to_string());
+            let _ = reply(&mut stream, &Response::Failed(failure), &[]).await;
+        }
+    }
+}
+
+impl<H> Shared<H> {
+    /// Counts a connection of the session; false when it has its most.
+    fn join(&self, session: raftmeta_types::SessionId) -> bool {
+        let mut sessions = self.sessions.lock();
+        let count = sessions.entry(session).or_insert(0);
+        let fits = *count < SESSION_CONNECTIONS_MAX;
+        *count += usize::from(fits);
+        fits
+    }
+}
+
+/// Says that the connection ended, also when its task is dropped in the middle.
+struct Ended<'a, H: Handler> {
+    shared: &'a Shared<H>,
+    conn: Conn,
+}
+
+impl<H: Handler> Drop for Ended<'_, H> {
+    fn drop(&mut self) {
+        let mut sessions = self.shared.sessions.lock();
+        if let Some(count) = sessions.get_mut(&self.conn.session) {
+            *count -= 1;
+            if *count == 0 {
+                sessions.remove(&self.conn.session);
+            }
+        }
+        drop(sessions);
+        self.shared.handler.disconnected(&self.conn);
+    }
+}
+
+async fn reply<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut BufReader<S>,
+    response: &Response,
+    data: &[bytes::Bytes],
+) -> Result<(), FrameError> {
+    let written = frame::write_async(stream.get_mut(), Kind::Reply, response, data);
+    timeout(STALL_MAX, written).await.unwrap_or(Err(stalled()))
+}
+
+fn stalled() -> FrameError {
+    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
+}
+
+/// Reads the greeting and answers it. `None`: the connection is over (enrolled or refused).
+async fn greet<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &'a Shared<H>,
+    stream: &mut BufReader<S>,
+    peer: &Peer,
+    id: u64,
+) -> Result<Option<Ended<'a, H>>, FrameError> {
+    let first = frame::read_async(stream).await.and_then(|f| f.message(Kind::Request));
+    let hello = match first {
+        Ok(Request::Hello(hello)) => hello,
+        Ok(_) => {
+            return refuse(stream, Failure::Protocol("the first request is Hello".into())).await;
+        }
+        Err(error @ FrameError::Io(_)) => return Err(error),
+        Err(error) => return refuse(stream, Failure::Protocol(error.to_string())).await,
+    };
+    if hello.protocol != PROTOCOL_VERSION {
+        let why = format!(
+            "client {} speaks protocol {}, this node speaks {PROTOCOL_VERSION}",
+            hello.build, hello.protocol
+        );
+        return refuse(stream, Failure::Protocol(why)).await;
+    }
+    match (peer, &hello.role) {
+        (_, Role::Enrol) => return enrol(shared, stream, peer).await,
+        (Peer::TlsAnonymous { .. }, _) => {
+            let why = "no client certificate: enrol first (`cfs mount --token`)";
+            return refuse(stream, Failure::Refused(why.into())).await;
+        }
+        (Peer::Unix { uid, .. }, _) if !shared.allowed_uids.contains(uid) => {
+            let why = format!("uid {uid} may not use this socket");
+            return refuse(stream, Failure::Refused(why)).await;
+        }
+        (Peer::Unix { .. } | Peer::Tls { .. }, _) => {}
+    }
+    welcome(shared, stream, peer, hello, id).await
+}
+
+async fn welcome<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &'a Shared<H>,
+    stream: &mut BufReader<S>,
+    peer: &Peer,
+    hello: Hello,
+    id: u64,
+) -> Result<Option<Ended<'a, H>>, FrameError> {
+    let welcome = match shared.handler.hello(peer, &hello).await {
+        Ok(welcome) => welcome,
+        Err(failure) => return refuse(stream, failure).await,
+    };
+    let session = match hello.role {
+        Role::Admin | Role::Enrol => raftmeta_types::SessionId::SERVER,
+        Role::NewSession { .. } | Role::Session { .. } => {
+            if !shared.join(welcome.session) {
+                let why = format!("more than {SESSION_CONNECTIONS_MAX} connections of a session");
+                return refuse(stream, Failure::Refused(why)).await;
+            }
+            welcome.session
+        }
+    };
+    let conn = Conn { id, peer: peer.clone(), session, hello };
+    let ended = Ended { shared, conn };
+    reply(stream, &Response::Welcome(welcome), &[]).await?;
+    Ok(Some(ended))
+}
+
+async fn refuse<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut BufReader<S>,
+    failure: Failure,
+) -> Result<Option<Ended<'a, H>>, FrameError> {
+    reply(stream, &Response::Failed(failure), &[]).await?;
+    Ok(None)
+}
+
+async fn enrol<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &'a Shared<H>,
+    stream: &mut BufReader<S>,
+    peer: &Peer,
+) -> Result<Option<Ended<'a, H>>, FrameError> {
+    reply(stream, &Response::Done, &[]).await?;
+    match frame::read_async(stream).await?.message(Kind::Request)? {
+        Request::Enrol { token, csr_der } => {
+            let answer = shared.handler.enrol(peer, token, csr_der).await;
+            reply(stream, &answer.unwrap_or_else(Response::Failed), &[]).await?;
+            Ok(None)
+        }
+        _ => refuse(stream, Failure::Protocol("only Enrol may follow".into())).await,
+    }
+}
+
+/// Waits long for the start of a frame, briefly for its rest. `None` at its end or at stop.
+async fn next<S: AsyncRead + Unpin, H>(
+    shared: &Shared<H>,
+    stream: &mut BufReader<S>,
+) -> Result<Option<Frame>, FrameError> {
+    let mut stop = shared.stop.clone();
+    let mut header = [0; HEADER_LEN];
+    let first = tokio::select! {
+        biased;
+        _ = stop.wait_for(|stop| *stop) => return Ok(None),
+        first = timeout(IDLE_MAX, stream.read(&mut header)) => match first {
+            Ok(first) => first?,
+            Err(_) => return Ok(None),
+        },
+    };
+    if first == 0 {
+        return Ok(None);
+    }
+    let rest = async {
+        stream.read_exact(&mut header[first..]).await?;
+        frame::read_body(stream, &header).await
+    };
+    timeout(STALL_MAX, rest).await.unwrap_or(Err(stalled())).map(Some)
+}
+
+async fn requests<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &Shared<H>,
+    stream: &mut BufReader<S>,
+    conn: &Conn,
+) -> Result<(), FrameError> {
+    while let Some(frame) = next(shared, stream).await? {
+        let (response, data) = match frame.message(Kind::Request)? {
+            Request::Hello(_) | Request::Enrol { .. } => {
+                let why = Failure::Protocol("this connection has greeted already".into());
+                (Response::Failed(why), Vec::new())
+            }
+            Request::Subscribe => match shared.handler.subscribe(conn) {
+                Ok(events) => {
+                    reply(stream, &Response::Done, &[]).await?;
+                    return push(shared, stream, events).await;
+                }
+                Err(failure) => (Response::Failed(failure), Vec::new()),
+            },
+            request => shared.handler.call(conn, request, frame.data).await,
+        };
+        reply(stream, &response, &data).await?;
+        if matches!(response, Response::Failed(Failure::Protocol(_))) {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+async fn push<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &Shared<H>,
+    stream: &mut BufReader<S>,
+    mut events: mpsc::Receiver<Event>,
+) -> Result<(), FrameError> {
+    let mut stop = shared.stop.clone();
+    let mut byte = [0];
+    loop {
+        let event = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => Some(Event::Stopping),
+            event = events.recv() => match event {
+                Some(event) => Some(event),
+                None => return Ok(()),
+            },
+            // A subscriber says nothing more: any byte, or its end, ends this.
+            _ = stream.read(&mut byte) => return Ok(()),
+            () = tokio::time::sleep(ALIVE_EVERY) => None,
+        };
+        let out = stream.get_mut();
+        let written = async {
+            match &event {
+                Some(event) => frame::write_async(out, Kind::Event, event, &[]).await,
+                None => frame::write_alive(out).await,
+            }
+        };
+        timeout(STALL_MAX, written).await.unwrap_or(Err(stalled()))?;
+        if matches!(event, Some(Event::Stopping)) {
+            return Ok(());
+        }
+    }
+}
