@@ -11,8 +11,10 @@
 //! A client that reconnects brings the same arena. Refuse it with `Busy` (it tries again) while a
 //! former queue of its volume has operations in flight: they could still write into its buffers.
 
+use std::fs::Permissions;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -33,16 +35,28 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at the path, replacing a socket that a dead server left there.
+    /// Listens at the path, replacing a socket that a dead server left there. Only the server's own
+    /// user may connect: who can connect can read and write volumes.
     ///
     /// # Errors
-    /// Those of bind(2).
+    /// `Busy` when another server listens there, `Invalid` when the path is something else than a
+    /// socket, and those of bind(2).
     pub fn bind(path: &Path) -> Result<Listener, Error> {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            Ok(()) | Err(_) => {}
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                let context = format!("{} is there and is no socket", path.display());
+                return Err(Error::new(Kind::Invalid, context));
+            }
+            Ok(_) if UnixStream::connect(path).is_ok() => {
+                let context = format!("another blockd listens at {}", path.display());
+                return Err(Error::new(Kind::Busy, context));
+            }
+            Ok(_) => std::fs::remove_file(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
         }
         let socket = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
         socket.set_nonblocking(true)?;
         Ok(Listener { socket })
     }

@@ -298,3 +298,16 @@ fn a_blocking_queue_keeps_its_depth_in_flight() {
     server.stop();
     assert_eq!(queue.wait(long).unwrap_err().kind(), Kind::Disconnected);
 }
+
+#[test]
+fn a_listener_takes_no_place_that_is_in_use() {
+    let scene = scene();
+    let first = Listener::bind(&scene.path).unwrap();
+    assert_eq!(Listener::bind(&scene.path).unwrap_err().kind(), Kind::Busy);
+    drop(first);
+    Listener::bind(&scene.path).unwrap();
+    let file = scene.path.with_extension("file");
+    std::fs::write(&file, "precious").unwrap();
+    assert_eq!(Listener::bind(&file).unwrap_err().kind(), Kind::Invalid);
+    assert!(file.exists());
+}
