@@ -242,6 +242,10 @@ impl Core {
         self.retire(file.ino, &mut state);
     }
 
+    pub(crate) fn open_inodes(&self) -> Vec<Ino> {
+        self.files.lock().keys().copied().collect()
+    }
+
     fn handle(&self, fh: u64) -> Result<(Arc<File>, u64)> {
         self.handles.lock().files.get(&fh).cloned().ok_or(Errno::BADF)
     }

@@ -58,6 +58,16 @@ pub fn mount<B: Backend>(
     let core = Core::new(Arc::new(backend), options.cache_bytes);
     let fd = attach(&options)?;
     let shared = Arc::new(Shared { fd, core, waiting: Mutex::default() });
+    let weak = Arc::downgrade(&shared);
+    shared.core.backend.subscribe(Box::new(move |event| {
+        if let Some(shared) = weak.upgrade() {
+            shared.on_event(&event);
+        }
+    }));
+    let weak = Arc::downgrade(&shared);
+    shared.core.backend.set_open_inodes(Box::new(move || {
+        weak.upgrade().map(|shared| shared.core.open_inodes()).unwrap_or_default()
+    }));
     let mut threads = Vec::new();
     for number in 0..options.threads.max(2) {
         let shared = shared.clone();
@@ -91,6 +101,7 @@ impl Session {
         if let Err(error) = self.shared.core.sync_all() {
             tracing::warn!(%error, "last sync failed");
         }
+        self.shared.core.backend.goodbye();
     }
 }
 
