@@ -130,7 +130,7 @@ impl Client for Shared {
             Opcode::Write => Ask::Write { offset, memory: memory(), fua: sqe.fua },
             Opcode::Flush => Ask::Flush,
             Opcode::Deallocate => Ask::Deallocate { offset, len },
-            Opcode::WriteZeroes => Ask::WriteZeroes { offset, len },
+            Opcode::WriteZeroes => Ask::WriteZeroes { offset, len, fua: sqe.fua },
         };
         Some(Request { tag: sqe.cookie, ask })
     }

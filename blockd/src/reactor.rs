@@ -37,7 +37,7 @@ pub enum Ask {
     Write { offset: u64, memory: Memory, fua: bool },
     Flush,
     Deallocate { offset: u64, len: u64 },
-    WriteZeroes { offset: u64, len: u64 },
+    WriteZeroes { offset: u64, len: u64, fua: bool },
 }
 
 /// One request; `tag` goes back with the answer.
@@ -168,6 +168,8 @@ struct Pending {
     parts: usize,
     errno: i32,
     is_flush: bool,
+    // The engine zeroes without FUA: a flush follows before the answer.
+    then_flush: bool,
 }
 
 struct Part {
@@ -264,6 +266,7 @@ impl Reactor {
             parts: 1,
             errno: 0,
             is_flush,
+            then_flush: false,
         });
         let outcome = if volume.is_poisoned() {
             Err(libc::ESHUTDOWN)
@@ -319,7 +322,8 @@ impl Reactor {
                 inside(offset, len)?;
                 self.deallocate(id, pool, volume, offset, len)?;
             }
-            Ask::WriteZeroes { offset, len } => {
+            Ask::WriteZeroes { offset, len, fua } => {
+                self.requests.get(id).then_flush = fua;
                 count(&self.stats.writes, 1);
                 inside(offset, len)?;
                 for piece in pieces(offset, len) {
@@ -414,6 +418,14 @@ impl Reactor {
         let request = self.requests.get(id);
         request.parts -= 1;
         if request.parts > 0 {
+            return;
+        }
+        if request.then_flush && request.errno == 0 {
+            request.then_flush = false;
+            request.is_flush = true;
+            let session = self.sessions[request.session].as_ref().expect("it has a request");
+            let pool = session.pool;
+            self.submit(id, pool, None, Action::Flush);
             return;
         }
         let request = self.requests.remove(id);

@@ -20,6 +20,9 @@ const RING_DEPTH: u32 = 256;
 /// EINTR and EAGAIN of one operation are retried this often, then reported.
 const RETRIES_MAX: u32 = 1000;
 
+/// Tries for the lock, 20 ms apart; then the device counts as in use.
+const LOCK_TRIES: u32 = 100;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Uring {
@@ -48,7 +51,7 @@ impl Uring {
             other => other?,
         };
         // A second blockd must not even look at the superblocks while this one may change them.
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+        lock(&file)?;
         let kind = file.metadata()?.file_type();
         let mut bytes = if kind.is_block_device() {
             use std::io::{Seek, SeekFrom};
@@ -67,6 +70,21 @@ impl Uring {
         let bytes = bytes / BLOCK_BYTES * BLOCK_BYTES;
         Ok(Uring { file: Arc::new(file), bytes, is_block: kind.is_block_device() })
     }
+}
+
+/// The kernel takes rings down, and with them their registered files, some time after their process has ended: a
+/// lock that a dead blockd holds goes away soon.
+fn lock(file: &File) -> io::Result<()> {
+    use rustix::fs::{FlockOperation, flock};
+    for _ in 0..LOCK_TRIES {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            other => return Ok(other?),
+        }
+    }
+    Err(io::ErrorKind::WouldBlock.into())
 }
 
 impl Device for Uring {
