@@ -22,6 +22,9 @@ mod unlink;
 mod write;
 mod xattr;
 
+#[cfg(test)]
+mod tests;
+
 use raftmeta_types::{Command, Envelope, MetaResult, Reply, Version};
 
 use crate::kv::{Kv, KvError, Overlay};
@@ -31,6 +34,7 @@ pub use acl::{ACL_ACCESS, ACL_DEFAULT};
 pub use extents::INLINE_KEEP_MAX;
 pub(crate) use locks::conflict;
 pub use reap::EXTENTS_FREED_AT_ONCE_MAX;
+pub(crate) use state::DENTRY_SIZE;
 
 /// Applies the command of log entry `index`.
 ///

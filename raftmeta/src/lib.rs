@@ -16,11 +16,13 @@
 //! | [`keys`] | every key, one table |
 //! | [`records`] | every value, versioned |
 //! | [`read`] | queries |
+//! | [`check`] | fsck of the namespace |
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod apply;
+pub mod check;
 pub mod keys;
 pub mod kv;
 pub mod read;
