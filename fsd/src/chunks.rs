@@ -1,0 +1,248 @@
+//! The chunk store: immutable, content-addressed, sealed records in segments on a volume.
+//!
+//! ```text
+//! put ─ known? ─ verify ─ compress ─ seal ─┐                  get ─ index ─ read ─ open ─ unpack
+//!                                          ├─ queue ─ committer: one write a shard, one flush,
+//! clean ─ live records of a poor segment ──┘                     then the index
+//! ```
+//!
+//! The index holds only what is durable, and lives in RAM: recovery rebuilds it from footers and
+//! scans. A deleted chunk may come back at recovery; it is content-addressed, so that harms nobody.
+
+mod append;
+mod clean;
+mod codec;
+mod error;
+mod format;
+mod read;
+mod recover;
+mod seal;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use blockd_ipc::volume::Volume;
+use parking_lot::Mutex;
+use raftmeta_types::{ChunkHash, Epoch, ShardId};
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+pub use clean::Cleaned;
+pub use error::{Error, Kind};
+pub use seal::Keys;
+
+use append::{Appender, Queue};
+use format::VolumeHeader;
+
+/// Bytes of puts in flight at most; further ones wait.
+const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
+
+/// How a volume becomes a chunk store.
+#[derive(Clone, Copy, Debug)]
+pub struct FormatParams {
+    pub cluster_uuid: Uuid,
+    /// A power of two, at most 65536.
+    pub shard_count: u32,
+    /// A multiple of 4096, 64 KiB to 64 MiB; usually 2 MiB.
+    pub segment_bytes: u32,
+}
+
+/// What the state machine knows when a store opens.
+#[derive(Debug)]
+pub struct OpenParams {
+    pub cluster_uuid: Uuid,
+    pub keys: Keys,
+    /// Gc epoch of each shard; missing ones are 0.
+    pub epochs: Vec<(ShardId, Epoch)>,
+    /// Deletions begun and not ended: done before any epoch is adopted and any put is served.
+    pub pending: Vec<ChunkHash>,
+}
+
+/// Space of a store, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    pub total: u64,
+    /// In segments that hold something.
+    pub used: u64,
+    /// Of records that the index names.
+    pub live: u64,
+    /// Kept for cleaning.
+    pub reserve: u64,
+    /// In free segments outside the reserve.
+    pub free: u64,
+    pub chunks: u64,
+    pub segments_free: u32,
+    pub segments_open: u32,
+    pub segments_closed: u32,
+}
+
+/// Chunks on one volume. Clones are handles of the same one.
+pub struct ChunkStore<V: Volume> {
+    inner: Arc<Inner<V>>,
+}
+
+impl<V: Volume> Clone for ChunkStore<V> {
+    fn clone(&self) -> Self {
+        ChunkStore { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<V: Volume> fmt::Debug for ChunkStore<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChunkStore").field("usage", &self.usage()).finish_non_exhaustive()
+    }
+}
+
+struct Inner<V> {
+    device: Device<V>,
+    keys: Arc<Keys>,
+    index: Mutex<Index>,
+    queue: Mutex<Queue>,
+    appender: tokio::sync::Mutex<Appender>,
+    in_flight: Semaphore,
+}
+
+/// The volume in bytes and slots.
+struct Device<V> {
+    volume: V,
+    header: VolumeHeader,
+}
+
+/// Where a chunk lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Location {
+    slot: u32,
+    offset: u32,
+    stored_len: u32,
+    plain_len: u32,
+}
+
+/// The life of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SlotState {
+    Free,
+    /// Takes records.
+    Open,
+    /// Takes no more; freed when nothing in it lives.
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    state: SlotState,
+    sequence: u64,
+    live_bytes: u32,
+    /// Holds live records that cannot be read: left alone.
+    stuck: bool,
+}
+
+struct Index {
+    map: HashMap<ChunkHash, Location>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    epochs: Vec<Epoch>,
+    /// Found damaged by a read: the next put of one writes it again.
+    damaged: HashSet<ChunkHash>,
+    sequence: u64,
+}
+
+impl Index {
+    fn insert(&mut self, hash: ChunkHash, location: Location) {
+        self.remove(&hash);
+        let live = &mut self.slots[location.slot as usize].live_bytes;
+        *live += format::record_bytes(location.stored_len) as u32;
+        self.map.insert(hash, location);
+    }
+
+    fn remove(&mut self, hash: &ChunkHash) {
+        self.damaged.remove(hash);
+        if let Some(old) = self.map.remove(hash) {
+            let live = &mut self.slots[old.slot as usize].live_bytes;
+            *live -= format::record_bytes(old.stored_len) as u32;
+        }
+    }
+
+    /// Segments that puts cannot take: a twentieth, at least four.
+    fn reserve(&self) -> usize {
+        self.slots.len().div_ceil(20).max(4)
+    }
+}
+
+impl<V: Volume> ChunkStore<V> {
+    /// The receipt epoch of a shard.
+    pub fn shard_epoch(&self, shard: ShardId) -> Epoch {
+        self.inner.index.lock().epochs[usize::from(shard.0)]
+    }
+
+    pub fn shard_count(&self) -> u32 {
+        self.inner.device.header.shard_count
+    }
+
+    pub fn contains(&self, hash: &ChunkHash) -> bool {
+        self.inner.index.lock().map.contains_key(hash)
+    }
+
+    /// Bytes that a chunk takes on the volume.
+    pub fn stored_len(&self, hash: &ChunkHash) -> Option<u32> {
+        let index = self.inner.index.lock();
+        index.map.get(hash).map(|at| format::record_bytes(at.stored_len) as u32)
+    }
+
+    /// Names of all chunks, or of one shard, in no order; for the gc sweep.
+    pub fn iter_hashes(&self, shard: Option<ShardId>) -> Vec<ChunkHash> {
+        let count = self.shard_count();
+        let index = self.inner.index.lock();
+        let wanted = |hash: &&ChunkHash| shard.is_none_or(|shard| hash.shard(count) == shard);
+        index.map.keys().filter(wanted).copied().collect()
+    }
+
+    pub fn usage(&self) -> Usage {
+        let index = self.inner.index.lock();
+        let segment = u64::from(self.inner.device.header.segment_bytes);
+        let count = |state| index.slots.iter().filter(|slot| slot.state == state).count();
+        let (free, open) = (count(SlotState::Free), count(SlotState::Open));
+        let reserve = index.reserve();
+        Usage {
+            total: index.slots.len() as u64 * segment,
+            used: (index.slots.len() - free) as u64 * segment,
+            live: index.slots.iter().map(|slot| u64::from(slot.live_bytes)).sum(),
+            reserve: reserve as u64 * segment,
+            free: free.saturating_sub(reserve) as u64 * segment,
+            chunks: index.map.len() as u64,
+            segments_free: free as u32,
+            segments_open: open as u32,
+            segments_closed: count(SlotState::Closed) as u32,
+        }
+    }
+
+    /// Deletes chunks of a shard and adopts the epoch, in one step. An epoch that the shard has
+    /// reached already does nothing: its deletion was done.
+    ///
+    /// # Errors
+    /// `Invalid` for a hash of another shard. I/O errors concern the giving back of space only.
+    pub async fn delete(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        hashes: &[ChunkHash],
+    ) -> Result<(), Error> {
+        let count = self.shard_count();
+        if u32::from(shard.0) >= count || hashes.iter().any(|hash| hash.shard(count) != shard) {
+            return Err(Error::new(Kind::Invalid, format!("delete of foreign chunks in {shard}")));
+        }
+        {
+            let mut index = self.inner.index.lock();
+            if index.epochs[usize::from(shard.0)] >= epoch {
+                return Ok(());
+            }
+            hashes.iter().for_each(|hash| index.remove(hash));
+            index.epochs[usize::from(shard.0)] = epoch;
+        }
+        let mut appender = self.inner.appender.lock().await;
+        self.inner.free_dead(&mut appender).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,304 @@
+//! Bytes on the volume; drawn in `docs/formats/segment.md`. Everything is little-endian.
+//!
+//! ```text
+//! 0        4 KiB    64 KiB
+//! header A header B slot 0 | slot 1 | …      slot: header 4 KiB, batches of records, … , footer
+//! ```
+
+use raftmeta_types::{ChunkHash, ShardId};
+use uuid::Uuid;
+
+/// Unit of every write; batches are padded to it.
+pub const BLOCK: usize = 4096;
+/// Where the first slot begins.
+pub const SLOTS_START: u64 = 64 << 10;
+pub const VERSION: u32 = 1;
+pub const RECORD_HEADER: usize = 80;
+/// Records start at multiples of this, so that a scan finds its way after damage.
+pub const RECORD_ALIGN: usize = 16;
+pub const FOOTER_ENTRY: usize = 48;
+pub const FOOTER_TRAILER: usize = 32;
+
+const VOLUME_MAGIC: &[u8; 8] = b"CFSCHUNK";
+const SEGMENT_MAGIC: &[u8; 8] = b"CFSSEGMT";
+const RECORD_MAGIC: u32 = 0x4352_4643;
+const FOOTER_MAGIC: u32 = 0x5446_4643;
+
+/// The start of a volume, twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeHeader {
+    pub cluster: Uuid,
+    /// Drawn when formatting: segments of an earlier life of the volume are not taken.
+    pub volume: Uuid,
+    pub shard_count: u32,
+    pub segment_bytes: u32,
+    pub slots: u32,
+}
+
+/// What the start of a volume turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found<T> {
+    Valid(T),
+    /// Our magic, a newer version.
+    Newer(u32),
+    /// Our magic, a wrong checksum.
+    Damaged,
+    /// Something else.
+    Absent,
+}
+
+/// The start of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentHeader {
+    pub volume: Uuid,
+    pub sequence: u64,
+    pub shard: ShardId,
+}
+
+/// What precedes the stored bytes of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordHeader {
+    pub hash: ChunkHash,
+    pub plain_len: u32,
+    /// With the tag of 16 bytes.
+    pub stored_len: u32,
+    pub codec: u8,
+    pub key_id: u32,
+    pub nonce: [u8; 12],
+}
+
+/// One line of a footer; also what a scan finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub hash: ChunkHash,
+    /// Bytes from the start of the segment.
+    pub offset: u32,
+    pub stored_len: u32,
+    pub plain_len: u32,
+}
+
+pub fn crc32c(parts: &[&[u8]]) -> u32 {
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    parts.iter().for_each(|part| digest.update(part));
+    digest.finalize() as u32
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn uuid_at(bytes: &[u8], at: usize) -> Uuid {
+    Uuid::from_bytes(bytes[at..at + 16].try_into().expect("sixteen bytes"))
+}
+
+fn hash_at(bytes: &[u8], at: usize) -> ChunkHash {
+    ChunkHash(bytes[at..at + 32].try_into().expect("32 bytes"))
+}
+
+/// Bytes of a record in its segment.
+pub fn record_bytes(stored_len: u32) -> usize {
+    (RECORD_HEADER + stored_len as usize).next_multiple_of(RECORD_ALIGN)
+}
+
+/// Bytes of a footer, in whole blocks.
+pub fn footer_bytes(records: usize) -> usize {
+    (records * FOOTER_ENTRY + FOOTER_TRAILER).next_multiple_of(BLOCK)
+}
+
+impl VolumeHeader {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![0; BLOCK];
+        out[..8].copy_from_slice(VOLUME_MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[16..32].copy_from_slice(self.cluster.as_bytes());
+        out[32..48].copy_from_slice(self.volume.as_bytes());
+        out[48..52].copy_from_slice(&self.shard_count.to_le_bytes());
+        out[52..56].copy_from_slice(&self.segment_bytes.to_le_bytes());
+        out[56..60].copy_from_slice(&self.slots.to_le_bytes());
+        let crc = crc32c(&[&out[..12], &out[16..512]]);
+        out[12..16].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Found<VolumeHeader> {
+        if &bytes[..8] != VOLUME_MAGIC {
+            return Found::Absent;
+        }
+        if u32_at(bytes, 12) != crc32c(&[&bytes[..12], &bytes[16..512]]) {
+            return Found::Damaged;
+        }
+        match u32_at(bytes, 8) {
+            VERSION => Found::Valid(VolumeHeader {
+                cluster: uuid_at(bytes, 16),
+                volume: uuid_at(bytes, 32),
+                shard_count: u32_at(bytes, 48),
+                segment_bytes: u32_at(bytes, 52),
+                slots: u32_at(bytes, 56),
+            }),
+            version => Found::Newer(version),
+        }
+    }
+}
+
+impl SegmentHeader {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![0; BLOCK];
+        out[..8].copy_from_slice(SEGMENT_MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[16..32].copy_from_slice(self.volume.as_bytes());
+        out[32..40].copy_from_slice(&self.sequence.to_le_bytes());
+        out[40..42].copy_from_slice(&self.shard.0.to_le_bytes());
+        let crc = crc32c(&[&out[..12], &out[16..64]]);
+        out[12..16].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Found<SegmentHeader> {
+        if bytes[..64].iter().all(|&byte| byte == 0) {
+            return Found::Absent;
+        }
+        if u32_at(bytes, 12) != crc32c(&[&bytes[..12], &bytes[16..64]]) {
+            // One wrong bit in the magic must not lose a segment either.
+            return Found::Damaged;
+        }
+        if &bytes[..8] != SEGMENT_MAGIC {
+            return Found::Absent;
+        }
+        match u32_at(bytes, 8) {
+            VERSION => Found::Valid(SegmentHeader {
+                volume: uuid_at(bytes, 16),
+                sequence: u64_at(bytes, 32),
+                shard: ShardId(u16::from_le_bytes([bytes[40], bytes[41]])),
+            }),
+            version => Found::Newer(version),
+        }
+    }
+}
+
+impl RecordHeader {
+    /// Appends the record, header, stored bytes and padding.
+    pub fn append(&self, sequence: u64, stored: &[u8], out: &mut Vec<u8>) {
+        assert_eq!(stored.len(), self.stored_len as usize);
+        let mut head = [0; RECORD_HEADER];
+        head[..4].copy_from_slice(&RECORD_MAGIC.to_le_bytes());
+        head[8..16].copy_from_slice(&sequence.to_le_bytes());
+        head[16..48].copy_from_slice(&self.hash.0);
+        head[48..52].copy_from_slice(&self.plain_len.to_le_bytes());
+        head[52..56].copy_from_slice(&self.stored_len.to_le_bytes());
+        head[56] = self.codec;
+        head[60..64].copy_from_slice(&self.key_id.to_le_bytes());
+        head[64..76].copy_from_slice(&self.nonce);
+        let crc = crc32c(&[&head[8..], stored]);
+        head[4..8].copy_from_slice(&crc.to_le_bytes());
+        out.extend_from_slice(&head);
+        out.extend_from_slice(stored);
+        out.resize(out.len().next_multiple_of(RECORD_ALIGN), 0);
+    }
+
+    /// The record at the start of `bytes`, if it belongs to `sequence` and its checksum holds.
+    pub fn decode(bytes: &[u8], sequence: u64) -> Option<(RecordHeader, &[u8])> {
+        if bytes.len() < RECORD_HEADER
+            || u32_at(bytes, 0) != RECORD_MAGIC
+            || u64_at(bytes, 8) != sequence
+        {
+            return None;
+        }
+        let stored_len = u32_at(bytes, 52);
+        let stored = bytes[RECORD_HEADER..].get(..stored_len as usize)?;
+        if u32_at(bytes, 4) != crc32c(&[&bytes[8..RECORD_HEADER], stored]) {
+            return None;
+        }
+        let header = RecordHeader {
+            hash: hash_at(bytes, 16),
+            plain_len: u32_at(bytes, 48),
+            stored_len,
+            codec: bytes[56],
+            key_id: u32_at(bytes, 60),
+            nonce: bytes[64..76].try_into().expect("twelve bytes"),
+        };
+        Some((header, stored))
+    }
+}
+
+/// The sequence that the first valid record names.
+pub fn sequence_of_first(segment: &[u8]) -> Option<u64> {
+    (BLOCK..segment.len().saturating_sub(RECORD_HEADER)).step_by(RECORD_ALIGN).find_map(|at| {
+        let bytes = &segment[at..];
+        let sequence = u64_at(bytes, 8);
+        RecordHeader::decode(bytes, sequence).map(|_| sequence)
+    })
+}
+
+/// Every valid record of a segment: damage hides the damaged records alone.
+pub fn scan(segment: &[u8], sequence: u64) -> Vec<Entry> {
+    let mut found = Vec::new();
+    let mut at = BLOCK;
+    while at + RECORD_HEADER <= segment.len() {
+        match RecordHeader::decode(&segment[at..], sequence) {
+            Some((head, _)) => {
+                found.push(Entry {
+                    hash: head.hash,
+                    offset: at as u32,
+                    stored_len: head.stored_len,
+                    plain_len: head.plain_len,
+                });
+                at += record_bytes(head.stored_len);
+            }
+            None => at += RECORD_ALIGN,
+        }
+    }
+    found
+}
+
+/// A footer in whole blocks, to be written at the end of the segment.
+pub fn encode_footer(sequence: u64, entries: &[Entry]) -> Vec<u8> {
+    let len = footer_bytes(entries.len());
+    let mut out = vec![0; len - FOOTER_TRAILER - entries.len() * FOOTER_ENTRY];
+    let start = out.len();
+    for entry in entries {
+        out.extend_from_slice(&entry.hash.0);
+        out.extend_from_slice(&entry.offset.to_le_bytes());
+        out.extend_from_slice(&entry.stored_len.to_le_bytes());
+        out.extend_from_slice(&entry.plain_len.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+    }
+    let mut trailer = [0; FOOTER_TRAILER];
+    trailer[..4].copy_from_slice(&FOOTER_MAGIC.to_le_bytes());
+    trailer[8..16].copy_from_slice(&sequence.to_le_bytes());
+    trailer[16..20].copy_from_slice(&(entries.len() as u32).to_le_bytes());
+    let crc = crc32c(&[&out[start..], &trailer[8..]]);
+    trailer[4..8].copy_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(&trailer);
+    out
+}
+
+/// The footer at the end of a whole segment, if it is one of `sequence`.
+pub fn decode_footer(segment: &[u8], sequence: u64) -> Option<Vec<Entry>> {
+    let (rest, trailer) = segment.split_at(segment.len() - FOOTER_TRAILER);
+    if u32_at(trailer, 0) != FOOTER_MAGIC || u64_at(trailer, 8) != sequence {
+        return None;
+    }
+    let len = (u32_at(trailer, 16) as usize).checked_mul(FOOTER_ENTRY)?;
+    let lines = &rest[rest.len().checked_sub(len)?..];
+    if u32_at(trailer, 4) != crc32c(&[lines, &trailer[8..]]) {
+        return None;
+    }
+    let entry = |line: &[u8]| Entry {
+        hash: hash_at(line, 0),
+        offset: u32_at(line, 32),
+        stored_len: u32_at(line, 36),
+        plain_len: u32_at(line, 40),
+    };
+    Some(lines.chunks_exact(FOOTER_ENTRY).map(entry).collect())
+}
+
+/// Records that the trailer in the last block promises, to know how much of the end to read.
+pub fn footer_count(last_block: &[u8], sequence: u64) -> Option<usize> {
+    let trailer = &last_block[last_block.len() - FOOTER_TRAILER..];
+    (u32_at(trailer, 0) == FOOTER_MAGIC && u64_at(trailer, 8) == sequence)
+        .then(|| u32_at(trailer, 16) as usize)
+}
