@@ -77,7 +77,7 @@ impl Drop for Server {
 }
 
 fn spawn(dir: &Path) -> Child {
-    let child = Command::new(env!("CARGO_BIN_EXE_blockd"))
+    let mut child = Command::new(env!("CARGO_BIN_EXE_blockd"))
         .arg("--config")
         .arg(dir.join("blockd.toml"))
         .stderr(Stdio::null())
@@ -89,7 +89,8 @@ fn spawn(dir: &Path) -> Child {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("blockd did not come up");
+    child.kill().unwrap();
+    panic!("blockd did not come up: {:?}", child.wait());
 }
 
 fn wait<T>(future: impl Future<Output = T>) -> T {
