@@ -361,3 +361,77 @@ fn settling_never_undoes_a_newer_write() {
     assert_eq!(done, Ok(Reply::Settled { count: 1 }));
     assert_eq!(read::references(&fs.kv, &hash(3)).unwrap(), 1);
 }
+
+/// Every order of put, commit, cut, begin, delete and end, with two receipts in flight, to this
+/// depth. A crash of the shard's store loses nothing that is not in `Shard`, so it is every order too.
+const STEPS: usize = 6;
+
+#[derive(Clone, Copy)]
+struct Shard {
+    epoch: u64,
+    has_chunk: bool,
+    receipts: [Option<u64>; 2],
+}
+
+fn explore(kv: &MemKv, shard: Shard, ino: Ino, depth: usize) {
+    let referenced = read::references(kv, &hash(1)).unwrap() > 0;
+    assert!(!referenced || shard.has_chunk, "a referenced chunk is lost");
+    if depth == STEPS {
+        return;
+    }
+    let id = hash(1).shard(2);
+    let pending = read::pending_delete(kv, id).unwrap();
+    for step in 0..8 {
+        let (mut kv, mut next) = (kv.clone(), shard);
+        let command = match step {
+            0 | 1 => {
+                next.has_chunk = true;
+                next.receipts[step] = Some(next.epoch);
+                None
+            }
+            2 | 3 => next.receipts[step - 2].take().map(|receipt| {
+                let data = ExtentData::Chunk { hash: hash(1), chunk_offset: 0 };
+                let extent = NewExtent { offset: 0, len: 9, data, receipt: Epoch(receipt) };
+                let change = AttrChange::default();
+                Command::Write(Write { ino, extents: vec![extent], change })
+            }),
+            4 => {
+                let change = AttrChange::default();
+                Some(Command::SetAttr(SetAttr { ino, change, size: Some(0) }))
+            }
+            5 => {
+                let epoch = read::shard(&kv, id).unwrap().unwrap().gc_epoch.0 + 1;
+                let hashes = vec![hash(1)];
+                Some(Command::BeginDelete { shard: id, epoch: Epoch(epoch), hashes })
+            }
+            6 => match &pending {
+                Some(pending) if pending.epoch.0 > next.epoch => {
+                    next.has_chunk &= !pending.hashes.contains(&hash(1));
+                    next.epoch = pending.epoch.0;
+                    None
+                }
+                _ => continue,
+            },
+            _ => match &pending {
+                Some(pending) if pending.epoch.0 == next.epoch => {
+                    Some(Command::EndDelete { shard: id, epoch: pending.epoch })
+                }
+                _ => continue,
+            },
+        };
+        if let Some(command) = command {
+            let session = SessionId::SERVER;
+            let time = Time::default();
+            let envelope = Envelope { session, slot: 0, seq: 0, time, command };
+            let _refusals_are_fine = apply(&mut kv, Version(depth as u64 + 9), &envelope).unwrap();
+        }
+        explore(&kv, next, ino, depth + 1);
+    }
+}
+
+#[test]
+fn no_order_of_garbage_steps_loses_a_referenced_chunk() {
+    let mut fs = Fs::new();
+    let ino = fs.file(Ino::ROOT, "f");
+    explore(&fs.kv, Shard { epoch: 0, has_chunk: false, receipts: [None; 2] }, ino, 0);
+}
