@@ -17,16 +17,27 @@
 //! | [`records`] | every value, versioned |
 //! | [`read`] | queries |
 //! | [`check`] | fsck of the namespace |
+//! | [`group`] | a replica: propose, view, checkpoint |
+//! | [`log_store`] | the Raft log in raft-engine, group commit |
+//! | [`store`] | the applied state in fjall |
+//! | [`checkpoint`] | the applied state as one file |
+//! | [`network`] | how replicas reach each other |
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod apply;
 pub mod check;
+pub mod checkpoint;
+pub mod group;
 pub mod keys;
 pub mod kv;
+pub mod log_store;
+pub mod network;
 pub mod read;
 pub mod records;
+pub mod store;
 
 pub use apply::apply;
+pub use group::{Group, GroupConfig, GroupError, Status};
 pub use kv::{Kv, KvError, KvRead, MemKv, Overlay};

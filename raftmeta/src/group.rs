@@ -1,0 +1,202 @@
+//! A replica of the metadata group: log, store and consensus behind one handle.
+//!
+//! ```text
+//!   propose ──▶ openraft ──▶ LogStore (raft-engine)      view ──▶ Store (fjall)
+//!                  └── committed ──▶ Store::apply ──▶ reply
+//! ```
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use openraft::{BasicNode, Config, Raft, SnapshotPolicy};
+use raftmeta_types::{Envelope, MetaResult, Reply, Time};
+use serde::{Deserialize, Serialize};
+
+use crate::log_store::LogStore;
+use crate::network::Alone;
+use crate::store::{Store, View};
+
+/// Longest wait for a replica to replay its log and become ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What the log holds: a command, and whether its answer waits for stable storage.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LogPayload {
+    pub envelope: Envelope,
+    pub durable: bool,
+}
+
+impl fmt::Display for LogPayload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "session {:?} seq {}", self.envelope.session, self.envelope.seq)
+    }
+}
+
+/// The answer to a log entry; `None` for Raft's own entries.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Applied(pub Option<MetaResult<Reply>>);
+
+openraft::declare_raft_types!(
+    /// The types of the metadata group.
+    pub Types:
+        D = LogPayload,
+        R = Applied,
+);
+
+/// How to open a replica.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    /// Directory of log, store and checkpoints; made if missing.
+    pub dir: PathBuf,
+    pub node_id: u64,
+    /// Makes a group of one voter if the directory is blank.
+    pub bootstrap: bool,
+    /// Entries after which a checkpoint is written and the log before it dropped.
+    pub checkpoint_entries: u64,
+}
+
+/// Why the group could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    #[error("{path} is in use by another server")]
+    InUse { path: String },
+    #[error("metadata group: {0}")]
+    Io(#[from] io::Error),
+    #[error("metadata group, {during}: {reason}")]
+    Raft { during: &'static str, reason: String },
+}
+
+/// Where a replica stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    pub term: u64,
+    pub last_log: Option<u64>,
+    pub applied: Option<u64>,
+    pub leader: Option<u64>,
+    pub log_bytes: u64,
+}
+
+struct Inner {
+    raft: Raft<Types, Store>,
+    log: LogStore,
+    store: Store,
+    /// Held for its lock.
+    _lock: File,
+}
+
+/// A replica; clones share it.
+#[derive(Clone)]
+pub struct Group(Arc<Inner>);
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group").field("status", &self.status()).finish()
+    }
+}
+
+fn raft_error(during: &'static str) -> impl Fn(String) -> GroupError {
+    move |reason| GroupError::Raft { during, reason }
+}
+
+impl Group {
+    /// Opens the replica and waits until it has replayed its log.
+    pub async fn open(config: GroupConfig) -> Result<Group, GroupError> {
+        std::fs::create_dir_all(&config.dir)?;
+        let lock = File::create(config.dir.join("lock"))?;
+        if lock.try_lock().is_err() {
+            return Err(GroupError::InUse { path: config.dir.display().to_string() });
+        }
+        let store = Store::open(&config.dir)?;
+        let log = LogStore::open(&config.dir.join("log"), store.clone())?;
+        let options = Config {
+            cluster_name: "claudefs".to_owned(),
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(config.checkpoint_entries),
+            ..Config::default()
+        };
+        let error = raft_error("open");
+        let options = Arc::new(options.validate().map_err(|e| error(e.to_string()))?);
+        let raft = Raft::new(config.node_id, options, Alone, log.clone(), store.clone())
+            .await
+            .map_err(|e| error(e.to_string()))?;
+        let blank = !raft.is_initialized().await.map_err(|e| error(e.to_string()))?;
+        if blank && config.bootstrap {
+            let members =
+                std::collections::BTreeMap::from([(config.node_id, BasicNode::default())]);
+            raft.initialize(members).await.map_err(|e| error(e.to_string()))?;
+        }
+        if !blank || config.bootstrap {
+            let me = config.node_id;
+            raft.wait(Some(READY_TIMEOUT))
+                .metrics(
+                    |m| {
+                        m.current_leader == Some(me)
+                            && m.last_applied.map(|id| id.index) == m.last_log_index
+                    },
+                    "the log is replayed",
+                )
+                .await
+                .map_err(|e| error(e.to_string()))?;
+        }
+        Ok(Group(Arc::new(Inner { raft, log, store, _lock: lock })))
+    }
+
+    /// Runs a command. With `durable` the answer means that it and all before it survive a power cut;
+    /// else it survives the death of the process and reaches stable storage within a second.
+    pub async fn propose(
+        &self,
+        mut envelope: Envelope,
+        durable: bool,
+    ) -> Result<MetaResult<Reply>, GroupError> {
+        #[allow(clippy::disallowed_methods, reason = "the leader stamps the time here")]
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        envelope.time = Time { secs: now.as_secs() as i64, nanos: now.subsec_nanos() };
+        let error = raft_error("propose");
+        let answer = self.0.raft.client_write(LogPayload { envelope, durable }).await;
+        let answer = answer.map_err(|e| error(e.to_string()))?;
+        answer.data.0.ok_or_else(|| error("a command was answered as Raft's own entry".to_owned()))
+    }
+
+    /// Everything answered so far is on stable storage when this returns.
+    pub async fn sync(&self) -> Result<(), GroupError> {
+        let log = self.0.log.clone();
+        let done = tokio::task::spawn_blocking(move || log.sync()).await;
+        Ok(done.map_err(io::Error::other)??)
+    }
+
+    /// The applied state at this moment; it contains every command answered before.
+    pub fn view(&self) -> View {
+        self.0.store.view()
+    }
+
+    pub fn status(&self) -> Status {
+        let metrics = self.0.raft.metrics();
+        let m = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics);
+        Status {
+            term: m.current_term,
+            last_log: m.last_log_index,
+            applied: m.last_applied.map(|id| id.index),
+            leader: m.current_leader,
+            log_bytes: self.0.log.used_bytes(),
+        }
+    }
+
+    /// Starts writing a checkpoint; the log before it is dropped afterwards.
+    pub async fn checkpoint(&self) -> Result<(), GroupError> {
+        let done = self.0.raft.trigger().snapshot().await;
+        done.map_err(|e| raft_error("checkpoint")(e.to_string()))
+    }
+
+    /// Stops the replica; everything answered is on stable storage.
+    pub async fn shutdown(&self) -> Result<(), GroupError> {
+        let done = self.0.raft.shutdown().await;
+        done.map_err(|e| raft_error("shutdown")(e.to_string()))?;
+        self.sync().await
+    }
+}
+
+#[cfg(test)]
+mod tests;
