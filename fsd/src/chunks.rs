@@ -53,10 +53,10 @@ pub struct FormatParams {
 pub struct OpenParams {
     pub cluster_uuid: Uuid,
     pub keys: Keys,
-    /// Gc epoch of each shard; missing ones are 0.
+    /// Gc epoch of each shard as the state machine has it; missing ones are 0. A deletion that was
+    /// under way is not executed again: it may have been, and its chunks put and committed since
+    /// (docs/decisions.md, D7). The leader ends it, and the sweep finds what stayed behind.
     pub epochs: Vec<(ShardId, Epoch)>,
-    /// Deletions begun and not ended: done before any epoch is adopted and any put is served.
-    pub pending: Vec<ChunkHash>,
 }
 
 /// Space of a store, in bytes.

@@ -85,7 +85,6 @@ impl<V: Volume> ChunkStore<V> {
         // What was found may be in a volatile cache only, if we were killed rather than cut off.
         device.volume.flush().await?;
         let mut index = build(&header, loaded);
-        params.pending.iter().for_each(|hash| index.remove(hash));
         for (shard, epoch) in params.epochs {
             match index.epochs.get_mut(usize::from(shard.0)) {
                 Some(own) => *own = epoch,

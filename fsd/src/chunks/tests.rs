@@ -28,7 +28,7 @@ fn named(bytes: Vec<u8>) -> (ChunkHash, Bytes) {
 
 async fn open(volume: SimVolume) -> ChunkStore<SimVolume> {
     let keys = Keys::new(1, &[9; 32]);
-    let params = OpenParams { cluster_uuid: CLUSTER, keys, epochs: vec![], pending: vec![] };
+    let params = OpenParams { cluster_uuid: CLUSTER, keys, epochs: vec![] };
     ChunkStore::open(volume, params).await.unwrap()
 }
 
@@ -66,9 +66,9 @@ async fn strangers_are_refused_by_name() {
     let (volume, _) = fresh(20).await;
     let keys = || Keys::new(1, &[9; 32]);
     let other = Uuid::from_u128(8);
-    let params = OpenParams { cluster_uuid: other, keys: keys(), epochs: vec![], pending: vec![] };
+    let params = OpenParams { cluster_uuid: other, keys: keys(), epochs: vec![] };
     assert_eq!(ChunkStore::open(volume, params).await.unwrap_err().kind(), Kind::Foreign);
-    let params = OpenParams { cluster_uuid: other, keys: keys(), epochs: vec![], pending: vec![] };
+    let params = OpenParams { cluster_uuid: other, keys: keys(), epochs: vec![] };
     let blank = SimVolume::new(4096, 400);
     assert_eq!(ChunkStore::open(blank, params).await.unwrap_err().kind(), Kind::BadHeader);
 }
