@@ -39,7 +39,7 @@ use fsd_rpc::message::Failure;
 
 pub use blocks::VOLUME;
 pub use error::NodeError;
-pub use run::{Ready, serve};
+pub use run::{Ready, log_to_stderr, serve};
 
 use crate::chunks::{ChunkStore, Kind};
 use crate::config::Config;

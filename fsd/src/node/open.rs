@@ -9,6 +9,7 @@
 //! volume is formatted only while no cluster exists and only if its first blocks say nothing.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blockd_ipc::RemoteVolume;
@@ -65,15 +66,18 @@ impl Node {
     }
 
     /// Stops what [`Node::open`] started, after the doors and jobs have ended.
-    pub(super) async fn close(&self) {
+    pub(super) async fn close(self: Arc<Node>) {
         if let Err(error) = self.group.shutdown().await {
             tracing::error!(%error, "stopping the metadata group");
         }
         let supervisor = self.supervisor.lock().take();
+        let directory = self.directory.path().display().to_string();
+        // Hangs up before blockd does.
+        drop(self);
         if let Some(supervisor) = supervisor {
             supervisor.stop().await;
         }
-        tracing::info!(directory = %self.directory.path().display(), "stopped");
+        tracing::info!(directory, "stopped");
     }
 }
 
