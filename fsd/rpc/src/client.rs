@@ -474,12 +474,14 @@ impl Inner {
         let mut connection = Connection::open(&self.endpoint, id, until)?;
         register(connection.closer()?)?;
         let known = self.state.lock().welcome.as_ref().map(|w| (w.session, w.secret));
+        let mut open = Vec::new();
         let role = match known {
             _ if self.options.admin => Role::Admin,
             None => Role::NewSession { client: self.options.client.clone() },
             Some((session, secret)) => {
-                let open = self.open_inodes.lock().as_ref().map_or_else(Vec::new, |f| f());
-                Role::Session { session, secret, open }
+                let inos = self.open_inodes.lock().as_ref().map_or_else(Vec::new, |f| f());
+                open = inos.iter().flat_map(|ino| ino.0.to_le_bytes()).collect();
+                Role::Session { session, secret, open: Vec::new() }
             }
         };
         let hello = crate::message::Hello {
@@ -487,7 +489,7 @@ impl Inner {
             build: self.options.build.clone(),
             role,
         };
-        match connection.exchange(&Request::Hello(hello), &[], until)?.0 {
+        match connection.exchange(&Request::Hello(hello), &[&open], until)?.0 {
             Response::Welcome(welcome) => {
                 let mut state = self.state.lock();
                 state.adopt(welcome);
