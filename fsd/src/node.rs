@@ -264,8 +264,9 @@ impl Node {
     pub(crate) fn is_passing(failure: &Failure) -> bool {
         matches!(
             failure,
-            Failure::Meta(MetaError::Superseded | MetaError::StaleEpoch(_) | MetaError::RetryPut(_))
-                | Failure::NotReady(_)
+            Failure::Meta(
+                MetaError::Superseded | MetaError::StaleEpoch(_) | MetaError::RetryPut(_)
+            ) | Failure::NotReady(_)
         )
     }
 }

@@ -17,7 +17,6 @@ mod mutate;
 mod order;
 mod read;
 
-
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -131,8 +130,7 @@ impl Service {
             }
             Request::LockWait { slot, seq, lock, wait_ms } => {
                 Self::require_session(conn)?;
-                let order =
-                    mutate::Numbered { session: conn.session, slot, seq, durable: false };
+                let order = mutate::Numbered { session: conn.session, slot, seq, durable: false };
                 plain(Response::Reply(locks::wait(node, order, lock, wait_ms).await?))
             }
             Request::PutChunks { chunks } => {

@@ -63,10 +63,7 @@ pub(super) async fn settle(
     }
 }
 
-fn gather(
-    node: &Node,
-    ripe: &mut impl Iterator<Item = Unsettled>,
-) -> Result<Vec<Item>, Failure> {
+fn gather(node: &Node, ripe: &mut impl Iterator<Item = Unsettled>) -> Result<Vec<Item>, Failure> {
     let view = node.group.view();
     let mut batch = Vec::new();
     let mut bytes = 0;

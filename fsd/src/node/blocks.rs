@@ -156,9 +156,8 @@ fn device_bytes(pool: &Pool) -> Result<u64, NodeError> {
 /// told to, and waited for, so that the next one gets the pool.
 async fn replace_orphan(socket: &Path, file: &Path) -> Result<(), NodeError> {
     let Ok(stream) = UnixStream::connect(socket) else { return Ok(()) };
-    let peer = socket_peercred(&stream).map_err(|errno| {
-        NodeError::Blockd(format!("who serves {}: {errno}", socket.display()))
-    })?;
+    let peer = socket_peercred(&stream)
+        .map_err(|errno| NodeError::Blockd(format!("who serves {}: {errno}", socket.display())))?;
     drop(stream);
     let pid = peer.pid;
     let command = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_pid()));

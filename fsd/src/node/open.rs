@@ -151,10 +151,7 @@ fn keys(master: &Path, wrapped: &Path, identity: &Identity) -> Result<Keys, Node
 }
 
 /// Before anything is made on it: whose volume is this?
-async fn check_ours_or_blank(
-    volume: &RemoteVolume,
-    identity: &Identity,
-) -> Result<(), NodeError> {
+async fn check_ours_or_blank(volume: &RemoteVolume, identity: &Identity) -> Result<(), NodeError> {
     match crate::chunks::owner(volume).await {
         Ok(cluster) if cluster == identity.cluster => Ok(()),
         Ok(cluster) => Err(crate::chunks::Error::new(

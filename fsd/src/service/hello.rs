@@ -41,9 +41,7 @@ pub(super) async fn hello(
     }
     match &hello.role {
         Role::NewSession { client } => new_session(node, peer, client).await,
-        Role::Session { session, secret, open } => {
-            resume(node, peer, *session, secret, open).await
-        }
+        Role::Session { session, secret, open } => resume(node, peer, *session, secret, open).await,
         Role::Admin => Ok(welcome(node, SessionId::SERVER, [0; 16], false)),
         Role::Enrol => Err(Failure::Protocol("who is known need not enrol".into())),
     }

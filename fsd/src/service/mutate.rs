@@ -237,9 +237,7 @@ async fn rename_entry(
 fn events_of_rename(node: &Node, rename: &Rename) -> Result<Vec<Event>, Failure> {
     let view = node.group.view();
     let mut events = Vec::new();
-    for (parent, name) in
-        [(rename.parent, &rename.name), (rename.new_parent, &rename.new_name)]
-    {
+    for (parent, name) in [(rename.parent, &rename.name), (rename.new_parent, &rename.new_name)] {
         events.push(Event::Entry { parent, name: name.clone() });
         events.push(Event::Inode { ino: parent, data: true });
         let entry = read::dentry(&view, parent, name).map_err(storage)?;

@@ -6,9 +6,7 @@ use bytes::Bytes;
 use fsd_rpc::message::{DirEntry, Failure, Response, StatFs};
 use raftmeta::store::View;
 use raftmeta::{KvError, read};
-use raftmeta_types::{
-    FileKind, Ino, Inode, MetaError, NAME_MAX, SessionId, XATTR_NAME_MAX,
-};
+use raftmeta_types::{FileKind, Ino, Inode, MetaError, NAME_MAX, SessionId, XATTR_NAME_MAX};
 
 use super::{Answer, plain};
 use crate::node::Node;
@@ -55,9 +53,7 @@ pub(super) fn readlink(node: &Node, ino: Ino) -> Answer {
         | FileKind::Fifo
         | FileKind::Socket
         | FileKind::CharDevice
-        | FileKind::BlockDevice => {
-            Err(MetaError::Invalid("not a symbolic link".into()).into())
-        }
+        | FileKind::BlockDevice => Err(MetaError::Invalid("not a symbolic link".into()).into()),
     }
 }
 
@@ -85,12 +81,7 @@ pub(super) fn readdir(node: &Node, ino: Ino, after: &[u8], limit: u32) -> Answer
             end = false;
             break;
         }
-        entries.push(DirEntry {
-            name: entry.name.into(),
-            ino: entry.ino,
-            kind: entry.kind,
-            inode,
-        });
+        entries.push(DirEntry { name: entry.name.into(), ino: entry.ino, kind: entry.kind, inode });
     }
     plain(Response::Entries { entries, end })
 }
