@@ -20,6 +20,9 @@ struct Arguments {
     /// Checks the configuration and exits; touches no device.
     #[arg(long)]
     check_config: bool,
+    /// Stops when stdin ends, which means that the supervisor has gone.
+    #[arg(long)]
+    supervised: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -39,8 +42,16 @@ fn main() -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("handling SIGINT")?;
     drop(guard);
 
-    let daemon = Arc::new(Daemon::start(&config)?);
     let asked = Arc::new(tokio::sync::Notify::new());
+    if arguments.supervised {
+        let asked = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            // What arrives means nothing; an error is an end, too.
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            asked.notify_one();
+        });
+    }
+    let daemon = Arc::new(Daemon::start(&config)?);
     let stop: admin::Stop = Arc::new({
         let asked = Arc::clone(&asked);
         move || asked.notify_one()

@@ -1,10 +1,11 @@
-//! `cfs server`: for now it checks the configuration of a storage node, and says so.
+//! `cfs server`: runs a storage node in this process, and its block daemon as a child.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 use fsd::config::Config;
+use tracing_subscriber::EnvFilter;
 
 #[derive(Debug, Args)]
 pub struct Server {
@@ -12,15 +13,21 @@ pub struct Server {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// Check the file, name what is wrong in it, and start nothing
-    #[arg(long, required = true)]
+    #[arg(long)]
     check_config: bool,
 }
 
 impl Server {
     pub fn run(self) -> Result<()> {
-        assert!(self.check_config, "clap requires the flag");
         let config = Config::load(&self.config)?;
-        println!("{}: good, node {}", self.config.display(), config.node.name);
+        if self.check_config {
+            println!("{}: good, node {}", self.config.display(), config.node.name);
+            return Ok(());
+        }
+        let filter = EnvFilter::try_from_default_env()
+            .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,raft_engine=warn"));
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        fsd::node::serve(config, |ready| println!("{ready}"))?;
         Ok(())
     }
 }
