@@ -115,9 +115,13 @@ async fn at_work(
     let server = Server::bind(ServerConfig {
         unix: Some(config.door.unix.clone()),
         allowed_uids: config.door.allow_uids.clone(),
-        tcp: None,
+        tcp: match config.door.tcp {
+            Some(address) => Some((address, node.tls()?)),
+            None => None,
+        },
     })
     .await?;
+    let _ = node.doors.set(server.control());
     let tcp = server.tcp_address();
 
     let of_scrapes = Arc::downgrade(node);
