@@ -29,7 +29,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use blockd_ipc::RemoteVolume;
 use parking_lot::Mutex;
-use raftmeta::group::Group;
+use raftmeta::group::{Group, GroupError};
 use raftmeta::read;
 use raftmeta_types::cluster::ClusterInfo;
 use raftmeta_types::{Command, Envelope, MetaError, NodeId, Reply, SessionId, Time};
@@ -154,6 +154,7 @@ impl Node {
                 }
                 answer.map_err(Failure::Meta)
             }
+            Err(error @ GroupError::TooLarge { .. }) => Err(Failure::Refused(error.to_string())),
             Err(error) if *self.stopping.borrow() => {
                 Err(Failure::NotReady(format!("the node is stopping: {error}")))
             }
@@ -225,13 +226,15 @@ impl Node {
 
     /// What health is judged by, now.
     pub fn facts(&self) -> Facts {
-        let usage = self.chunks.usage();
+        let total_bytes = self.chunks.usage().total;
+        let shards = read::shards(&self.group.view()).unwrap_or_default();
+        let copies = shards.iter().map(|shard| shard.in_sync.len() as u32).min();
         let blockd = self.blockd.as_ref().map(|state| state.borrow().clone());
         let leader = self.group.status().leader;
         let metadata = self.metadata_failure.lock().clone();
         Facts {
             replicas_wanted: u32::from(self.config.cluster.protection.replicas),
-            replicas_least: 1,
+            replicas_least: copies.unwrap_or(0),
             blockd_down: blockd.and_then(|state| match state {
                 supervise::State::Running { .. } => None,
                 supervise::State::Waiting { why } => Some(why),
@@ -242,10 +245,18 @@ impl Node {
                 Some(leader) => Some(format!("node {leader} leads it")),
                 None => Some("it has no leader".into()),
             }),
-            used_bytes: usage.live,
-            total_bytes: usage.total.saturating_sub(usage.reserve),
+            used_bytes: total_bytes.saturating_sub(self.available_bytes()),
+            total_bytes,
             damaged_chunks: self.damaged.load(Ordering::Relaxed),
         }
+    }
+
+    /// What writers can still get: free segments outside the reserve, and what cleaning gives back.
+    pub(crate) fn available_bytes(&self) -> u64 {
+        let usage = self.chunks.usage();
+        // A segment of which more than 7/8 lives is not cleaned.
+        let reclaimable = usage.used.saturating_sub(usage.live) / 8 * 7;
+        usage.total.min(usage.free + reclaimable)
     }
 
     pub fn health(&self) -> Health {
