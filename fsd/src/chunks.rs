@@ -9,6 +9,7 @@
 //! The index holds only what is durable, and lives in RAM: recovery rebuilds it from footers and
 //! scans. A deleted chunk may come back at recovery; it is content-addressed, so that harms nobody.
 
+mod all;
 mod append;
 mod clean;
 mod codec;

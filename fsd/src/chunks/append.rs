@@ -18,14 +18,17 @@ use blockd_ipc::volume::Volume;
 use bytes::Bytes;
 use raftmeta_types::{ChunkHash, ShardId};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
 use super::Inner;
+use super::all::all;
 use super::device::Device;
 use super::error::{Error, Kind};
 use super::format::{self, BLOCK, Entry, RECORD_ALIGN, RECORD_HEADER, SegmentHeader};
 use super::index::Location;
 use super::pack::{Sealed, stopped};
+
+/// A group with more bytes than this is copied into device buffers by several tasks.
+const SPAWN_BYTES: usize = 256 << 10;
 
 struct Waiting {
     records: Vec<Sealed>,
@@ -89,6 +92,13 @@ impl Open {
     }
 }
 
+impl Batch {
+    fn len(&self) -> usize {
+        let records = self.records.iter().map(|(_, body)| RECORD_HEADER + body.len());
+        records.sum::<usize>() + self.segment_header.as_ref().map_or(0, Vec::len)
+    }
+}
+
 impl<V: Volume> Device<V> {
     async fn write_batch(&self, slot: u32, batch: &Batch) -> Result<(), Error> {
         const ZEROS: [u8; RECORD_ALIGN] = [0; RECORD_ALIGN];
@@ -99,13 +109,13 @@ impl<V: Volume> Device<V> {
             let padding = len.next_multiple_of(RECORD_ALIGN) - len;
             parts.extend([&head[..], &body[..], &ZEROS[..padding]]);
         }
-        Device::write(self, self.slot_start(slot) + batch.start as u64, &parts).await
+        self.write(self.slot_start(slot) + batch.start as u64, &parts).await
     }
 
     async fn write_footer(&self, open: &Open) -> Result<(), Error> {
         let footer = format::encode_footer(open.sequence, &open.entries);
         let end = self.slot_start(open.slot) + self.segment_bytes() as u64;
-        Device::write(self, end - footer.len() as u64, &[&footer]).await
+        self.write(end - footer.len() as u64, &[&footer]).await
     }
 }
 
@@ -228,18 +238,26 @@ impl<V: Volume> Inner<V> {
 
     /// Writes the batches of all shards at once, then flushes.
     async fn make_durable(&self, appender: &mut Appender) -> Result<(), Error> {
-        let mut writes = JoinSet::new();
+        let mut batches = Vec::new();
         for open in appender.open.values_mut().chain(&mut appender.full) {
-            let Some(batch) = open.take_batch() else { continue };
-            let (device, slot) = (Arc::clone(&self.device), open.slot);
-            writes.spawn(async move { device.write_batch(slot, &batch).await });
+            batches.extend(open.take_batch().map(|batch| (open.slot, batch)));
         }
+        let device = &self.device;
+        let bytes: usize = batches.iter().map(|(_, batch)| batch.len()).sum();
         // All of them end before anything else happens to these slots.
-        let mut result = Ok(());
-        while let Some(done) = writes.join_next().await {
-            result = result.and(done.unwrap_or_else(|_| Err(stopped())));
-        }
-        result?;
+        let results = if bytes < SPAWN_BYTES {
+            all(batches.iter().map(|(slot, batch)| device.write_batch(*slot, batch))).await
+        } else {
+            // There is much to copy, so the cores share it.
+            let spawn = |(slot, batch)| {
+                let device = Arc::clone(device);
+                tokio::spawn(async move { device.write_batch(slot, &batch).await })
+            };
+            let writes: Vec<_> = batches.into_iter().map(spawn).collect();
+            let done = all(writes).await;
+            done.into_iter().map(|write| write.unwrap_or_else(|_| Err(stopped()))).collect()
+        };
+        results.into_iter().collect::<Result<(), Error>>()?;
         self.flush().await
     }
 
@@ -265,23 +283,17 @@ impl<V: Volume> Inner<V> {
     /// Writes the footers of full segments, whose records are durable by now: a footer is believed.
     /// It need not be durable itself, nor succeed: a segment without one is scanned.
     async fn finish_full(&self, appender: &mut Appender) {
-        let mut writes = JoinSet::new();
-        for open in appender.full.drain(..) {
-            let device = Arc::clone(&self.device);
-            let segment_bytes = self.device.segment_bytes();
-            self.index.lock().full(open.slot, segment_bytes - (open.at - BLOCK));
-            writes.spawn(async move {
-                let result = device.write_footer(&open).await;
-                (open.slot, result)
-            });
-        }
-        while let Some(done) = writes.join_next().await {
-            // A write that panicked leaves its slot open until the next start.
-            let Ok((slot, result)) = done else { continue };
+        let segment_bytes = self.device.segment_bytes();
+        let full: Vec<Open> = appender.full.drain(..).collect();
+        let results = all(full.iter().map(|open| self.device.write_footer(open))).await;
+        let mut index = self.index.lock();
+        for (open, result) in full.iter().zip(results) {
+            let slot = open.slot;
             if let Err(error) = result {
                 tracing::warn!(slot, %error, "a segment has no footer, recovery will scan it");
             }
-            self.index.lock().close(slot);
+            index.full(slot, segment_bytes - (open.at - BLOCK));
+            index.close(slot);
         }
     }
 

@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use blockd_ipc::volume::Volume;
 use raftmeta_types::{ChunkHash, Epoch, ShardId};
-use tokio::task::JoinSet;
 
+use super::all::all;
 use super::device::Device;
 use super::error::{Error, Kind};
 use super::format::BLOCK;
 use super::pack::stopped;
 use super::{ChunkStore, Inner};
+
+/// Slots whose headers are written, or whose blocks are discarded, at the same time.
+const SLOTS_AT_ONCE: usize = 32;
 
 impl<V: Volume> ChunkStore<V> {
     /// Deletes chunks of a shard and adopts the epoch, in one step. An epoch that the shard has
@@ -56,13 +59,13 @@ impl<V: Volume> Inner<V> {
     /// The headers go first and durably, so that no recovery believes in records whose blocks are
     /// already gone or belong to the next segment.
     async fn free(&self, dead: Vec<u32>) -> Result<u32, Error> {
-        let zeroed = match each_slot(&self.device, &dead, Device::forget).await {
+        let zeroed = match each_slot(&dead, |slot| self.device.forget(slot)).await {
             Ok(()) => self.flush().await,
             Err(error) => Err(error),
         };
         // A failed discard keeps blocks allocated below, it does not make the slot any less free.
         let discarded = match zeroed {
-            Ok(()) => each_slot(&self.device, &dead, Device::discard).await,
+            Ok(()) => each_slot(&dead, |slot| self.device.discard(slot)).await,
             Err(_) => Ok(()),
         };
         let mut index = self.index.lock();
@@ -72,31 +75,25 @@ impl<V: Volume> Inner<V> {
 }
 
 impl<V: Volume> Device<V> {
-    async fn forget(self: Arc<Self>, slot: u32) -> Result<(), Error> {
+    async fn forget(&self, slot: u32) -> Result<(), Error> {
         self.write(self.slot_start(slot), &[&[0; BLOCK]]).await
     }
 
-    async fn discard(self: Arc<Self>, slot: u32) -> Result<(), Error> {
+    async fn discard(&self, slot: u32) -> Result<(), Error> {
         self.deallocate(self.slot_start(slot), self.segment_bytes() as u64).await
     }
 }
 
-/// Does it to all of the slots at once; the volume bounds how many are under way.
-async fn each_slot<V: Volume, F>(
-    device: &Arc<Device<V>>,
-    slots: &[u32],
-    what: impl Fn(Arc<Device<V>>, u32) -> F,
-) -> Result<(), Error>
+/// Does it to the slots, many at once; gives the first error after all of them.
+async fn each_slot<F>(slots: &[u32], what: impl Fn(u32) -> F) -> Result<(), Error>
 where
-    F: Future<Output = Result<(), Error>> + Send + 'static,
+    F: Future<Output = Result<(), Error>>,
 {
-    let mut tasks = JoinSet::new();
-    for &slot in slots {
-        tasks.spawn(what(Arc::clone(device), slot));
-    }
     let mut result = Ok(());
-    while let Some(done) = tasks.join_next().await {
-        result = result.and(done.unwrap_or_else(|_| Err(stopped())));
+    for some in slots.chunks(SLOTS_AT_ONCE) {
+        for done in all(some.iter().map(|&slot| what(slot))).await {
+            result = result.and(done);
+        }
     }
     result
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use raftmeta_types::ChunkHash;
 use tokio::task::JoinSet;
 
+use super::all::all;
 use super::error::{Error, Kind};
 use super::format::{BLOCK, RecordHeader, record_bytes};
 use super::index::Location;
@@ -19,8 +20,12 @@ use super::{ChunkStore, Inner, codec};
 
 /// Reading this much for nothing is cheaper than another operation.
 const GAP_BYTES_MAX: usize = 16 << 10;
-/// Device reads of one call at once; the others wait.
-const RUNS_MAX: usize = 32;
+/// Runs are gathered in tasks of about this many bytes: enough for a core to open.
+const TASK_BYTES: usize = 128 << 10;
+/// Runs of one task, and so its reads at once.
+const TASK_RUNS_MAX: usize = 32;
+/// Tasks of one call at once; the others wait.
+const TASKS_MAX: usize = 16;
 /// Chunks that a verification reads at once.
 const VERIFY_BATCH: usize = 64;
 
@@ -135,19 +140,19 @@ impl<V: Volume> Inner<V> {
 
     async fn read_all(self: &Arc<Self>, mut wanted: Vec<Wanted>) -> Answers {
         wanted.sort_unstable_by_key(|wanted| wanted.at);
-        let mut runs = runs(&wanted, self.device.piece());
-        if let [_] = runs[..] {
-            return self.read_run(runs.remove(0)).await;
+        let mut groups = groups(runs(&wanted, self.device.piece()));
+        if let [_] = groups[..] {
+            return self.read_group(groups.remove(0)).await;
         }
-        let mut runs = runs.into_iter();
+        let mut groups = groups.into_iter();
         let mut tasks = JoinSet::new();
         let mut answers = Vec::with_capacity(wanted.len());
         loop {
-            while tasks.len() < RUNS_MAX
-                && let Some(run) = runs.next()
+            while tasks.len() < TASKS_MAX
+                && let Some(group) = groups.next()
             {
                 let inner = Arc::clone(self);
-                tasks.spawn(async move { inner.read_run(run).await });
+                tasks.spawn(async move { inner.read_group(group).await });
             }
             match tasks.join_next().await {
                 Some(Ok(done)) => answers.extend(done),
@@ -158,6 +163,10 @@ impl<V: Volume> Inner<V> {
                 None => return answers,
             }
         }
+    }
+
+    async fn read_group(&self, group: Vec<Run>) -> Answers {
+        all(group.into_iter().map(|run| self.read_run(run))).await.into_iter().flatten().collect()
     }
 
     async fn read_run(&self, run: Run) -> Answers {
@@ -186,6 +195,26 @@ impl<V: Volume> Inner<V> {
 pub(super) fn open_record(keys: &Keys, head: &RecordHeader, stored: &[u8]) -> Option<Bytes> {
     let body = keys.open(head, stored.to_vec())?;
     codec::decompress(head.codec, body, head.plain_len as usize).map(Bytes::from)
+}
+
+/// Runs by task.
+fn groups(runs: Vec<Run>) -> Vec<Vec<Run>> {
+    let mut groups: Vec<Vec<Run>> = Vec::new();
+    let mut bytes = usize::MAX;
+    for run in runs {
+        let len = run.end - run.start;
+        match groups.last_mut() {
+            Some(group) if bytes < TASK_BYTES && group.len() < TASK_RUNS_MAX => {
+                bytes += len;
+                group.push(run);
+            }
+            _ => {
+                bytes = len;
+                groups.push(vec![run]);
+            }
+        }
+    }
+    groups
 }
 
 /// Joins what is close to each other, in whole blocks and up to `longest` bytes.

@@ -91,6 +91,32 @@ async fn a_failed_flush_poisons_whoever_asked_for_it() {
     }
 }
 
+#[tokio::test]
+async fn what_a_killed_daemon_left_in_the_cache_is_durable_before_it_is_a_hit() {
+    let mut lost_or_found = [0, 0];
+    for seed in 0..40 {
+        let (volume, store) = fresh(20).await;
+        let mut dice = Dice(seed);
+        let chunks: Vec<_> = (0..8).map(|_| dice.chunk(3000)).collect();
+        // One of the two writes fails, so nothing is flushed; then only the daemon dies.
+        volume.fail_op(seed % 2);
+        assert_eq!(store.put(chunks.clone()).await.unwrap_err().kind(), Kind::Io);
+        let store = open(volume.clone()).await;
+        for chunk in &chunks {
+            lost_or_found[usize::from(store.contains(&chunk.0))] += 1;
+        }
+        // Hits alone: a new chunk would bring a flush.
+        let hits: Vec<_> = chunks.into_iter().filter(|c| store.contains(&c.0)).collect();
+        store.put(hits.clone()).await.unwrap();
+        let store = open(volume.power_cut(seed)).await;
+        for (hash, bytes) in &hits {
+            let got = store.get(hash).await;
+            assert_eq!(got.as_ref().ok(), Some(bytes), "seed {seed}: {got:?}");
+        }
+    }
+    assert!(lost_or_found.iter().all(|&count| count > 20), "{lost_or_found:?}");
+}
+
 fn flip(volume: &SimVolume, offset: u64, mask: u8) {
     volume.corrupt(offset / 4096, offset as usize % 4096, mask);
 }

@@ -143,6 +143,7 @@ impl World {
                 let Some(pending) = pending else { return false };
                 let before = self.store.shard_epoch(shard);
                 self.store.delete(shard, pending.epoch, &pending.hashes).await.unwrap();
+                assert_eq!(self.store.shard_epoch(shard), pending.epoch);
                 before < pending.epoch
             }
             7 => match pending {
