@@ -25,7 +25,7 @@ pub struct Cfs {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Check the configuration of a storage node
+    /// Run a storage node
     Server(command::server::Server),
     /// Print the completion script of a shell
     Completion(command::completion::Completion),
