@@ -112,7 +112,7 @@ pub enum AdminReply {
     Certs(Vec<Cert>),
     /// The token itself is said only here; the cluster keeps its hash.
     TokenCreated {
-        token: String,
+        token: Secret,
         expires: Timestamp,
         uses: u32,
     },
@@ -122,6 +122,16 @@ pub enum AdminReply {
         job: u64,
     },
     Job(Box<JobState>),
+}
+
+/// Text that no log may show.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 /// Worse is greater.
