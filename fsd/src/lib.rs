@@ -5,10 +5,12 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod admin;
 pub mod chunks;
 pub mod config;
 pub mod data_dir;
 pub mod health;
 pub mod metrics;
+pub mod node;
 pub mod sessions;
 pub mod supervise;

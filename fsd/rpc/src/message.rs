@@ -155,10 +155,13 @@ pub enum Response {
     },
     Xattr(Bytes),
     Xattrs(Vec<Bytes>),
-    /// `inode` as of the same moment. `chunks` lie in the data part, each whole.
+    /// `inode` as of the same moment. The answer covers the file from the offset asked for up to `end`;
+    /// what was asked for beyond has to be asked for again, for extents are many or large. `chunks` lie
+    /// in the data part, each whole.
     Extents {
         inode: Inode,
         extents: Vec<Extent>,
+        end: u64,
         chunks: Vec<ChunkPut>,
     },
     StatFs(StatFs),
