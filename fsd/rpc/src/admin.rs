@@ -161,6 +161,8 @@ pub struct Check {
     pub name: String,
     pub level: Level,
     pub detail: String,
+    /// What to do about it; empty for a note.
+    pub next: String,
 }
 
 /// The health word is the worst level of any check.
