@@ -16,7 +16,7 @@ mod error;
 mod format;
 mod read;
 mod recover;
-mod seal;
+pub(crate) mod seal;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod admin;
+pub mod authority;
 pub mod chunks;
 pub mod config;
 pub mod data_dir;

@@ -16,5 +16,6 @@ pub mod frame;
 pub mod message;
 pub mod server;
 pub mod tls;
+pub mod token;
 
 pub use client::{CallError, Client, ConnectOptions, Endpoint};

@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::message::{Event, Failure, Hello, Request, Response, Welcome};
+use crate::tls::Facts;
 
 /// Most connections; further ones are closed at once.
 pub const CONNECTIONS_MAX: usize = 1024;
@@ -55,10 +56,9 @@ pub enum Peer {
         gid: u32,
         pid: Option<i32>,
     },
-    /// Verified against the cluster CA. The handler refuses revoked serials in `hello`.
+    /// Verified against the cluster CA, in its time.
     Tls {
-        subject: String,
-        serial: u64,
+        certificate: Facts,
         address: SocketAddr,
     },
     /// No certificate: may only enrol.

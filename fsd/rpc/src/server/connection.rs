@@ -33,9 +33,9 @@ pub(super) async fn serve<H: Handler>(shared: Arc<Shared<H>>, accepted: Accepted
                 Err(_) => return tracing::debug!(%address, "TLS handshake timed out"),
             };
             let certificate = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
-            let peer = match certificate.map(|der| crate::tls::subject_and_serial(der)) {
+            let peer = match certificate.map(|der| crate::tls::facts(der)) {
                 None => Peer::TlsAnonymous { address },
-                Some(Some((subject, serial))) => Peer::Tls { subject, serial, address },
+                Some(Some(certificate)) => Peer::Tls { certificate, address },
                 Some(None) => return tracing::warn!(%address, "unreadable certificate"),
             };
             talk(&shared, stream, peer, id).await;
