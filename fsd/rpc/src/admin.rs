@@ -28,8 +28,8 @@ pub const JOBS_MAX: usize = 4;
 pub const FINDINGS_MAX: usize = 1000;
 /// Most extents in one `Stat` reply.
 pub const STAT_EXTENTS_MAX: u32 = 1024;
-/// Longest life of an enrolment token: 30 days.
-pub const TOKEN_TTL_SECS_MAX: u64 = 30 * 24 * 3600;
+/// Longest life of an enrolment token: a week.
+pub const TOKEN_TTL_SECS_MAX: u64 = 7 * 24 * 3600;
 /// Most uses of one enrolment token.
 pub const TOKEN_USES_MAX: u32 = 10_000;
 
@@ -64,7 +64,7 @@ pub enum AdminRequest {
     /// Writes a checkpoint of the metadata and drops the log before it.
     Checkpoint,
     JobStart(Job),
-    /// Answers when there is progress or the job ended, after `wait_ms` at the latest.
+    /// Answers when the job ended, after `wait_ms` at the latest. May be asked again.
     JobPoll {
         job: u64,
         wait_ms: u32,
@@ -259,7 +259,6 @@ pub struct Progress {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobState {
     Running(Progress),
-    /// Told once: the job is forgotten afterwards.
     Finished(JobReport),
 }
 
@@ -313,6 +312,7 @@ pub struct Client {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cert {
     pub serial: u64,
+    /// `client:<name>` or `node:<id>`.
     pub subject: String,
     pub expires: Timestamp,
     pub revoked: bool,
@@ -462,9 +462,9 @@ pub struct GcPending {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GcFreed {
-    pub extents: u64,
     pub chunks: u64,
+    /// Bytes of their records.
     pub chunk_bytes: u64,
-    pub segments_cleaned: u32,
-    pub bytes_copied: u64,
+    /// Segments that are free now and were not before.
+    pub segments: u64,
 }

@@ -56,12 +56,10 @@ impl Shown for View {
         );
         if !dry_run {
             text += &format!(
-                "freed    {} chunks ({}), {} extents, {} segments ({} copied forward)\n",
+                "freed    {} chunks ({}), {} segments\n",
                 units::count(freed.chunks),
                 units::bytes(freed.chunk_bytes),
-                units::count(freed.extents),
-                freed.segments_cleaned,
-                units::bytes(freed.bytes_copied),
+                units::count(freed.segments),
             );
             text += &format!("before   {}\n", space(before));
         }

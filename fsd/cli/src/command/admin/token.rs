@@ -27,7 +27,7 @@ Example:
   token=$(cfs admin token create --ttl 10m -o name)
   cfs mount --token \"$token\" --server node1:9400 /mnt/claudefs      # on the client")]
 pub struct Create {
-    /// How long it may be used: up to 30 days
+    /// How long it may be used: up to 7 days
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = units::parse_duration)]
     ttl: Duration,
     /// How often it may be used
@@ -64,7 +64,7 @@ impl Create {
     fn run(self, context: &Context) -> Result<Exit> {
         let ttl_secs = self.ttl.as_secs();
         if !(1..=TOKEN_TTL_SECS_MAX).contains(&ttl_secs) {
-            let what = "--ttl: a token lives from 1 second to 30 days";
+            let what = "--ttl: a token lives from 1 second to 7 days";
             return Err(Failed::new(Exit::Usage, "TTL", what).into());
         }
         let doing = "cannot create a token";
