@@ -42,7 +42,7 @@ pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Life of a token, unless its maker says otherwise.
 pub const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 /// Longest life of a token.
-pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Certificates begin this long before they are made, for hosts whose clock is behind.
 const CLOCK_SKEW: Duration = DAY;
 /// Longest name of a client, so that the subject stays within X.509's 64 characters.

@@ -12,6 +12,7 @@
 
 pub mod admin;
 pub mod client;
+pub mod credentials;
 pub mod frame;
 pub mod message;
 pub mod server;

@@ -10,7 +10,7 @@ use aws_lc_rs::digest;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use zeroize::Zeroizing;
 
 /// Name that every storage node's certificate carries; addresses may change, this does not.
@@ -64,6 +64,46 @@ pub enum TlsError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
     #[error("no {what} where one belongs")]
     Missing { what: &'static str },
+    #[error(
+        "the storage node does not belong to the cluster of this certificate or token: check its \
+         address ({0})"
+    )]
+    ForeignServer(rustls::Error),
+    #[error("the storage node's certificate has ended or has not begun: check both clocks ({0})")]
+    ServerDates(rustls::Error),
+    #[error(
+        "the storage node refused the certificate of this client: it has ended or is of another \
+         cluster: enrol again with `cfs mount --token` ({0})"
+    )]
+    Refused(rustls::Error),
+    #[error("TLS with the storage node failed: {0}")]
+    Handshake(rustls::Error),
+}
+
+impl TlsError {
+    /// Why two sides did not come together.
+    pub(crate) fn from_handshake(error: &rustls::Error) -> TlsError {
+        let error = error.clone();
+        match &error {
+            rustls::Error::InvalidCertificate(
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. },
+            ) => TlsError::ServerDates(error),
+            rustls::Error::InvalidCertificate(_) => TlsError::ForeignServer(error),
+            rustls::Error::AlertReceived(
+                AlertDescription::BadCertificate
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
+                | AlertDescription::DecryptError
+                | AlertDescription::AccessDenied,
+            ) => TlsError::Refused(error),
+            _ => TlsError::Handshake(error),
+        }
+    }
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {

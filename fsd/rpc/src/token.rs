@@ -9,6 +9,9 @@
 //! 61 characters, lower case, in Crockford's alphabet (no `i`, `l`, `o`, `u`; read as `1`, `1`, `0`). Who
 //! enrols has no CA yet: the token carries its fingerprint, so that nobody between can pose as the
 //! cluster. The check tells a typing error from a token that the cluster does not know.
+//!
+//! A token is handed out as an [`Invitation`], `TOKEN@HOST[:PORT][,…]`, so that one word is all that a new
+//! client needs.
 
 use zeroize::Zeroizing;
 
@@ -51,6 +54,8 @@ pub enum TokenError {
     Character(usize),
     #[error("the token has a typing error: its check digits do not fit")]
     Check,
+    #[error("what follows the `@` of the token is not a list of HOST or HOST:PORT")]
+    Servers,
 }
 
 impl Token {
@@ -123,6 +128,41 @@ impl std::str::FromStr for Token {
     }
 }
 
+/// A token with the storage nodes where it counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invitation {
+    pub token: Token,
+    /// `host` or `host:port`; none if the token came alone.
+    pub servers: Vec<String>,
+}
+
+impl Invitation {
+    /// `TOKEN@SERVER,…`, or the token alone without servers.
+    pub fn reveal(&self) -> Zeroizing<String> {
+        let token = self.token.reveal();
+        match self.servers.is_empty() {
+            true => token,
+            false => Zeroizing::new(format!("{}@{}", *token, self.servers.join(","))),
+        }
+    }
+}
+
+impl std::str::FromStr for Invitation {
+    type Err = TokenError;
+
+    fn from_str(text: &str) -> Result<Invitation, TokenError> {
+        let (token, servers) = match text.trim().split_once('@') {
+            Some((token, servers)) => (token, servers.split(',').map(str::to_owned).collect()),
+            None => (text, Vec::new()),
+        };
+        let allowed = |c: char| c.is_ascii_alphanumeric() || ".:-_[]%".contains(c);
+        match servers.iter().all(|s: &String| !s.is_empty() && s.chars().all(allowed)) {
+            true => Ok(Invitation { token: token.parse()?, servers }),
+            false => Err(TokenError::Servers),
+        }
+    }
+}
+
 fn digit_value(character: char) -> Option<u8> {
     let character = match character.to_ascii_lowercase() {
         'o' => '0',
@@ -187,6 +227,23 @@ mod tests {
         assert_eq!(refusal(&format!("{}!{}", &text[..8], &text[9..])), TokenError::Character(9));
         let umlaut: String = text.chars().take(60).chain(['ü']).collect();
         assert_eq!(refusal(&umlaut), TokenError::Character(61));
+    }
+
+    #[test]
+    fn an_invitation_says_where() {
+        let token = sample();
+        let servers = vec!["node-1.example:9400".to_owned(), "[fd00::1]:9400".to_owned()];
+        let invitation = Invitation { token, servers };
+        let text = invitation.reveal();
+        assert!(text.ends_with("29hm@node-1.example:9400,[fd00::1]:9400"), "{}", *text);
+        assert_eq!(text.parse::<Invitation>().unwrap(), invitation);
+        let alone = sample().reveal().parse::<Invitation>().unwrap();
+        assert_eq!(alone, Invitation { token: sample(), servers: vec![] });
+        assert_eq!(*alone.reveal(), *sample().reveal());
+        for servers in ["@", "@a,", "@a b", "@a@b", "@a/b"] {
+            let text = format!("{}{servers}", *sample().reveal());
+            assert_eq!(text.parse::<Invitation>(), Err(TokenError::Servers), "{servers}");
+        }
     }
 
     #[test]
