@@ -14,7 +14,7 @@ mod token;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::connect::{self, Connection};
+use crate::connect::{self, Local};
 use crate::failed::Exit;
 use crate::output::Format;
 
@@ -30,7 +30,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 health warning, 4 health error, 5 not fou
 done first, 7 timeout, 8 partial.")]
 pub struct Admin {
     #[command(flatten)]
-    connection: Connection,
+    local: Local,
     /// What to print
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT", global = true)]
     output: Format,
@@ -68,19 +68,19 @@ enum Verb {
 
 /// How a verb asks and prints.
 struct Context {
-    connection: Connection,
+    local: Local,
     format: Format,
 }
 
 impl Context {
     fn connect(&self) -> Result<connect::Admin> {
-        Ok(self.connection.admin()?)
+        Ok(self.local.admin()?)
     }
 }
 
 impl Admin {
     pub fn run(self) -> Result<Exit> {
-        let context = Context { connection: self.connection, format: self.output };
+        let context = Context { local: self.local, format: self.output };
         match self.verb {
             Verb::Status(status) => status.run(&context),
             Verb::Node(node) => node.run(&context),

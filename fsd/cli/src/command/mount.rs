@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Parser};
 use fsd::config::Size;
-use fsd_rpc::client::Endpoint;
+use fsd_rpc::token::Invitation;
 
-use crate::connect::{self, Connection};
+use crate::connect::{Anywhere, Place};
 use crate::failed::{Exit, Failed};
 use crate::mount::background::{self, Started};
 use crate::mount::options::Options;
@@ -53,7 +53,7 @@ pub struct Mount {
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
     #[command(flatten)]
-    connection: Connection,
+    from: Anywhere,
 }
 
 /// Mount ClaudeFS, called by mount(8) as `mount -t cfs SOURCE DIR` or from /etc/fstab
@@ -86,12 +86,12 @@ impl Mount {
     /// What `-o` says holds unless a flag says otherwise.
     fn merge(mut self) -> Result<(Mount, bool), Failed> {
         let options = Options::parse(&self.o)?;
-        let connection = &mut self.connection;
-        connection.socket = connection.socket.take().or(options.socket);
-        connection.server = connection.server.take().or(options.server);
-        connection.identity = connection.identity.take().or(options.identity);
+        let from = &mut self.from;
+        from.socket = from.socket.take().or(options.socket);
+        from.server = from.server.take().or(options.server);
+        from.identity = from.identity.take().or(options.identity);
         if let Some(timeout) = options.timeout {
-            connection.timeout = timeout;
+            from.timeout = timeout;
         }
         self.token = self.token.or(options.token);
         self.cache_size = self.cache_size.or(options.cache_size.map(Size));
@@ -105,72 +105,73 @@ impl Mount {
         if background::entered() {
             let default = logging::default_file(&mount.directory);
             logging::start(Some(mount.log_file.as_deref().unwrap_or(&default)))?;
-            return Ok(serve::run(mount.plan(read_only, true)?)?);
+            return Ok(serve::run(mount.plan(mount.from.place()?, read_only, true))?);
         }
-        mount.enrol()?;
+        let place = mount.enrol()?;
         if mount.foreground {
             logging::start(None)?;
-            return Ok(serve::run(mount.plan(read_only, false)?)?);
+            return Ok(serve::run(mount.plan(place, read_only, false))?);
         }
         // Fails early, in the words of this process, when there is no server.
-        mount.connection.endpoint()?;
-        match background::start(&mount.arguments(read_only)?)? {
+        place.endpoint()?;
+        match background::start(&mount.arguments(&place, read_only)?)? {
             Started::Ready => Ok(Exit::Ok),
             Started::Failed(code) => std::process::exit(i32::from(code)),
         }
     }
 
-    /// Gets a certificate for the token, if one was given and the network is used.
-    fn enrol(&self) -> Result<(), Failed> {
-        let Some(token) = &self.token else { return Ok(()) };
-        match &self.connection.server {
-            Some(server) => {
-                let directory = self.connection.identity.as_deref();
-                identity::enrol(directory, token, &connect::resolve(server)?)
-            }
-            None => {
-                eprintln!(
-                    "cfs: the token was not used: a client of the node's own host needs none \
-                     (with --server it would enrol)"
-                );
-                Ok(())
-            }
+    /// Where to mount from. Gets a certificate for the token, if one was given and the network is meant: by
+    /// --server, or by the token itself unless a socket is named.
+    fn enrol(&self) -> Result<Place, Failed> {
+        let Some(token) = &self.token else { return self.from.place() };
+        let mut invitation: Invitation = token.parse().map_err(|error| {
+            Failed::new(Exit::Usage, "TOKEN", format!("--token: {error}"))
+                .next("make one on a node of the cluster: `cfs admin token create`")
+        })?;
+        if let Some(servers) = self.from.servers() {
+            invitation.servers = servers;
         }
+        if invitation.servers.is_empty() || (self.from.socket.is_some() && self.from.server.is_none())
+        {
+            eprintln!(
+                "cfs: the token was not used: a client of the node's own host needs none \
+                 (with --server HOST it would enrol)"
+            );
+            return self.from.place();
+        }
+        let identity = identity::directory(self.from.identity.as_deref())?;
+        identity::enrol(&identity, &invitation, self.from.timeout)?;
+        Ok(Place::Network { servers: Some(invitation.servers), identity })
     }
 
-    fn plan(&self, read_only: bool, background: bool) -> Result<Plan, Failed> {
-        let endpoint = self.connection.endpoint()?;
-        let place = match &endpoint {
-            Endpoint::Unix(path) => path.display().to_string(),
-            Endpoint::Tcp { .. } => self.connection.server.clone().unwrap_or_default(),
-        };
-        Ok(Plan {
-            endpoint,
+    fn plan(&self, place: Place, read_only: bool, background: bool) -> Plan {
+        Plan {
             place,
             mountpoint: self.directory.clone(),
             read_only,
             cache_bytes: self.cache_size.map(|Size(bytes)| bytes),
-            timeout: self.connection.timeout,
+            timeout: self.from.timeout,
             background,
-        })
+        }
     }
 
     /// The command line of the process in the background: all that was decided here, without the token.
-    fn arguments(&self, read_only: bool) -> Result<Vec<OsString>, Failed> {
-        let connection = &self.connection;
+    fn arguments(&self, place: &Place, read_only: bool) -> Result<Vec<OsString>, Failed> {
         let absolute = |path: &Path| {
             mounts::lexical(path).map(PathBuf::into_os_string).map_err(|error| {
                 Failed::new(Exit::Failed, "PATH", format!("{}: {error}", path.display()))
             })
         };
         let mut arguments: Vec<OsString> = vec!["mount".into(), "--timeout".into()];
-        arguments.push(format!("{}ms", connection.timeout.as_millis()).into());
-        match &connection.server {
-            Some(server) => arguments.extend(["--server".into(), server.into()]),
-            None => arguments.extend(["--socket".into(), absolute(&connection.socket())?]),
-        }
-        if let Some(identity) = &connection.identity {
-            arguments.extend(["--identity".into(), absolute(identity)?]);
+        arguments.push(format!("{}ms", self.from.timeout.as_millis()).into());
+        match place {
+            Place::Socket(socket) => arguments.extend(["--socket".into(), absolute(socket)?]),
+            Place::Network { servers, identity } => {
+                if let Some(servers) = servers {
+                    arguments.extend(["--server".into(), servers.join(",").into()]);
+                }
+                arguments.extend(["--identity".into(), absolute(identity)?]);
+            }
         }
         if let Some(Size(bytes)) = self.cache_size {
             arguments.extend(["--cache-size".into(), bytes.to_string().into()]);
@@ -195,13 +196,13 @@ impl MountHelper {
         } else {
             options.map(str::to_owned).collect()
         };
-        let mut connection = Connection {
+        let mut from = Anywhere {
             socket: None,
             server: None,
             identity: None,
             timeout: Duration::from_secs(30),
         };
-        source(&self.source, &mut connection);
+        source(&self.source, &mut from);
         let mount = Mount {
             directory: self.directory,
             token: None,
@@ -209,7 +210,7 @@ impl MountHelper {
             o,
             foreground: false,
             log_file: None,
-            connection,
+            from,
         };
         if self.verbose {
             eprintln!("mount.cfs: {} on {}", self.source, mount.directory.display());
@@ -224,11 +225,11 @@ impl MountHelper {
 }
 
 /// What the first column of fstab means.
-fn source(source: &str, connection: &mut Connection) {
+fn source(source: &str, from: &mut Anywhere) {
     match source {
         "claudefs" | "cfs" | "none" | "local" => {}
-        path if path.contains('/') => connection.socket = Some(path.into()),
-        server => connection.server = Some(server.into()),
+        path if path.contains('/') => from.socket = Some(path.into()),
+        server => from.server = Some(server.into()),
     }
 }
 
@@ -299,8 +300,8 @@ mod tests {
         .unwrap();
         assert!(read_only);
         assert_eq!(mount.cache_size, Some(Size(2 << 20)));
-        assert_eq!(mount.connection.server.as_deref(), Some("a"));
-        assert_eq!(mount.connection.timeout, Duration::from_secs(5));
+        assert_eq!(mount.from.server.as_deref(), Some("a"));
+        assert_eq!(mount.from.timeout, Duration::from_secs(5));
         assert_eq!(mount.log_file.as_deref(), Some(Path::new("/l")));
         assert!(parse(&["-o", "colour", "/mnt"]).is_err());
     }
@@ -309,7 +310,8 @@ mod tests {
     fn the_background_gets_everything_but_the_token() {
         let arguments = ["--token", "cfs1-secret", "--socket", "s", "--cache-size", "1M", "/mnt/a"];
         let (mount, _) = parse(&arguments).unwrap();
-        let passed = mount.arguments(true).unwrap();
+        let place = Place::Socket("s".into());
+        let passed = mount.arguments(&place, true).unwrap();
         let passed: Vec<_> = passed.iter().map(|a| a.to_string_lossy().into_owned()).collect();
         assert!(!passed.iter().any(|argument| argument.contains("secret")), "{passed:?}");
         let socket = passed.iter().find(|argument| argument.ends_with("/s")).unwrap();
@@ -323,15 +325,15 @@ mod tests {
 
     #[test]
     fn sources_of_fstab() {
-        let connection = |of: &str| {
-            let mut connection = parse(&["/mnt"]).unwrap().0.connection;
-            (connection.socket, connection.server) = (None, None);
-            source(of, &mut connection);
-            (connection.socket, connection.server)
+        let meant = |of: &str| {
+            let mut from = parse(&["/mnt"]).unwrap().0.from;
+            (from.socket, from.server) = (None, None);
+            source(of, &mut from);
+            (from.socket, from.server)
         };
-        assert_eq!(connection("claudefs"), (None, None));
-        assert_eq!(connection("/run/x.sock"), (Some("/run/x.sock".into()), None));
-        assert_eq!(connection("node1:9400"), (None, Some("node1:9400".into())));
+        assert_eq!(meant("claudefs"), (None, None));
+        assert_eq!(meant("/run/x.sock"), (Some("/run/x.sock".into()), None));
+        assert_eq!(meant("node1:9400"), (None, Some("node1:9400".into())));
     }
 
     #[test]

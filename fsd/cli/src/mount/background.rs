@@ -33,6 +33,11 @@ pub fn start(arguments: &[OsString]) -> Result<Started, Failed> {
     let mut child = Command::new(program)
         .args(arguments)
         .env(ENV, "1")
+        // All that they said is in the arguments.
+        .env_remove("CFS_SOCKET")
+        .env_remove("CFS_SERVER")
+        .env_remove("CFS_IDENTITY")
+        .env_remove("CFS_TOKEN")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

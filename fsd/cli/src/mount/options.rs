@@ -61,7 +61,9 @@ impl Options {
                 self.server = Some(server.replace(';', ","));
             }
             ("identity", Some(path)) if !path.is_empty() => self.identity = Some(path.into()),
-            ("token", Some(token)) if !token.is_empty() => self.token = Some(token.into()),
+            ("token", Some(token)) if !token.is_empty() => {
+                self.token = Some(token.replace(';', ","));
+            }
             ("log-file", Some(path)) if !path.is_empty() => self.log_file = Some(path.into()),
             ("cache-size", Some(size)) => match size.parse::<Size>() {
                 Ok(Size(bytes)) => self.cache_size = Some(bytes),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fsd_rpc::client::{Client, ConnectOptions, Endpoint};
+use fsd_rpc::client::{Client, ConnectOptions};
 use fuse::{MountError, MountOptions};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
@@ -12,9 +12,9 @@ use rustix::mount::UnmountFlags;
 
 use super::background;
 use super::control::{self, Answer, Ask};
+use crate::connect::Place;
 use crate::failed::{self, Exit, Failed};
-use crate::location;
-use crate::mounts;
+use crate::{identity, location, mounts};
 
 /// An `umount` waits this long for the last sync; the client's own deadlines are shorter.
 const LAST_SYNC_MAX: Duration = Duration::from_secs(300);
@@ -22,9 +22,7 @@ const LAST_SYNC_MAX: Duration = Duration::from_secs(300);
 /// What is mounted where.
 #[derive(Debug)]
 pub struct Plan {
-    pub endpoint: Endpoint,
-    /// For messages: the socket or the servers.
-    pub place: String,
+    pub place: Place,
     pub mountpoint: PathBuf,
     pub read_only: bool,
     pub cache_bytes: Option<u64>,
@@ -96,15 +94,13 @@ pub fn last_sync_failed(mountpoint: &std::path::Path, why: &str) -> Failed {
 }
 
 fn connect(plan: &Plan) -> Result<Client, Failed> {
-    // Only for administrators to read.
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = host.trim();
     let options = ConnectOptions {
-        client: format!("{host}:{}", plan.mountpoint.display()),
+        client: format!("{}:{}", identity::host(), plan.mountpoint.display()),
         deadline: plan.timeout,
+        credentials: plan.place.credentials(),
         ..ConnectOptions::default()
     };
-    Client::connect(plan.endpoint.clone(), options)
+    Client::connect(plan.place.endpoint()?, options)
         .map_err(|error| failed::call(&format!("cannot mount from {}", plan.place), error))
 }
 

@@ -21,7 +21,7 @@ fn sample() -> (Fs, Ino, Ino) {
     let write = Write { ino: file, extents: vec![chunk], change: AttrChange::default() };
     fs.run(Command::Write(write)).unwrap();
     let gone = fs.file(Ino::ROOT, "gone");
-    fs.unlink(Ino::ROOT, "gone", false, &[(gone, vec![S])]).unwrap();
+    fs.unlink(Ino::ROOT, "gone", false, true).unwrap();
     (fs, file, gone)
 }
 

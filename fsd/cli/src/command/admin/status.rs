@@ -72,7 +72,7 @@ impl Status {
 fn once(context: &Context, admin: &mut Option<Admin>) -> Result<View, Failed> {
     let admin = match admin {
         Some(admin) => admin,
-        None => admin.insert(context.connection.admin()?),
+        None => admin.insert(context.local.admin()?),
     };
     ask(admin)
 }

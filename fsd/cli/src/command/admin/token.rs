@@ -25,7 +25,10 @@ pub enum Token {
 #[command(after_help = "\
 Example:
   token=$(cfs admin token create --ttl 10m -o name)
-  cfs mount --token \"$token\" --server node1:9400 /mnt/claudefs      # on the client")]
+  cfs mount --token $token --server node1:9400 /mnt/claudefs      # on the client
+
+Where the node's configuration says door.advertise the token carries that address, and --server may be left
+out.")]
 pub struct Create {
     /// How long it may be used: up to 7 days
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = units::parse_duration)]
