@@ -438,7 +438,8 @@ impl Core {
                 with_chunks: true,
                 chunk_bytes_max: 2 << 20,
             };
-            let (Response::Extents { inode, extents, chunks, .. }, data) = self.call(&request)? else {
+            let (Response::Extents { inode, extents, chunks, .. }, data) = self.call(&request)?
+            else {
                 return unexpected();
             };
             // A damaged one is missed below and fetched again.

@@ -101,5 +101,8 @@ fn run(state: &mut State<'_>, command: &Command) -> Step<Reply> {
             cluster::use_token(state, token_hash, certificate)
         }
         Command::RevokeCertificate { serial } => cluster::revoke(state, *serial),
+        Command::RecordCertificate { certificate } => {
+            cluster::record_certificate(state, certificate)
+        }
     }
 }

@@ -231,9 +231,8 @@ pub struct BlockdStatus {
     /// Unless something else runs it.
     pub pid: Option<u32>,
     pub restarts: u64,
-    /// Pages behind the shared buffers: `hugetlb 2 MiB`, `transparent 2 MiB` or `4 KiB`.
+    /// Pages behind the buffers that node and blockd share: `hugetlb 2 MiB`, or what else.
     pub memory: String,
-    pub memory_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

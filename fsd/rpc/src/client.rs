@@ -194,7 +194,8 @@ impl Client {
         let mut backoff = BACKOFF_MIN;
         loop {
             match self.inner.attempt(None, request, data, until).answer {
-                Err(error) if error.is_transient() => {
+                // The next attempt opens a new session.
+                Err(error) if error.is_transient() || matches!(error, CallError::SessionLost) => {
                     self.inner.pause(&mut backoff, until, error)?;
                 }
                 done => return done,

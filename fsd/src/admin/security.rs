@@ -6,6 +6,7 @@ use std::time::Duration;
 use fsd_rpc::admin::{AdminReply, Cert, Secret, Token};
 use fsd_rpc::message::Failure;
 use fsd_rpc::server::Conn;
+use fsd_rpc::token::Invitation;
 use raftmeta::read;
 use raftmeta_types::cluster::{CertificateInfo, TokenInfo};
 use raftmeta_types::{Command, MetaError};
@@ -43,7 +44,7 @@ pub(super) async fn revoke(
         Err(failure) => return Err(failure),
     }
     tracing::warn!(serial, by = ?conn.peer, "a certificate was revoked");
-    node.refresh_revoked();
+    node.recheck_certificates();
     Ok(AdminReply::Done)
 }
 
@@ -59,7 +60,9 @@ pub(super) async fn create_token(
     let expires = info.expires;
     node.command(Command::CreateToken(info), true).await?;
     tracing::info!(ttl_secs, uses, by = ?conn.peer, "an enrolment token was created");
-    let token = Secret(token.reveal().to_string());
+    // With the address, the token is all that a client needs.
+    let servers = node.config.door.advertise.iter().cloned().collect();
+    let token = Secret(Invitation { token, servers }.reveal().to_string());
     Ok(AdminReply::TokenCreated { token, expires: expires.into(), uses })
 }
 

@@ -69,12 +69,11 @@ fn blockd(node: &Node) -> BlockdStatus {
         Some(State::Stopped) => ("stopped".into(), None, 0),
         None => ("run by something else".into(), None, 0),
     };
-    let memory = node.chunks.volume().memory();
+    let volume = node.chunks.volume();
     BlockdStatus {
         state,
         pid,
         restarts,
-        memory: memory.pages.to_owned(),
-        memory_bytes: memory.bytes,
+        memory: volume.backing().name().to_owned(),
     }
 }

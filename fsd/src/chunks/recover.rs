@@ -77,7 +77,7 @@ impl<V: Volume> ChunkStore<V> {
     /// `Foreign`, `NewerFormat`, `BadHeader`, `Io`: a slot that cannot be read is not taken for an
     /// empty one.
     pub async fn open(volume: V, params: OpenParams) -> Result<ChunkStore<V>, Error> {
-        let header = read_header(&volume, params.cluster_uuid).await?;
+        let header = read_header(&volume, Some(params.cluster_uuid)).await?;
         let device = Arc::new(Device { volume, header });
         let loaded = load_all(&device).await?;
         // All tasks are done, so this is the last handle.
@@ -104,7 +104,16 @@ impl<V: Volume> ChunkStore<V> {
     }
 }
 
-async fn read_header<V: Volume>(volume: &V, cluster: Uuid) -> Result<VolumeHeader, Error> {
+/// Cluster that a volume was formatted for.
+///
+/// # Errors
+/// `NewerFormat`, `BadHeader`: never formatted, or both headers are damaged. `Io`.
+pub async fn owner<V: Volume>(volume: &V) -> Result<Uuid, Error> {
+    Ok(read_header(volume, None).await?.cluster)
+}
+
+/// The header, if it is of this cluster; with `None` of any.
+async fn read_header<V: Volume>(volume: &V, of: Option<Uuid>) -> Result<VolumeHeader, Error> {
     let block_size = u64::from(volume.geometry().block_size);
     let mut found = Vec::new();
     for copy in 0..2 {
@@ -116,11 +125,13 @@ async fn read_header<V: Volume>(volume: &V, cluster: Uuid) -> Result<VolumeHeade
     let bad = |kind, why: String| Err(Error::new(kind, format!("chunk volume: {why}")));
     for copy in &found {
         match copy {
-            Found::Valid(header) if header.cluster == cluster => return Ok(*header),
-            Found::Valid(header) => {
-                let other = header.cluster;
-                return bad(Kind::Foreign, format!("it is of cluster {other}, not {cluster}"));
-            }
+            Found::Valid(header) => match of {
+                Some(cluster) if cluster != header.cluster => {
+                    let other = header.cluster;
+                    return bad(Kind::Foreign, format!("it is of cluster {other}, not {cluster}"));
+                }
+                Some(_) | None => return Ok(*header),
+            },
             Found::Newer(version) => {
                 return bad(Kind::NewerFormat, format!("format {version} is newer than this fsd"));
             }

@@ -108,6 +108,10 @@ pub enum Command {
     RevokeCertificate {
         serial: u64,
     },
+    /// A certificate that was issued without a token: a renewal.
+    RecordCertificate {
+        certificate: CertificateInfo,
+    },
 }
 
 /// Makes an inode, and an entry for it unless `name` is empty (`O_TMPFILE`).

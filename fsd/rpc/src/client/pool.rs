@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use raftmeta_types::Ino;
+use raftmeta_types::{Ino, MetaError};
 
 use super::connection::{Closer, Connection};
 use super::dial::Dial;
@@ -59,7 +59,7 @@ pub(super) struct Slot {
 
 /// What became of one attempt.
 pub(super) struct Attempt {
-    /// The server has, or may have, got the request.
+    /// The server has done, or may have done, what was asked.
     pub(super) sent: bool,
     pub(super) answer: Result<(Response, Bytes), CallError>,
 }
@@ -170,6 +170,10 @@ impl Inner {
         let answer = match connection.exchange(request, data, until) {
             Ok((Response::Failed(failure), _)) => {
                 match failure {
+                    Failure::Meta(MetaError::SessionExpired) => {
+                        self.drop_connections(connection);
+                        return Attempt { sent: false, answer: Err(CallError::SessionLost) };
+                    }
                     Failure::Protocol(_) => self.discard(connection),
                     _ => self.checkin(connection),
                 }
@@ -180,10 +184,8 @@ impl Inner {
                 Ok(answer)
             }
             Err(error) => {
-                self.discard(connection);
                 // The idle ones to that server are most likely broken, too.
-                self.state.lock().drop_idle();
-                self.freed.notify_all();
+                self.drop_connections(connection);
                 Err(self.check_aborted().err().unwrap_or(error.into()))
             }
         };
@@ -316,6 +318,15 @@ impl Inner {
     fn discard(&self, connection: Connection) {
         self.state.lock().remove(connection);
         self.freed.notify_one();
+    }
+
+    /// This connection and the idle ones: the next request greets anew.
+    fn drop_connections(&self, connection: Connection) {
+        let mut state = self.state.lock();
+        state.remove(connection);
+        state.drop_idle();
+        drop(state);
+        self.freed.notify_all();
     }
 
     pub(super) fn take_slot(&self, until: Instant) -> Result<Slot, CallError> {

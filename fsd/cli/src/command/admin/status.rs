@@ -126,7 +126,7 @@ fn screen(status: &fsd_rpc::admin::Status, wide: bool, colours: bool) -> String 
     if blockd.restarts > 0 {
         text += &format!(", restarted {} times", blockd.restarts);
     }
-    text += &format!(", memory {} of {} pages\n", units::bytes(blockd.memory_bytes), blockd.memory);
+    text += &format!(", buffers in {} pages\n", blockd.memory);
     text += &format!("clients  {} mounts\n", status.clients);
     for (at, job) in status.jobs.iter().enumerate() {
         let label = if at == 0 { "jobs" } else { "" };
@@ -247,8 +247,7 @@ mod tests {
                 state: "running".into(),
                 pid: Some(7),
                 restarts: 2,
-                memory: "4 KiB".into(),
-                memory_bytes: 64 << 20,
+                memory: "hugetlb 2 MiB".into(),
             },
             clients: 14,
             jobs: vec![],
@@ -264,7 +263,7 @@ cluster  prod (7f3c0011)   HEALTH_WARN  1 check   v0.1.0
 nodes    1/1 up, leader n1, n1 up for 6m10s
 data     logical 28.0 GiB  stored 10.0 GiB (2.80x)  flash 81% of 100 GiB, 19.0 GiB free
 meta     12,345 inodes, term 3, log 4.0 KiB
-blockd   running (process 7), restarted 2 times, memory 64.0 MiB of 4 KiB pages
+blockd   running (process 7), restarted 2 times, buffers in hugetlb 2 MiB pages
 clients  14 mounts
 ";
         assert_eq!(text, expected);
