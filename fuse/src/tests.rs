@@ -35,7 +35,10 @@ fn older_bytes_go_under_newer_ones() {
     let mut dirty = Dirty::default();
     dirty.write(4, b"new");
     dirty.write_under([(0, &b"0123456789"[..])].into_iter());
-    assert_eq!(dirty.ranges().flat_map(|(_, data)| data.to_vec()).collect::<Vec<u8>>(), b"0123new789");
+    assert_eq!(
+        dirty.ranges().flat_map(|(_, data)| data.to_vec()).collect::<Vec<u8>>(),
+        b"0123new789"
+    );
     assert_eq!((dirty.bytes(), dirty.end()), (10, 10));
 }
 

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use fsd_rpc::message::{Request, Response};
 use parking_lot::{Condvar, Mutex};
-use raftmeta_types::command::{AttrChange, SetAttr, SetTime};
 use raftmeta_types::Ino;
+use raftmeta_types::command::{AttrChange, SetAttr, SetTime};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::flush::Depth;
-use crate::buffer::Dirty;
 use super::{Core, File, Handle, Result, State, unexpected};
+use crate::buffer::Dirty;
 
 /// An opened file.
 pub(crate) struct Opened {

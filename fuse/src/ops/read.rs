@@ -65,9 +65,9 @@ impl Core {
         }
         self.read_ahead(&handle, &ahead, size);
         let mut buffer = vec![0; (range.end - range.start) as usize];
-        let covered = patches.first().is_some_and(|(at, bytes)| {
-            *at <= range.start && at + bytes.len() as u64 >= range.end
-        });
+        let covered = patches
+            .first()
+            .is_some_and(|(at, bytes)| *at <= range.start && at + bytes.len() as u64 >= range.end);
         if !covered {
             self.fill(file, &range, &mut buffer)?;
         }
@@ -107,9 +107,8 @@ impl Core {
             if let Some(pieces) = state.layout.get(range) {
                 return Ok(pieces);
             }
-            let under_way = |loading: &Range<u64>| {
-                loading.start < range.end && range.start < loading.end
-            };
+            let under_way =
+                |loading: &Range<u64>| loading.start < range.end && range.start < loading.end;
             if !state.loading.iter().any(under_way) {
                 break;
             }
@@ -248,9 +247,10 @@ impl Core {
     pub(crate) fn fetch_ahead(&self, file: &File, range: &Range<u64>) {
         {
             let state = file.state.lock();
-            let under_way = state.loading.iter().any(|loading| {
-                loading.start <= range.start && range.end <= loading.end
-            });
+            let under_way = state
+                .loading
+                .iter()
+                .any(|loading| loading.start <= range.start && range.end <= loading.end);
             if state.dead || under_way || state.layout.get(range).is_some() {
                 return;
             }

@@ -58,7 +58,8 @@ impl Core {
         let mut at = offset;
         let mut len = SEEK_BYTES_MIN;
         loop {
-            let (inode, extents) = self.extents(ino, at, len.min(OFFSET_MAX - at.min(OFFSET_MAX)))?;
+            let (inode, extents) =
+                self.extents(ino, at, len.min(OFFSET_MAX - at.min(OFFSET_MAX)))?;
             if offset >= inode.size {
                 return Err(Errno::NXIO);
             }
@@ -91,8 +92,7 @@ impl Core {
         offset: u64,
         len: u64,
     ) -> Result<(Inode, Vec<raftmeta_types::Extent>)> {
-        let request =
-            Request::Extents { ino, offset, len, with_chunks: false, chunk_bytes_max: 0 };
+        let request = Request::Extents { ino, offset, len, with_chunks: false, chunk_bytes_max: 0 };
         match self.call(&request)?.0 {
             Response::Extents { inode, extents, .. } => Ok((inode, extents)),
             _ => unexpected(),

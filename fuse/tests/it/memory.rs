@@ -218,10 +218,9 @@ fn events_of(command: &Command) -> Vec<Event> {
         Command::Create(create) => vec![entry(create.parent, &create.name)],
         Command::Link { ino, parent, name } => vec![entry(*parent, name), inode(*ino, false)],
         Command::Unlink(unlink) => vec![entry(unlink.parent, &unlink.name)],
-        Command::Rename(rename) => vec![
-            entry(rename.parent, &rename.name),
-            entry(rename.new_parent, &rename.new_name),
-        ],
+        Command::Rename(rename) => {
+            vec![entry(rename.parent, &rename.name), entry(rename.new_parent, &rename.new_name)]
+        }
         Command::SetAttr(set) => vec![inode(set.ino, set.size.is_some())],
         Command::SetXattr { ino, .. } | Command::RemoveXattr { ino, .. } => {
             vec![inode(*ino, false)]
@@ -348,7 +347,12 @@ impl Member {
                 let end = found.len() < *limit as usize;
                 let entry = |entry: read::Entry| {
                     let inode = state.inode(entry.ino)?;
-                    Ok(DirEntry { name: entry.name.into(), ino: entry.ino, kind: entry.kind, inode })
+                    Ok(DirEntry {
+                        name: entry.name.into(),
+                        ino: entry.ino,
+                        kind: entry.kind,
+                        inode,
+                    })
                 };
                 let entries = found.into_iter().map(entry).collect::<CallResult<_>>()?;
                 Response::Entries { entries, end }

@@ -67,11 +67,13 @@ fn acls_and_modes_follow_each_other() {
     fs::write(&path, b"x").unwrap();
     let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
     // u::rw- u:12:rwx g::r-- m::rwx o::---
-    let access = acl(&[(1, 6, NOBODY), (2, 7, 12), (4, 4, NOBODY), (16, 7, NOBODY), (32, 0, NOBODY)]);
+    let access =
+        acl(&[(1, 6, NOBODY), (2, 7, 12), (4, 4, NOBODY), (16, 7, NOBODY), (32, 0, NOBODY)]);
     setxattr(&path, "system.posix_acl_access", &access, XattrFlags::empty()).unwrap();
     assert_eq!(mode(), 0o670, "the group's bits are the mask");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-    let narrowed = acl(&[(1, 6, NOBODY), (2, 7, 12), (4, 4, NOBODY), (16, 4, NOBODY), (32, 0, NOBODY)]);
+    let narrowed =
+        acl(&[(1, 6, NOBODY), (2, 7, 12), (4, 4, NOBODY), (16, 4, NOBODY), (32, 0, NOBODY)]);
     assert_eq!(get(&path, "system.posix_acl_access").unwrap(), narrowed);
     removexattr(&path, "system.posix_acl_access").unwrap();
     assert_eq!(get(&path, "system.posix_acl_access"), Err(Errno::NODATA));
@@ -83,7 +85,8 @@ fn default_acls_are_inherited() {
     let Some(mounts) = Mounts::new(1) else { return };
     let directory = mounts.path(0).join("d");
     fs::create_dir(&directory).unwrap();
-    let default = acl(&[(1, 7, NOBODY), (2, 6, 12), (4, 5, NOBODY), (16, 7, NOBODY), (32, 0, NOBODY)]);
+    let default =
+        acl(&[(1, 7, NOBODY), (2, 6, 12), (4, 5, NOBODY), (16, 7, NOBODY), (32, 0, NOBODY)]);
     setxattr(&directory, "system.posix_acl_default", &default, XattrFlags::empty()).unwrap();
     fs::create_dir(directory.join("sub")).unwrap();
     assert_eq!(get(&directory.join("sub"), "system.posix_acl_default").unwrap(), default);
