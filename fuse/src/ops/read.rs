@@ -115,16 +115,39 @@ impl Core {
             file.loaded.wait(&mut state);
         }
         drop(state);
-        Ok(vec![self.fetch(file, range)?])
+        self.fetch(file, range)
     }
 
     /// Asks for extents with their chunks, and keeps both.
-    fn fetch(&self, file: &File, range: &Range<u64>) -> Result<Arc<[Extent]>> {
-        let content = {
-            let mut state = file.state.lock();
-            state.loading.push(range.clone());
-            state.content
+    fn fetch(&self, file: &File, range: &Range<u64>) -> Result<Vec<Arc<[Extent]>>> {
+        file.state.lock().loading.push(range.clone());
+        let mut pieces = Vec::new();
+        let mut at = range.start;
+        let result = loop {
+            match self.fetch_part(file, &(at..range.end)) {
+                Ok((_, end)) if end <= at => break unexpected(),
+                Ok((extents, end)) => {
+                    pieces.push(extents);
+                    at = end;
+                }
+                Err(error) => break Err(error),
+            }
+            if at >= range.end {
+                break Ok(pieces);
+            }
         };
+        let mut state = file.state.lock();
+        if let Some(at) = state.loading.iter().position(|loading| loading == range) {
+            state.loading.swap_remove(at);
+        }
+        drop(state);
+        file.loaded.notify_all();
+        result
+    }
+
+    /// The first part of the range, as far as one answer goes, and where that ends.
+    fn fetch_part(&self, file: &File, range: &Range<u64>) -> Result<(Arc<[Extent]>, u64)> {
+        let content = file.state.lock().content;
         // Both ends may lie within large chunks.
         let chunk_bytes_max = range.end - range.start + 2 * CHUNK_MAX as u64;
         let chunk_bytes_max = chunk_bytes_max.min(u64::from(CHUNKS_BYTES_MAX));
@@ -135,29 +158,17 @@ impl Core {
             with_chunks: true,
             chunk_bytes_max: chunk_bytes_max as u32,
         };
-        let answer = self.call(&request);
-        let mut state = file.state.lock();
-        if let Some(at) = state.loading.iter().position(|loading| loading == range) {
-            state.loading.swap_remove(at);
-        }
-        let result = match answer {
-            Ok((Response::Extents { inode, extents, chunks }, data)) => {
-                drop(state);
-                // What arrived damaged is missed later and asked for once more.
-                self.keep(&chunks, &data);
-                let extents: Arc<[Extent]> = extents.into();
-                state = file.state.lock();
-                if state.content == content {
-                    state.layout.learn(range.clone(), inode.data_version, extents.clone());
-                }
-                Ok(extents)
-            }
-            Ok(_) => unexpected(),
-            Err(error) => Err(error),
+        let (Response::Extents { inode, extents, end, chunks }, data) = self.call(&request)? else {
+            return unexpected();
         };
-        drop(state);
-        file.loaded.notify_all();
-        result
+        // What arrived damaged is missed later and asked for once more.
+        self.keep(&chunks, &data);
+        let extents: Arc<[Extent]> = extents.into();
+        let mut state = file.state.lock();
+        if state.content == content {
+            state.layout.learn(range.start..end.min(range.end), inode.data_version, extents.clone());
+        }
+        Ok((extents, end))
     }
 
     /// The chunks that the range needs.

@@ -58,12 +58,12 @@ impl Core {
         let mut at = offset;
         let mut len = SEEK_BYTES_MIN;
         loop {
-            let (inode, extents) =
-                self.extents(ino, at, len.min(OFFSET_MAX - at.min(OFFSET_MAX)))?;
+            let wanted = len.min(OFFSET_MAX - at.min(OFFSET_MAX));
+            let (inode, extents, end) = self.extents(ino, at, wanted)?;
             if offset >= inode.size {
                 return Err(Errno::NXIO);
             }
-            let end = at.saturating_add(len).min(inode.size);
+            let end = end.min(inode.size);
             for extent in extents.iter().filter(|extent| extent.data != ExtentData::Zero) {
                 if extent.offset > at && what == Seek::Hole {
                     return Ok(at);
@@ -86,15 +86,16 @@ impl Core {
         }
     }
 
+    /// Extents from `offset` on, and up to where they are known.
     fn extents(
         &self,
         ino: Ino,
         offset: u64,
         len: u64,
-    ) -> Result<(Inode, Vec<raftmeta_types::Extent>)> {
+    ) -> Result<(Inode, Vec<raftmeta_types::Extent>, u64)> {
         let request = Request::Extents { ino, offset, len, with_chunks: false, chunk_bytes_max: 0 };
         match self.call(&request)?.0 {
-            Response::Extents { inode, extents, .. } => Ok((inode, extents)),
+            Response::Extents { inode, extents, end, .. } => Ok((inode, extents, end)),
             _ => unexpected(),
         }
     }

@@ -313,7 +313,7 @@ impl Member {
             data.extend_from_slice(&chunk);
             chunks.push(ChunkPut { hash: *hash, len: chunk.len() as u32 });
         }
-        Ok((Response::Extents { inode, extents, chunks }, data.into()))
+        Ok((Response::Extents { inode, extents, end: to, chunks }, data.into()))
     }
 
     fn answer(

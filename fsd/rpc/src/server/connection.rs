@@ -1,19 +1,28 @@
 //! The life of one connection: handshake, greeting, requests, end.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufReader};
-use tokio::sync::mpsc;
+use raftmeta_types::Ino;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 
+use super::doors::Accepted;
 use super::{
-    ALIVE_EVERY, Accepted, Conn, HANDSHAKE_MAX, Handler, IDLE_MAX, Peer, SESSION_CONNECTIONS_MAX,
-    STALL_MAX, Shared,
+    ALIVE_EVERY, Conn, GREETING_MAX, HANDSHAKE_MAX, HELLO_META_LEN_MAX, Handler, IDLE_MAX, Peer,
+    SESSION_CONNECTIONS_MAX, STALL_MAX, Shared,
 };
 use crate::frame::{self, Frame, FrameError, HEADER_LEN, Kind};
 use crate::message::{Event, Failure, Hello, PROTOCOL_VERSION, Request, Response, Role};
 
 const READ_BUFFER_BYTES: usize = 16 << 10;
+/// How long, and for how many bytes, a connection that was told off may go on talking.
+const LINGER_MAX: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: u64 = 16 << 20;
 
 pub(super) async fn serve<H: Handler>(shared: Arc<Shared<H>>, accepted: Accepted, id: u64) {
     match accepted {
@@ -24,45 +33,90 @@ pub(super) async fn serve<H: Handler>(shared: Arc<Shared<H>>, accepted: Accepted
                 gid: credentials.gid(),
                 pid: credentials.pid(),
             };
-            talk(&shared, stream, peer, id).await;
+            talk(&shared, stream, peer, id, None).await;
         }
-        Accepted::Tcp(stream, address, acceptor) => {
-            let stream = match timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake"),
-                Err(_) => return tracing::debug!(%address, "TLS handshake timed out"),
+        Accepted::Tcp(stream, address) => {
+            let Ok(stranger) = shared.strangers.clone().try_acquire_owned() else {
+                return tracing::debug!(%address, "closed: too many strangers");
             };
-            let certificate = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
-            let peer = match certificate.map(|der| crate::tls::subject_and_serial(der)) {
-                None => Peer::TlsAnonymous { address },
-                Some(Some((subject, serial))) => Peer::Tls { subject, serial, address },
-                Some(None) => return tracing::warn!(%address, "unreadable certificate"),
-            };
-            talk(&shared, stream, peer, id).await;
+            let Some((stream, peer)) = shake_hands(&shared, stream, address).await else { return };
+            let entry = shared.live.enter(id, &peer);
+            tokio::select! {
+                () = talk(&shared, stream, peer, id, Some(stranger)) => {}
+                () = entry.ended() => {}
+            }
         }
     }
 }
 
+/// TLS, and whose certificate it is.
+async fn shake_hands<H: Handler>(
+    shared: &Shared<H>,
+    stream: TcpStream,
+    address: SocketAddr,
+) -> Option<(TlsStream<TcpStream>, Peer)> {
+    // An error means that it is closed already.
+    let _ = stream.set_nodelay(true);
+    let acceptor = shared.control.tls.lock().clone()?;
+    let stream = match timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%address, %error, "TLS handshake");
+            return None;
+        }
+        Err(_) => {
+            tracing::debug!(%address, "TLS handshake timed out");
+            return None;
+        }
+    };
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let peer = match certificate.map(|der| crate::tls::facts(der)) {
+        None => Peer::TlsAnonymous { address },
+        Some(Some(certificate)) => Peer::Tls { certificate, address },
+        Some(None) => {
+            tracing::warn!(%address, "unreadable certificate");
+            return None;
+        }
+    };
+    Some((stream, peer))
+}
+
+/// `stranger` is given back once the peer has greeted.
 async fn talk<H: Handler>(
     shared: &Shared<H>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send,
     peer: Peer,
     id: u64,
+    stranger: Option<OwnedSemaphorePermit>,
 ) {
     let mut stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
-    let greeted = match timeout(HANDSHAKE_MAX, greet(shared, &mut stream, &peer, id)).await {
+    let greeted = match timeout(GREETING_MAX, greet(shared, &mut stream, &peer, id)).await {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(error)) => return tracing::debug!(?peer, %error, "greeting"),
         Err(_) => return tracing::debug!(?peer, "no greeting in time"),
     };
-    let Some(ended) = greeted else { return };
+    drop(stranger);
+    let Some(ended) = greeted else { return linger(&mut stream).await };
     if let Err(error) = requests(shared, &mut stream, &ended.conn).await {
         tracing::debug!(peer = ?ended.conn.peer, %error, "connection ended");
         if !matches!(error, FrameError::Io(_)) {
             let failure = Failure::Protocol(error.to_string());
             let _ = reply(&mut stream, &Response::Failed(failure), &[]).await;
+            linger(&mut stream).await;
         }
     }
+}
+
+/// Lets the peer read the last reply: what it sent and nobody reads would make the system reset the
+/// connection and throw the reply away.
+async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut BufReader<S>) {
+    let drain = async {
+        stream.get_mut().shutdown().await?;
+        let rest = &mut stream.take(LINGER_BYTES_MAX);
+        tokio::io::copy(rest, &mut tokio::io::sink()).await
+    };
+    // Whatever happens here, the connection is over.
+    let _ = timeout(LINGER_MAX, drain).await;
 }
 
 impl<H> Shared<H> {
@@ -116,14 +170,13 @@ async fn greet<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     peer: &Peer,
     id: u64,
 ) -> Result<Option<Ended<'a, H>>, FrameError> {
-    let first = frame::read_async(stream).await.and_then(|f| f.message(Kind::Request));
-    let hello = match first {
-        Ok(Request::Hello(hello)) => hello,
-        Ok(_) => {
-            return refuse(stream, Failure::Protocol("the first request is Hello".into())).await;
-        }
+    let hello = match read_hello(stream).await {
+        Ok(hello) => hello,
         Err(error @ FrameError::Io(_)) => return Err(error),
         Err(error) => return refuse(stream, Failure::Protocol(error.to_string())).await,
+    };
+    let Some(hello) = hello else {
+        return refuse(stream, Failure::Protocol("the first request is Hello".into())).await;
     };
     if hello.protocol != PROTOCOL_VERSION {
         let why = format!(
@@ -138,6 +191,10 @@ async fn greet<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
             let why = "no client certificate: enrol first (`cfs mount --token`)";
             return refuse(stream, Failure::Refused(why.into())).await;
         }
+        (Peer::Tls { .. }, _) if !shared.admits(peer) => {
+            let why = "the certificate was revoked: enrol again with a new token";
+            return refuse(stream, Failure::Refused(why.into())).await;
+        }
         (Peer::Unix { uid, .. }, _) if !shared.allowed_uids.contains(uid) => {
             let why = format!("uid {uid} may not use this socket");
             return refuse(stream, Failure::Refused(why)).await;
@@ -145,6 +202,35 @@ async fn greet<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
         (Peer::Unix { .. } | Peer::Tls { .. }, _) => {}
     }
     welcome(shared, stream, peer, hello, id).await
+}
+
+/// The first frame. `None` when it is another request.
+async fn read_hello<S: AsyncRead + Unpin>(
+    stream: &mut BufReader<S>,
+) -> Result<Option<Hello>, FrameError> {
+    let mut header = [0; HEADER_LEN];
+    stream.read_exact(&mut header).await?;
+    let announced = frame::parse_header(&header)?;
+    // Who has not greeted yet gets no memory for what no greeting has.
+    if announced.meta_len > HELLO_META_LEN_MAX {
+        return Err(FrameError::MetaTooLong(announced.meta_len as u64));
+    }
+    let frame = frame::read_body(stream, &header).await?;
+    let Request::Hello(mut hello) = frame.message(Kind::Request)? else { return Ok(None) };
+    let inos = match &mut hello.role {
+        Role::Session { open, .. } => open,
+        Role::NewSession { .. } | Role::Admin | Role::Enrol if frame.data.is_empty() => {
+            return Ok(Some(hello));
+        }
+        Role::NewSession { .. } | Role::Admin | Role::Enrol => {
+            return Err(FrameError::DataTooLong(frame.data.len() as u64));
+        }
+    };
+    let (open, []) = frame.data.as_chunks() else {
+        return Err(FrameError::Trailing(frame.data.len() % size_of::<u64>()));
+    };
+    *inos = open.iter().map(|ino| Ino(u64::from_le_bytes(*ino))).collect();
+    Ok(Some(hello))
 }
 
 async fn welcome<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
@@ -189,8 +275,8 @@ async fn enrol<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<Option<Ended<'a, H>>, FrameError> {
     reply(stream, &Response::Done, &[]).await?;
     match frame::read_async(stream).await?.message(Kind::Request)? {
-        Request::Enrol { token, csr_der } => {
-            let answer = shared.handler.enrol(peer, token, csr_der).await;
+        Request::Enrol(enrolment) => {
+            let answer = shared.handler.enrol(peer, enrolment).await;
             reply(stream, &answer.unwrap_or_else(Response::Failed), &[]).await?;
             Ok(None)
         }
@@ -230,10 +316,11 @@ async fn requests<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<(), FrameError> {
     while let Some(frame) = next(shared, stream).await? {
         let (response, data) = match frame.message(Kind::Request)? {
-            Request::Hello(_) | Request::Enrol { .. } => {
+            Request::Hello(_) | Request::Enrol(_) => {
                 let why = Failure::Protocol("this connection has greeted already".into());
                 (Response::Failed(why), Vec::new())
             }
+            Request::Renew { csr_der } => (renew(shared, conn, csr_der).await, Vec::new()),
             Request::Subscribe => match shared.handler.subscribe(conn) {
                 Ok(events) => {
                     reply(stream, &Response::Done, &[]).await?;
@@ -245,10 +332,21 @@ async fn requests<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
         };
         reply(stream, &response, &data).await?;
         if matches!(response, Response::Failed(Failure::Protocol(_))) {
+            linger(stream).await;
             return Ok(());
         }
     }
     Ok(())
+}
+
+async fn renew<H: Handler>(shared: &Shared<H>, conn: &Conn, csr_der: bytes::Bytes) -> Response {
+    let answer = match &conn.peer {
+        Peer::Tls { certificate, .. } => shared.handler.renew(certificate, csr_der).await,
+        Peer::Unix { .. } | Peer::TlsAnonymous { .. } => {
+            Err(Failure::Refused("there is no certificate to renew on this connection".into()))
+        }
+    };
+    answer.unwrap_or_else(Response::Failed)
 }
 
 async fn push<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
