@@ -289,6 +289,11 @@ pub fn encode_footer(sequence: u64, entries: &[Entry]) -> Vec<u8> {
     out
 }
 
+/// Whether blocks end in something like a footer, of whatever segment.
+pub fn has_footer(tail: &[u8]) -> bool {
+    u32_at(tail, tail.len() - FOOTER_TRAILER) == FOOTER_MAGIC
+}
+
 /// What the end of a segment says about its footer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Footer {

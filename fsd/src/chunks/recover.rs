@@ -214,8 +214,10 @@ async fn load<V: Volume>(
             let why = format!("the segment in slot {slot} has the newer format {version}");
             return Err(Error::new(Kind::NewerFormat, why));
         }
-        Found::Damaged => return Ok(salvage(&device.read(start, segment_bytes).await?, keys)),
-        Found::Valid(_) | Found::Absent => return Ok(None),
+        Found::Damaged if holds_records(device, start).await? => {
+            return Ok(salvage(&device.read(start, segment_bytes).await?, keys));
+        }
+        Found::Damaged | Found::Valid(_) | Found::Absent => return Ok(None),
     };
     let mut len = BLOCK;
     loop {
@@ -228,6 +230,15 @@ async fn load<V: Volume>(
     }
     let bytes = device.read(start, segment_bytes).await?;
     Ok(Some(Loaded { sequence, entries: format::scan(&bytes, sequence), full: false }))
+}
+
+/// Whether a slot with a damaged header looks like a segment at its first record or its footer.
+/// Anything else never was one, and reading all of a strange disk would take hours.
+async fn holds_records<V: Volume>(device: &Device<V>, start: u64) -> Result<bool, Error> {
+    let first = device.read_piece(start + BLOCK as u64, BLOCK).await?;
+    let last = start + (device.segment_bytes() - BLOCK) as u64;
+    Ok(RecordHeader::decode_head(&first).is_some()
+        || format::has_footer(&device.read_piece(last, BLOCK).await?))
 }
 
 /// A segment whose header is damaged, or bytes that never were one of this store: only records that
