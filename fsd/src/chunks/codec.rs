@@ -44,8 +44,8 @@ fn is_flat(sample: &[u8]) -> bool {
         counts[1][usize::from(two[1])] += 1;
     }
     let mut collisions = 0;
-    for value in 0..256 {
-        let count = (counts[0][value] + counts[1][value]) as usize;
+    for (one, other) in counts[0].iter().zip(&counts[1]) {
+        let count = (one + other) as usize;
         collisions += count * count;
     }
     collisions * VALUES < sample.len() * sample.len()

@@ -44,13 +44,8 @@ impl<V: Volume> ChunkStore<V> {
         let bytes = geometry.blocks * u64::from(geometry.block_size);
         let FormatParams { cluster_uuid, shard_count, segment_bytes } = params;
         let bad = |why: String| Err(Error::new(Kind::Invalid, format!("format: {why}")));
-        if !shard_count.is_power_of_two() || shard_count > 1 << 16 {
-            return bad(format!("{shard_count} shards are not a power of two up to 65536"));
-        }
-        if !segment_bytes.is_multiple_of(BLOCK as u32)
-            || !(64 << 10..=64 << 20).contains(&segment_bytes)
-        {
-            return bad(format!("segments of {segment_bytes} bytes"));
+        if let Err(why) = format::check_parameters(shard_count, segment_bytes) {
+            return bad(why);
         }
         let slots = bytes.saturating_sub(SLOTS_START) / u64::from(segment_bytes);
         let least = u64::from(shard_count) * 2 + 5;
@@ -169,6 +164,9 @@ async fn read_header<V: Volume>(volume: &V, cluster: Uuid) -> Result<VolumeHeade
     };
     let bytes = geometry.blocks * u64::from(geometry.block_size);
     let end = SLOTS_START + u64::from(header.slots) * u64::from(header.segment_bytes);
+    if let Err(why) = format::check_parameters(header.shard_count, header.segment_bytes) {
+        return bad(Kind::BadHeader, why);
+    }
     if end > bytes {
         return bad(Kind::BadHeader, format!("it was formatted for {end} bytes, it has {bytes}"));
     }
