@@ -194,12 +194,13 @@ fn main() -> Fallible<()> {
                  threads {four:6.0}/s",
                 p50 / floor,
             );
-            let mib = |rate: f64, kib: f64| rate * kib / 1024.0;
+            let (put_256k, _) = latency(time, || put(client));
+            let (get_1m, _) = latency(time, || get(client));
             println!(
-                "  {name}  256 KiB put {:6.0} MiB/s  1 MiB get {:6.0} MiB/s  4 threads get {:6.0} MiB/s",
-                mib(rate(1, time, || put(client)), 256.0),
-                mib(rate(1, time, || get(client)), 1024.0),
-                mib(rate(4, time, || get(client)), 1024.0),
+                "  {name}  256 KiB put p50 {put_256k:6.1} µs = {:5.0} MiB/s  1 MiB get p50 {get_1m:6.1} \
+                 µs = {:5.0} MiB/s",
+                0.25e6 / put_256k,
+                1e6 / get_1m,
             );
         }
     }
