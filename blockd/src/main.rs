@@ -1,5 +1,6 @@
 //! The daemon's binary: parse, configure, run, stop on SIGTERM, SIGINT or the admin method `stop`.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -33,7 +34,8 @@ fn main() -> anyhow::Result<()> {
     }
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(std::io::stderr().is_terminal()).init();
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Before the devices are opened, so that an early signal is not lost nor ends us halfway.

@@ -43,8 +43,8 @@ const MAKE_ROOM_EVERY: Duration = Duration::from_secs(1);
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(3600);
 /// Fewer entries since the last checkpoint are not worth one.
 const CHECKPOINT_ENTRIES_MIN: u64 = 1000;
-/// How often the list of revoked certificates is read.
-const REVOKED_EVERY: Duration = Duration::from_secs(10);
+/// How often the network door gets a new certificate; one is good for a year.
+const CERTIFICATE_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What the background work knows, and what others tell it.
 pub(crate) struct Upkeep {
@@ -162,7 +162,7 @@ struct Rounds {
     settled_up_to: settle::Cursor,
     sweep: sweep::Sweep,
     checkpointed: Option<(Instant, u64)>,
-    revoked_read: Option<Instant>,
+    certificate: Option<Instant>,
     /// One message for a failure that stays, not one a second.
     complained: HashMap<&'static str, String>,
 }
@@ -200,10 +200,7 @@ impl Rounds {
     async fn round(&mut self, node: &Arc<Node>) {
         let expired = expiry::expire(node).await;
         self.note("expiry", expired.map(|()| Found::Nothing));
-        if self.revoked_read.is_none_or(|at| at.elapsed() >= REVOKED_EVERY) {
-            self.revoked_read = Some(Instant::now());
-            node.refresh_revoked();
-        }
+        self.renew_certificate(node);
         let applied = node.group.status().applied.unwrap_or(0);
         let old = node.upkeep.position_before(applied, settle::AGE);
         if self.rested_at == Some(applied) && !self.sweep.is_due(node) {
@@ -244,6 +241,19 @@ impl Rounds {
                 self.complained.insert(job, text);
                 Found::Something
             }
+        }
+    }
+
+    fn renew_certificate(&mut self, node: &Node) {
+        let made = *self.certificate.get_or_insert_with(Instant::now);
+        if node.config.door.tcp.is_none() || made.elapsed() < CERTIFICATE_EVERY {
+            return;
+        }
+        self.certificate = Some(Instant::now());
+        match (node.tls(), node.doors.get()) {
+            (Ok(tls), Some(doors)) => doors.set_tls(tls),
+            (Err(error), _) => tracing::error!(%error, "the network door's certificate"),
+            (Ok(_), None) => {}
         }
     }
 

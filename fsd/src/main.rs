@@ -37,10 +37,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("{}: good, node {}", arguments.config.display(), config.node.name);
         return Ok(());
     }
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        tracing_subscriber::EnvFilter::new("info,openraft=warn,raft_engine=warn")
-    });
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    fsd::node::log_to_stderr();
     fsd::node::serve(config, |ready| println!("{ready}"))?;
     Ok(())
 }

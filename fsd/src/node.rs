@@ -22,13 +22,13 @@ mod identity;
 mod open;
 mod run;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use blockd_ipc::RemoteVolume;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use raftmeta::group::Group;
 use raftmeta::read;
 use raftmeta_types::cluster::ClusterInfo;
@@ -36,11 +36,13 @@ use raftmeta_types::{Command, Envelope, MetaError, NodeId, Reply, SessionId, Tim
 use tokio::sync::watch;
 
 use fsd_rpc::message::Failure;
+use fsd_rpc::server::Control;
 
 pub use blocks::VOLUME;
 pub use error::NodeError;
-pub use run::{Ready, serve};
+pub use run::{Ready, log_to_stderr, serve};
 
+use crate::authority::Authority;
 use crate::chunks::{ChunkStore, Kind};
 use crate::config::Config;
 use crate::data_dir::DataDir;
@@ -66,8 +68,11 @@ pub struct Node {
     pub(crate) metrics: Metrics,
     /// What the background work knows.
     pub(crate) upkeep: Upkeep,
-    /// Serial numbers of revoked certificates, refreshed within a minute of a revocation elsewhere.
-    pub(crate) revoked: RwLock<HashSet<u64>>,
+    pub(crate) authority: Authority,
+    /// What administrators have under way.
+    pub(crate) admin: crate::admin::Jobs,
+    /// Steers the doors while they are open.
+    pub(crate) doors: OnceLock<Control>,
     pub(crate) started: Instant,
     /// Chunks found damaged since the start.
     pub(crate) damaged: AtomicU64,
@@ -207,39 +212,41 @@ impl Node {
         Ok(())
     }
 
-    /// Reads which certificates are revoked.
-    pub(crate) fn refresh_revoked(&self) {
-        match read::certificates(&self.group.view()) {
-            Ok(all) => {
-                let revoked: HashSet<u64> =
-                    all.iter().filter(|c| c.revoked).map(|c| c.serial).collect();
-                if *self.revoked.read() != revoked {
-                    *self.revoked.write() = revoked;
-                }
-            }
-            Err(error) => tracing::error!(%error, "which certificates are revoked"),
+    /// After a revocation: connections whose certificate is good no more end.
+    pub(crate) fn recheck_certificates(&self) {
+        if let Some(doors) = self.doors.get() {
+            doors.recheck();
         }
+    }
+
+    /// A new certificate of this node for its network door; its key never leaves this process.
+    pub(crate) fn tls(&self) -> Result<Arc<rustls::ServerConfig>, NodeError> {
+        let (identity, _) = self.authority.node_identity(self.id, now())?;
+        Ok(fsd_rpc::tls::server_config(&identity)?)
     }
 
     /// What health is judged by, now.
     pub fn facts(&self) -> Facts {
         let usage = self.chunks.usage();
         let blockd = self.blockd.as_ref().map(|state| state.borrow().clone());
+        let unreached = (!self.chunks.volume().is_connected())
+            .then(|| format!("nobody answers on {}", self.config.blockd.socket.display()));
         let leader = self.group.status().leader;
         let metadata = self.metadata_failure.lock().clone();
         Facts {
             replicas_wanted: u32::from(self.config.cluster.protection.replicas),
             replicas_least: 1,
-            blockd_down: blockd.and_then(|state| match state {
-                supervise::State::Running { .. } => None,
-                supervise::State::Waiting { why } => Some(why),
-                supervise::State::Stopped => Some("it was stopped".into()),
-            }),
+            blockd_down: match blockd {
+                Some(supervise::State::Waiting { why }) => Some(why),
+                Some(supervise::State::Stopped) => Some("it was stopped".into()),
+                Some(supervise::State::Running { .. }) | None => unreached,
+            },
             metadata_down: metadata.or(match leader {
                 Some(leader) if leader == self.id.0 => None,
                 Some(leader) => Some(format!("node {leader} leads it")),
                 None => Some("it has no leader".into()),
             }),
+            log_failed: self.group.failure(),
             used_bytes: usage.live,
             total_bytes: usage.total.saturating_sub(usage.reserve),
             damaged_chunks: self.damaged.load(Ordering::Relaxed),

@@ -11,6 +11,7 @@
 //! `order` keeps requests apart that must not pass each other: see there.
 
 mod data;
+mod enrol;
 mod hello;
 mod locks;
 mod mutate;
@@ -21,8 +22,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use fsd_rpc::message::{Event, Failure, Hello, Request, Response, Welcome};
+use fsd_rpc::message::{Enrolment, Event, Failure, Hello, Request, Response, Welcome};
 use fsd_rpc::server::{Conn, Handler, Peer};
+use fsd_rpc::tls::Facts;
 use raftmeta_types::{Command, MetaError, SessionId};
 use tokio::sync::mpsc;
 
@@ -56,14 +58,8 @@ impl Service {
         Service { node: Arc::clone(node), own_uid: rustix::process::geteuid().as_raw() }
     }
 
-    /// Keeps the session alive; refuses one that has ended and certificates that were revoked.
+    /// Keeps the session alive; refuses one that has ended.
     fn admit(&self, conn: &Conn) -> Result<(), Failure> {
-        if let Peer::Tls { serial, .. } = &conn.peer
-            && self.node.revoked.read().contains(serial)
-        {
-            // This failure ends the connection.
-            return Err(Failure::Protocol("the certificate was revoked".into()));
-        }
         let known = conn.session == SessionId::SERVER
             || self.node.sessions.lock().touch(conn.session, self.node.uptime());
         if known { Ok(()) } else { Err(MetaError::SessionExpired.into()) }
@@ -142,7 +138,7 @@ impl Service {
                 node.end_session(conn.session).await?;
                 plain(Response::Done)
             }
-            Request::Hello(_) | Request::Enrol { .. } | Request::Subscribe => {
+            Request::Hello(_) | Request::Enrol(_) | Request::Renew { .. } | Request::Subscribe => {
                 Err(Failure::Protocol("this belongs to the beginning of a connection".into()))
             }
         }
@@ -154,8 +150,16 @@ impl Handler for Service {
         hello::hello(&self.node, peer, hello).await
     }
 
-    async fn enrol(&self, _: &Peer, _: String, _: Bytes) -> Result<Response, Failure> {
-        Err(Failure::Refused("this node has no network door".into()))
+    fn admits(&self, peer: &Peer) -> bool {
+        enrol::admits(&self.node, peer)
+    }
+
+    async fn enrol(&self, peer: &Peer, enrolment: Enrolment) -> Result<Response, Failure> {
+        enrol::enrol(&self.node, peer, enrolment).await
+    }
+
+    async fn renew(&self, certificate: &Facts, csr_der: Bytes) -> Result<Response, Failure> {
+        enrol::renew(&self.node, certificate, &csr_der).await
     }
 
     async fn call(&self, conn: &Conn, request: Request, data: Bytes) -> (Response, Vec<Bytes>) {
@@ -201,7 +205,8 @@ fn operation(request: &Request) -> Option<Operation> {
         Request::LockWait { .. }
         | Request::Ping
         | Request::Hello(_)
-        | Request::Enrol { .. }
+        | Request::Enrol(_)
+        | Request::Renew { .. }
         | Request::Subscribe => return None,
     })
 }
@@ -230,6 +235,7 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         | Command::SetNode(_)
         | Command::CreateToken(_)
         | Command::UseToken { .. }
-        | Command::RevokeCertificate { .. } => Operation::Admin,
+        | Command::RevokeCertificate { .. }
+        | Command::RecordCertificate { .. } => Operation::Admin,
     }
 }

@@ -48,6 +48,10 @@ pub enum NodeError {
     Door(#[from] ServerError),
     #[error("metrics: cannot listen on {address}: {source}")]
     MetricsListen { address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Authority(#[from] crate::authority::AuthorityError),
+    #[error("network door: {0}")]
+    Tls(#[from] fsd_rpc::tls::TlsError),
     #[error("metrics: {0}")]
     Metrics(String),
     #[error("signals: {0}")]

@@ -9,6 +9,7 @@
 //! volume is formatted only while no cluster exists and only if its first blocks say nothing.
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use blockd_ipc::RemoteVolume;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 
 use super::identity::{Identity, Stage};
 use super::{Node, NodeError, blocks, now};
+use crate::authority::Authority;
 use crate::chunks::{ChunkStore, FormatParams, Keys, Kind, OpenParams};
 use crate::config::Config;
 use crate::data_dir::DataDir;
@@ -65,15 +67,18 @@ impl Node {
     }
 
     /// Stops what [`Node::open`] started, after the doors and jobs have ended.
-    pub(super) async fn close(&self) {
+    pub(super) async fn close(self: Arc<Node>) {
         if let Err(error) = self.group.shutdown().await {
             tracing::error!(%error, "stopping the metadata group");
         }
         let supervisor = self.supervisor.lock().take();
+        let directory = self.directory.path().display().to_string();
+        // Hangs up before blockd does.
+        drop(self);
         if let Some(supervisor) = supervisor {
             supervisor.stop().await;
         }
-        tracing::info!(directory = %self.directory.path().display(), "stopped");
+        tracing::info!(directory, "stopped");
     }
 }
 
@@ -97,7 +102,7 @@ async fn assemble(
         checkpoint_entries: CHECKPOINT_ENTRIES,
     })
     .await?;
-    let opened = data(&config, identity, creating, &group, volume, keys).await;
+    let opened = data(&config, identity, &at(MASTER_KEY), &group, volume, keys).await;
     let (cluster, chunks) = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -110,6 +115,8 @@ async fn assemble(
         identity.state = Stage::Ready;
         identity.save(directory.path())?;
     }
+    let sealed = read::authority(&group.view())?.unwrap_or_default();
+    let authority = Authority::open(&sealed, &at(MASTER_KEY), identity.cluster)?;
     let known = read::sessions(&group.view())?.into_iter().map(|info| info.session);
     let sessions = Sessions::restarted(known, Duration::ZERO);
     let upkeep = Upkeep::new(cluster.shard_count);
@@ -123,7 +130,9 @@ async fn assemble(
         events: Events::default(),
         metrics: Metrics::new().map_err(|error| NodeError::Metrics(error.to_string()))?,
         upkeep,
-        revoked: Default::default(),
+        authority,
+        admin: Default::default(),
+        doors: OnceLock::new(),
         started: Instant::now(),
         damaged: Default::default(),
         blockd: supervisor.map(Supervisor::state),
@@ -135,7 +144,6 @@ async fn assemble(
         config,
     };
     end_interrupted_deletions(&node).await?;
-    node.refresh_revoked();
     Ok(node)
 }
 
@@ -171,11 +179,12 @@ async fn check_ours_or_blank(volume: &RemoteVolume, identity: &Identity) -> Resu
 async fn data(
     config: &Config,
     identity: &Identity,
-    creating: bool,
+    master: &Path,
     group: &Group,
     volume: RemoteVolume,
     keys: Keys,
 ) -> Result<(ClusterInfo, ChunkStore<RemoteVolume>), NodeError> {
+    let creating = identity.state == Stage::Creating;
     let mut cluster = read::cluster(&group.view())?;
     if cluster.is_none() && creating {
         let params = FormatParams {
@@ -184,7 +193,7 @@ async fn data(
             segment_bytes: SEGMENT_BYTES,
         };
         ChunkStore::format(&volume, params).await?;
-        init_cluster(config, identity, group).await?;
+        init_cluster(config, identity, master, group).await?;
         cluster = read::cluster(&group.view())?;
     }
     let cluster = cluster.ok_or(NodeError::Identity {
@@ -221,8 +230,11 @@ async fn command(
 async fn init_cluster(
     config: &Config,
     identity: &Identity,
+    master: &Path,
     group: &Group,
 ) -> Result<(), NodeError> {
+    let authority = Authority::create(identity.cluster, &config.cluster.name, now())?;
+    let sealed_ca = authority.seal(master, identity.cluster)?;
     let cluster = ClusterInfo {
         uuid: identity.cluster,
         name: config.cluster.name.clone(),
@@ -230,7 +242,7 @@ async fn init_cluster(
         shard_count: config.cluster.shard_count,
         created: now(),
     };
-    let init = Command::InitCluster { cluster, sealed_ca: bytes::Bytes::new() };
+    let init = Command::InitCluster { cluster, sealed_ca };
     command(group, "making the cluster", init, true).await
 }
 

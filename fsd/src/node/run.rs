@@ -1,6 +1,7 @@
 //! A node at work: doors, jobs and metrics around it, signals, and the end in order.
 
 use std::future::Future;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use fsd_rpc::server::{Server, ServerConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
+use tracing_subscriber::EnvFilter;
 
 use super::blocks::make_parent;
 use super::{Node, NodeError};
@@ -41,6 +43,14 @@ impl std::fmt::Display for Ready {
         }
         write!(f, ", metrics http://{metrics}/metrics")
     }
+}
+
+/// Sends what a daemon has to say to stderr. `RUST_LOG` chooses more or less of it.
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,raft_engine=warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(std::io::stderr().is_terminal()).init();
 }
 
 /// Runs a node until SIGINT or SIGTERM, on threads of its own. `ready` hears when the doors are open.
@@ -105,9 +115,13 @@ async fn at_work(
     let server = Server::bind(ServerConfig {
         unix: Some(config.door.unix.clone()),
         allowed_uids: config.door.allow_uids.clone(),
-        tcp: None,
+        tcp: match config.door.tcp {
+            Some(address) => Some((address, node.tls()?)),
+            None => None,
+        },
     })
     .await?;
+    let _ = node.doors.set(server.control());
     let tcp = server.tcp_address();
 
     let of_scrapes = Arc::downgrade(node);

@@ -25,20 +25,6 @@ pub(super) async fn hello(
     peer: &Peer,
     hello: &Hello,
 ) -> Result<Welcome, Failure> {
-    if let Peer::Tls { serial, subject, .. } = peer {
-        let known = read::certificate(&node.group.view(), *serial).map_err(storage)?;
-        match known {
-            Some(certificate) if !certificate.revoked => {}
-            Some(_) => {
-                let why = format!("the certificate of {subject} was revoked: enrol again");
-                return Err(Failure::Refused(why));
-            }
-            None => {
-                let why = format!("the cluster does not know the certificate of {subject}");
-                return Err(Failure::Refused(why));
-            }
-        }
-    }
     match &hello.role {
         Role::NewSession { client } => new_session(node, peer, client).await,
         Role::Session { session, secret, open } => resume(node, peer, *session, secret, open).await,
@@ -72,7 +58,7 @@ fn welcome(node: &Node, session: SessionId, secret: [u8; 16], resumed: bool) -> 
 fn identity(peer: &Peer) -> String {
     match peer {
         Peer::Unix { uid, .. } => format!("uid={uid}"),
-        Peer::Tls { subject, .. } => subject.clone(),
+        Peer::Tls { certificate, .. } => certificate.subject.clone(),
         Peer::TlsAnonymous { address } => format!("anonymous {address}"),
     }
 }

@@ -65,7 +65,8 @@ pub(super) async fn mutate(
         | Command::SetNode(_)
         | Command::CreateToken(_)
         | Command::UseToken { .. }
-        | Command::RevokeCertificate { .. } => {
+        | Command::RevokeCertificate { .. }
+        | Command::RecordCertificate { .. } => {
             Err(Failure::Refused("this command is the node's own".into()))
         }
     }
@@ -127,7 +128,8 @@ fn events_of(command: &Command) -> Vec<Event> {
         | Command::SetNode(_)
         | Command::CreateToken(_)
         | Command::UseToken { .. }
-        | Command::RevokeCertificate { .. } => vec![],
+        | Command::RevokeCertificate { .. }
+        | Command::RecordCertificate { .. } => vec![],
     }
 }
 

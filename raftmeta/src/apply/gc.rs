@@ -19,7 +19,7 @@ use super::state::{State, Step, invalid};
 use crate::keys;
 use crate::records::PendingDelete;
 
-fn shard_of(state: &State<'_>, hash: &ChunkHash) -> Step<ShardId> {
+pub(super) fn shard_of(state: &State<'_>, hash: &ChunkHash) -> Step<ShardId> {
     let cluster: ClusterInfo = state.get(keys::CLUSTER)?.ok_or(MetaError::NotFound)?;
     Ok(hash.shard(cluster.shard_count))
 }

@@ -9,6 +9,8 @@ use crate::check::check;
 use crate::kv::MemKv;
 use crate::read;
 
+mod repair;
+
 const S: SessionId = SessionId(7);
 
 /// A cluster with one session; every command checks the store afterwards.

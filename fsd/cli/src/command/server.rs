@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use fsd::config::Config;
-use tracing_subscriber::EnvFilter;
 
 #[derive(Debug, Args)]
 pub struct Server {
@@ -24,9 +23,7 @@ impl Server {
             println!("{}: good, node {}", self.config.display(), config.node.name);
             return Ok(());
         }
-        let filter = EnvFilter::try_from_default_env()
-            .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,raft_engine=warn"));
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        fsd::node::log_to_stderr();
         fsd::node::serve(config, |ready| println!("{ready}"))?;
         Ok(())
     }
