@@ -67,9 +67,7 @@ pub(super) async fn mutate(
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
         | Command::RecordCertificate { .. }
-        | Command::Repair(_) => {
-            Err(Failure::Refused("this command is the node's own".into()))
-        }
+        | Command::Repair(_) => Err(Failure::Refused("this command is the node's own".into())),
     }
 }
 

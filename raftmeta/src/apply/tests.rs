@@ -395,12 +395,8 @@ fn settling_never_undoes_a_newer_write() {
 fn more_than_a_command_may_free_is_left_to_later_ones() {
     let mut fs = Fs::new();
     let extents = |count: u64| {
-        let extent = |at| NewExtent {
-            offset: at * 8,
-            len: 4,
-            data: ExtentData::Zero,
-            receipt: Epoch(0),
-        };
+        let extent =
+            |at| NewExtent { offset: at * 8, len: 4, data: ExtentData::Zero, receipt: Epoch(0) };
         (0..count).map(extent).collect()
     };
     let mut held = Vec::new();
