@@ -232,6 +232,7 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         }
         Command::Settle(_)
         | Command::Reap { .. }
+        | Command::Repair(_)
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
         | Command::InitCluster { .. }

@@ -59,6 +59,7 @@ pub(super) async fn mutate(
         | Command::CloseSession { .. }
         | Command::ReleaseOrphans { .. }
         | Command::Reap { .. }
+        | Command::Repair(_)
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
         | Command::InitCluster { .. }
@@ -122,6 +123,7 @@ fn events_of(command: &Command) -> Vec<Event> {
         | Command::CloseSession { .. }
         | Command::ReleaseOrphans { .. }
         | Command::Reap { .. }
+        | Command::Repair(_)
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
         | Command::InitCluster { .. }
