@@ -138,10 +138,7 @@ impl Service {
                 node.end_session(conn.session).await?;
                 plain(Response::Done)
             }
-            Request::Hello(_)
-            | Request::Enrol(_)
-            | Request::Renew { .. }
-            | Request::Subscribe => {
+            Request::Hello(_) | Request::Enrol(_) | Request::Renew { .. } | Request::Subscribe => {
                 Err(Failure::Protocol("this belongs to the beginning of a connection".into()))
             }
         }
