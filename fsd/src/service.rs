@@ -237,6 +237,7 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. } => Operation::Admin,
+        | Command::RecordCertificate { .. }
+        | Command::Repair(_) => Operation::Admin,
     }
 }

@@ -71,8 +71,9 @@ impl Local {
         probe(&socket)?;
         let options =
             ConnectOptions { deadline: self.timeout, admin: true, ..ConnectOptions::default() };
-        let client = Client::connect(Endpoint::Unix(socket.clone()), options)
-            .map_err(|error| failed::call(&format!("cannot talk to {}", socket.display()), error))?;
+        let client = Client::connect(Endpoint::Unix(socket.clone()), options).map_err(|error| {
+            failed::call(&format!("cannot talk to {}", socket.display()), error)
+        })?;
         Ok(Admin { client })
     }
 }

@@ -38,14 +38,19 @@ use failed::{Exit, Failed};
 
 /// ClaudeFS: a distributed POSIX file system.
 #[derive(Debug, Parser)]
-#[command(name = "cfs", version, propagate_version = true, after_help = "\
+#[command(
+    name = "cfs",
+    version,
+    propagate_version = true,
+    after_help = "\
 Examples:
   cfs server --config config/dev.toml       run a storage node
   cfs mount /mnt/claudefs                   mount from the node of this host
   cfs admin status                          how the cluster is
   cfs umount /mnt/claudefs
 
-`cfs VERB --help` has more. `cfsctl X` is `cfs admin X`.")]
+`cfs VERB --help` has more. `cfsctl X` is `cfs admin X`."
+)]
 struct Cfs {
     #[command(subcommand)]
     verb: Verb,
