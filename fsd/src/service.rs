@@ -230,6 +230,7 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         Command::Settle(_)
         | Command::Repair(_)
         | Command::Reap { .. }
+        | Command::Repair(_)
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
         | Command::InitCluster { .. }

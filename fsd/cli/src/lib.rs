@@ -4,6 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | `command` | the verbs |
+//! | `advertise` | how a node lets itself be found on its host |
 //! | `connect`, `identity` | how a command finds the cluster, and who it is there |
 //! | `location`, `mounts` | what a PATH names; the mount table |
 //! | `mount` | the process behind a mount |
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod advertise;
 mod command;
 mod connect;
 mod failed;

@@ -60,6 +60,7 @@ pub(super) async fn mutate(
         | Command::CloseSession { .. }
         | Command::ReleaseOrphans { .. }
         | Command::Reap { .. }
+        | Command::Repair(_)
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
         | Command::InitCluster { .. }
@@ -123,6 +124,7 @@ fn events_of(command: &Command) -> Vec<Event> {
         | Command::CloseSession { .. }
         | Command::ReleaseOrphans { .. }
         | Command::Reap { .. }
+        | Command::Repair(_)
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
         | Command::InitCluster { .. }
