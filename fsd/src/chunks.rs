@@ -40,7 +40,6 @@ pub use error::{Error, Kind};
 pub use seal::Keys;
 
 use append::{Appender, Queue};
-use clean::Cleaner;
 use device::Device;
 use index::{Index, SlotState};
 use pack::Packer;
@@ -111,7 +110,8 @@ struct Inner<V> {
     index: Mutex<Index>,
     queue: Mutex<Queue>,
     appender: tokio::sync::Mutex<Appender>,
-    cleaner: tokio::sync::Mutex<Cleaner>,
+    /// One cleaning at a time.
+    cleaning: tokio::sync::Mutex<()>,
     in_flight: Semaphore,
     /// A flush failed: nothing is written any more.
     poisoned: AtomicBool,
