@@ -22,7 +22,7 @@ mod pack;
 mod put;
 mod read;
 mod recover;
-mod seal;
+pub(crate) mod seal;
 mod table;
 
 use std::fmt;
@@ -37,6 +37,7 @@ use uuid::Uuid;
 
 pub use clean::Cleaned;
 pub use error::{Error, Kind};
+pub use recover::owner;
 pub use seal::Keys;
 
 use append::{Appender, Queue};
@@ -136,6 +137,16 @@ impl<V: Volume> ChunkStore<V> {
     pub fn stored_len(&self, hash: &ChunkHash) -> Option<u32> {
         let index = self.inner.index.lock();
         index.table.get(hash).map(|at| format::record_bytes(at.stored_len) as u32)
+    }
+
+    /// Bytes of a chunk's plaintext.
+    pub fn plain_len(&self, hash: &ChunkHash) -> Option<u32> {
+        self.inner.index.lock().table.get(hash).map(|at| at.plain_len)
+    }
+
+    /// The volume below, for status.
+    pub fn volume(&self) -> &V {
+        &self.inner.device.volume
     }
 
     /// Names of all chunks, or of one shard, in no order; for the gc sweep.

@@ -1,7 +1,7 @@
 //! A replica of the metadata group: log, store and consensus behind one handle.
 //!
 //! ```text
-//!   propose ──▶ openraft ──▶ LogStore (raft-engine)      view ──▶ Store (fjall)
+//!   propose ──▶ openraft ──▶ LogStore (files)      view ──▶ Store (fjall)
 //!                  └── committed ──▶ Store::apply ──▶ reply
 //! ```
 
@@ -16,7 +16,7 @@ use openraft::{BasicNode, Config, Raft, SnapshotPolicy};
 use raftmeta_types::{Envelope, MetaResult, Reply, Time};
 use serde::{Deserialize, Serialize};
 
-use crate::log_store::LogStore;
+use crate::log_store::{COMMAND_MAX, LogStore};
 use crate::network::Alone;
 use crate::store::{Store, View};
 
@@ -55,7 +55,8 @@ pub struct GroupConfig {
     pub node_id: u64,
     /// Makes a group of one voter if the directory is blank.
     pub bootstrap: bool,
-    /// Entries after which a checkpoint is written and the log before it dropped.
+    /// Entries after which a checkpoint is written and the log before it dropped. One is written after
+    /// 64 MiB of log, too.
     pub checkpoint_entries: u64,
 }
 
@@ -66,6 +67,9 @@ pub enum GroupError {
     InUse { path: String },
     #[error("metadata group: {0}")]
     Io(#[from] io::Error),
+    /// Nothing was proposed; a smaller command has to do the same in steps.
+    #[error("a command of {size} bytes, at most {COMMAND_MAX} fit the log")]
+    TooLarge { size: usize },
     #[error("metadata group, {during}: {reason}")]
     Raft { during: &'static str, reason: String },
 }
@@ -84,8 +88,6 @@ struct Inner {
     raft: Raft<Types, Store>,
     log: LogStore,
     store: Store,
-    /// Held for its lock.
-    _lock: File,
 }
 
 /// A replica; clones share it.
@@ -110,8 +112,16 @@ impl Group {
         if lock.try_lock().is_err() {
             return Err(GroupError::InUse { path: config.dir.display().to_string() });
         }
-        let store = Store::open(&config.dir)?;
-        let log = LogStore::open(&config.dir.join("log"), store.clone())?;
+        let lock = Arc::new(lock);
+        let opening = (config.dir.clone(), Arc::clone(&lock));
+        // Both read a lot before they are ready.
+        let opened = tokio::task::spawn_blocking(move || {
+            let (dir, lock) = opening;
+            let store = Store::open(&dir, Arc::clone(&lock))?;
+            let log = LogStore::open(&dir.join("log"), store.clone(), lock)?;
+            io::Result::Ok((store, log))
+        });
+        let (store, log) = opened.await.map_err(io::Error::other)??;
         let options = Config {
             cluster_name: "claudefs".to_owned(),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(config.checkpoint_entries),
@@ -141,7 +151,13 @@ impl Group {
                 .await
                 .map_err(|e| error(e.to_string()))?;
         }
-        Ok(Group(Arc::new(Inner { raft, log, store, _lock: lock })))
+        let group = Group(Arc::new(Inner { raft, log, store }));
+        if group.0.log.purged() > group.0.store.checkpointed() {
+            // Without one that reaches the log, the store could not be made anew.
+            group.checkpoint().await?;
+        }
+        checkpoints::by_bytes(&group);
+        Ok(group)
     }
 
     /// Runs a command. With `durable` the answer means that it and all before it survive a power cut;
@@ -155,9 +171,22 @@ impl Group {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         envelope.time = Time { secs: now.as_secs() as i64, nanos: now.subsec_nanos() };
         let error = raft_error("propose");
-        let answer = self.0.raft.client_write(LogPayload { envelope, durable }).await;
-        let answer = answer.map_err(|e| error(e.to_string()))?;
-        answer.data.0.ok_or_else(|| error("a command was answered as Raft's own entry".to_owned()))
+        let payload = LogPayload { envelope, durable };
+        let size = postcard::experimental::serialized_size(&payload);
+        let size = size.map_err(|e| error(e.to_string()))?;
+        if size > COMMAND_MAX {
+            return Err(GroupError::TooLarge { size });
+        }
+        loop {
+            let answer = self.0.raft.client_write(payload.clone()).await;
+            let answer = answer.map_err(|e| error(e.to_string()))?;
+            match answer.data.0 {
+                // Each step makes progress, so this ends.
+                Some(Ok(Reply::More)) => {}
+                Some(answer) => return Ok(answer),
+                None => return Err(error("it was answered as Raft's own entry".to_owned())),
+            }
+        }
     }
 
     /// Everything answered so far is on stable storage when this returns.
@@ -184,6 +213,13 @@ impl Group {
         }
     }
 
+    /// Why the replica stopped by itself, if it did: its log or store failed. It takes no more commands.
+    pub fn failure(&self) -> Option<String> {
+        let metrics = self.0.raft.metrics();
+        let m = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics);
+        m.running_state.as_ref().err().map(ToString::to_string)
+    }
+
     /// Starts writing a checkpoint; the log before it is dropped afterwards.
     pub async fn checkpoint(&self) -> Result<(), GroupError> {
         let done = self.0.raft.trigger().snapshot().await;
@@ -192,11 +228,14 @@ impl Group {
 
     /// Stops the replica; everything answered is on stable storage.
     pub async fn shutdown(&self) -> Result<(), GroupError> {
+        self.0.store.stop();
         let done = self.0.raft.shutdown().await;
         done.map_err(|e| raft_error("shutdown")(e.to_string()))?;
         self.sync().await
     }
 }
+
+mod checkpoints;
 
 #[cfg(test)]
 mod tests;

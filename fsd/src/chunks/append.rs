@@ -212,7 +212,7 @@ impl<V: Volume> Inner<V> {
         open.entries.push(Entry { hash: head.hash, offset, stored_len, plain_len });
         open.batch.records.push((head.encode(open.sequence), body));
         open.at += len;
-        let at = Location { slot: open.slot, offset, stored_len };
+        let at = Location { slot: open.slot, offset, stored_len, plain_len };
         placed.push(Placed { hash: head.hash, from, at });
         Ok(())
     }

@@ -89,8 +89,8 @@ impl<V: Volume> Inner<V> {
         if let Ok(bytes) = read {
             let bytes = Bytes::from(bytes);
             for entry in format::scan(&bytes, sequence) {
-                let (offset, stored_len) = (entry.offset, entry.stored_len);
-                let from = Location { slot, offset, stored_len };
+                let format::Entry { offset, stored_len, plain_len, .. } = entry;
+                let from = Location { slot, offset, stored_len, plain_len };
                 let at = offset as usize;
                 let live = {
                     let index = self.index.lock();

@@ -15,6 +15,7 @@ pub(super) struct Location {
     /// Bytes from the start of the segment.
     pub offset: u32,
     pub stored_len: u32,
+    pub plain_len: u32,
 }
 
 impl Location {

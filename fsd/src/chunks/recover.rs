@@ -77,7 +77,7 @@ impl<V: Volume> ChunkStore<V> {
     /// `Foreign`, `NewerFormat`, `BadHeader`, `Io`: a slot that cannot be read is not taken for an
     /// empty one.
     pub async fn open(volume: V, params: OpenParams) -> Result<ChunkStore<V>, Error> {
-        let header = read_header(&volume, params.cluster_uuid).await?;
+        let header = read_header(&volume, Some(params.cluster_uuid)).await?;
         let device = Arc::new(Device { volume, header });
         let keys = Arc::new(params.keys);
         let loaded = load_all(&device, &keys).await?;
@@ -106,6 +106,14 @@ impl<V: Volume> ChunkStore<V> {
     }
 }
 
+/// Cluster that a volume was formatted for.
+///
+/// # Errors
+/// `NewerFormat`, `BadHeader`: never formatted, or both headers are damaged. `Io`.
+pub async fn owner<V: Volume>(volume: &V) -> Result<Uuid, Error> {
+    Ok(read_header(volume, None).await?.cluster)
+}
+
 async fn write_header<V: Volume>(
     volume: &V,
     copy: u64,
@@ -119,8 +127,9 @@ async fn write_header<V: Volume>(
     Ok(())
 }
 
-/// The header of either copy; the other one is repaired.
-async fn read_header<V: Volume>(volume: &V, cluster: Uuid) -> Result<VolumeHeader, Error> {
+/// The header of either copy, if it is of this cluster (with `None` of any); the other one is
+/// repaired.
+async fn read_header<V: Volume>(volume: &V, of: Option<Uuid>) -> Result<VolumeHeader, Error> {
     let geometry = volume.geometry();
     let mut found = Vec::new();
     let mut failed = None;
@@ -138,8 +147,8 @@ async fn read_header<V: Volume>(volume: &V, cluster: Uuid) -> Result<VolumeHeade
     let bad = |kind, why: String| Err(Error::new(kind, format!("chunk volume: {why}")));
     for copy in &found {
         match copy {
-            Found::Valid(header) if header.cluster != cluster => {
-                let other = header.cluster;
+            Found::Valid(header) if of.is_some_and(|cluster| cluster != header.cluster) => {
+                let (other, cluster) = (header.cluster, of.unwrap_or_default());
                 return bad(Kind::Foreign, format!("it is of cluster {other}, not {cluster}"));
             }
             Found::Newer(version) => {
@@ -265,10 +274,10 @@ fn build(header: &VolumeHeader, loaded: Vec<Option<Loaded>>) -> Index {
         if full && let Some(end) = entries.iter().map(end).max() {
             index.full(slot, header.segment_bytes as usize - (end - BLOCK));
         }
-        for Entry { hash, offset, stored_len, .. } in entries {
+        for Entry { hash, offset, stored_len, plain_len } in entries {
             let newer = |at: Location| index.slots[at.slot as usize].sequence > sequence;
             if !index.table.get(&hash).is_some_and(newer) {
-                index.insert(hash, Location { slot, offset, stored_len });
+                index.insert(hash, Location { slot, offset, stored_len, plain_len });
             }
         }
     }

@@ -31,11 +31,11 @@ impl fmt::Debug for Keys {
     }
 }
 
-fn aead(secret: &[u8; 32]) -> LessSafeKey {
+pub(crate) fn aead(secret: &[u8; 32]) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, secret).expect("32 bytes are a key"))
 }
 
-fn random<const N: usize>() -> [u8; N] {
+pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::fill(&mut bytes).expect("the system has randomness");
     bytes
@@ -154,7 +154,8 @@ fn record_aad(head: &RecordHeader) -> [u8; 48] {
     aad
 }
 
-fn read_master(path: &Path) -> Result<Zeroizing<[u8; 32]>, Error> {
+/// The node's master key, from a file that only its owner reads.
+pub(crate) fn read_master(path: &Path) -> Result<Zeroizing<[u8; 32]>, Error> {
     let bad = |why: String| Error::new(Kind::Key, format!("master key {}: {why}", path.display()));
     let mut file = std::fs::File::open(path).map_err(|error| bad(error.to_string()))?;
     let mode = file.metadata().map_err(|error| bad(error.to_string()))?.mode();

@@ -4,7 +4,7 @@
 //! one bucket at `split`. A bucket is a vector that grows by a few lines at a time.
 //!
 //! ```text
-//! line 44 B + spare room of a bucket ~6 B + its vector and allocation ~6 B  =  below 64 B a chunk
+//! line 48 B + spare room of a bucket ~6 B + its vector and allocation ~6 B  =  below 64 B a chunk
 //! ```
 
 use std::hash::{BuildHasher, RandomState};
@@ -20,7 +20,7 @@ const SPARE_LINES: usize = 4;
 
 type Line = (ChunkHash, Location);
 
-const _: () = assert!(size_of::<Line>() == 44);
+const _: () = assert!(size_of::<Line>() == 48);
 
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]

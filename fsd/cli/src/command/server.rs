@@ -1,4 +1,4 @@
-//! `cfs server`: for now it checks the configuration of a storage node, and says so.
+//! `cfs server`: runs a storage node in this process, and its block daemon as a child.
 
 use std::path::PathBuf;
 
@@ -12,15 +12,19 @@ pub struct Server {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// Check the file, name what is wrong in it, and start nothing
-    #[arg(long, required = true)]
+    #[arg(long)]
     check_config: bool,
 }
 
 impl Server {
     pub fn run(self) -> Result<()> {
-        assert!(self.check_config, "clap requires the flag");
         let config = Config::load(&self.config)?;
-        println!("{}: good, node {}", self.config.display(), config.node.name);
+        if self.check_config {
+            println!("{}: good, node {}", self.config.display(), config.node.name);
+            return Ok(());
+        }
+        fsd::node::log_to_stderr();
+        fsd::node::serve(config, |ready| println!("{ready}"))?;
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ fn name(n: u64) -> ChunkHash {
 }
 
 fn place(n: u64) -> Location {
-    Location { slot: n as u32, offset: 16, stored_len: 9 }
+    Location { slot: n as u32, offset: 16, stored_len: 9, plain_len: 7 }
 }
 
 #[test]
