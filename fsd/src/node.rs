@@ -23,8 +23,8 @@ mod open;
 mod run;
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use blockd_ipc::RemoteVolume;
@@ -69,6 +69,8 @@ pub struct Node {
     /// What the background work knows.
     pub(crate) upkeep: Upkeep,
     pub(crate) authority: Authority,
+    /// What administrators have under way.
+    pub(crate) admin: crate::admin::Jobs,
     /// Steers the doors while they are open.
     pub(crate) doors: OnceLock<Control>,
     pub(crate) started: Instant,
@@ -227,21 +229,24 @@ impl Node {
     pub fn facts(&self) -> Facts {
         let usage = self.chunks.usage();
         let blockd = self.blockd.as_ref().map(|state| state.borrow().clone());
+        let unreached = (!self.chunks.volume().is_connected())
+            .then(|| format!("nobody answers on {}", self.config.blockd.socket.display()));
         let leader = self.group.status().leader;
         let metadata = self.metadata_failure.lock().clone();
         Facts {
             replicas_wanted: u32::from(self.config.cluster.protection.replicas),
             replicas_least: 1,
-            blockd_down: blockd.and_then(|state| match state {
-                supervise::State::Running { .. } => None,
-                supervise::State::Waiting { why } => Some(why),
-                supervise::State::Stopped => Some("it was stopped".into()),
-            }),
+            blockd_down: match blockd {
+                Some(supervise::State::Waiting { why }) => Some(why),
+                Some(supervise::State::Stopped) => Some("it was stopped".into()),
+                Some(supervise::State::Running { .. }) | None => unreached,
+            },
             metadata_down: metadata.or(match leader {
                 Some(leader) if leader == self.id.0 => None,
                 Some(leader) => Some(format!("node {leader} leads it")),
                 None => Some("it has no leader".into()),
             }),
+            log_failed: self.group.failure(),
             used_bytes: usage.live,
             total_bytes: usage.total.saturating_sub(usage.reserve),
             damaged_chunks: self.damaged.load(Ordering::Relaxed),

@@ -138,10 +138,7 @@ impl Service {
                 node.end_session(conn.session).await?;
                 plain(Response::Done)
             }
-            Request::Hello(_)
-            | Request::Enrol(_)
-            | Request::Renew { .. }
-            | Request::Subscribe => {
+            Request::Hello(_) | Request::Enrol(_) | Request::Renew { .. } | Request::Subscribe => {
                 Err(Failure::Protocol("this belongs to the beginning of a connection".into()))
             }
         }
@@ -239,6 +236,7 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. } => Operation::Admin,
+        | Command::RecordCertificate { .. }
+        | Command::Repair(_) => Operation::Admin,
     }
 }

@@ -177,9 +177,16 @@ impl Group {
         if size > COMMAND_MAX {
             return Err(GroupError::TooLarge { size });
         }
-        let answer = self.0.raft.client_write(payload).await;
-        let answer = answer.map_err(|e| error(e.to_string()))?;
-        answer.data.0.ok_or_else(|| error("a command was answered as Raft's own entry".to_owned()))
+        loop {
+            let answer = self.0.raft.client_write(payload.clone()).await;
+            let answer = answer.map_err(|e| error(e.to_string()))?;
+            match answer.data.0 {
+                // Each step makes progress, so this ends.
+                Some(Ok(Reply::More)) => {}
+                Some(answer) => return Ok(answer),
+                None => return Err(error("it was answered as Raft's own entry".to_owned())),
+            }
+        }
     }
 
     /// Everything answered so far is on stable storage when this returns.
@@ -204,6 +211,13 @@ impl Group {
             leader: m.current_leader,
             log_bytes: self.0.log.used_bytes(),
         }
+    }
+
+    /// Why the replica stopped by itself, if it did: its log or store failed. It takes no more commands.
+    pub fn failure(&self) -> Option<String> {
+        let metrics = self.0.raft.metrics();
+        let m = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics);
+        m.running_state.as_ref().err().map(ToString::to_string)
     }
 
     /// Starts writing a checkpoint; the log before it is dropped afterwards.

@@ -131,6 +131,7 @@ async fn assemble(
         metrics: Metrics::new().map_err(|error| NodeError::Metrics(error.to_string()))?,
         upkeep,
         authority,
+        admin: Default::default(),
         doors: OnceLock::new(),
         started: Instant::now(),
         damaged: Default::default(),

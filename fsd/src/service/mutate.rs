@@ -66,9 +66,8 @@ pub(super) async fn mutate(
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. } => {
-            Err(Failure::Refused("this command is the node's own".into()))
-        }
+        | Command::RecordCertificate { .. }
+        | Command::Repair(_) => Err(Failure::Refused("this command is the node's own".into())),
     }
 }
 
@@ -129,7 +128,8 @@ fn events_of(command: &Command) -> Vec<Event> {
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. } => vec![],
+        | Command::RecordCertificate { .. }
+        | Command::Repair(_) => vec![],
     }
 }
 

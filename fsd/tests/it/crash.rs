@@ -92,9 +92,7 @@ fn the_node_goes_on_after_kill_9_of_blockd() {
         send(pid, Signal::KILL);
         fill(&client, round * 4 + 4, 0);
         let before = pid;
-        pid = until("blockd is started again", || {
-            node.blockd_pid().filter(|pid| *pid != before)
-        });
+        pid = until("blockd is started again", || node.blockd_pid().filter(|pid| *pid != before));
         check(&client, round * 4 + 4);
     }
 }

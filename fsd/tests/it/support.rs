@@ -364,7 +364,9 @@ impl Files for Client {
             let request =
                 Request::Extents { ino, offset: at, len, with_chunks: true, chunk_bytes_max: 4096 };
             let (answer, _) = self.call(&request, &[]).unwrap();
-            let Response::Extents { inode, extents, end, .. } = answer else { panic!("{answer:?}") };
+            let Response::Extents { inode, extents, end, .. } = answer else {
+                panic!("{answer:?}")
+            };
             bytes.resize(inode.size as usize, 0);
             for extent in extents {
                 let target = &mut bytes[extent.offset as usize..][..extent.len as usize];
