@@ -393,7 +393,7 @@ fn settling_never_undoes_a_newer_write() {
 fn more_than_a_command_may_free_is_left_to_later_ones() {
     let mut fs = Fs::new();
     let extents = |count: u64| {
-        let extent = |at| NewExtent {
+        let extent = |at: u64| NewExtent {
             offset: at * 8,
             len: 4,
             data: ExtentData::Zero,
@@ -434,7 +434,7 @@ fn a_step_of_a_large_command_keeps_no_reply() {
     let mut fs = Fs::new();
     let file = fs.file(Ino::ROOT, "f");
     let extent =
-        |at| NewExtent { offset: at * 8, len: 4, data: ExtentData::Zero, receipt: Epoch(0) };
+        |at: u64| NewExtent { offset: at * 8, len: 4, data: ExtentData::Zero, receipt: Epoch(0) };
     let write = Write {
         ino: file,
         extents: (0..1500).map(extent).collect(),
