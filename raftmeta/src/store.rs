@@ -316,6 +316,3 @@ impl Store {
         Ok((state, path))
     }
 }
-
-#[cfg(test)]
-mod tests;
