@@ -228,6 +228,7 @@ fn of_command(command: &Command, durable: bool) -> Operation {
             Operation::Session
         }
         Command::Settle(_)
+        | Command::Repair(_)
         | Command::Reap { .. }
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }

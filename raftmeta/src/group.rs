@@ -177,9 +177,16 @@ impl Group {
         if size > COMMAND_MAX {
             return Err(GroupError::TooLarge { size });
         }
-        let answer = self.0.raft.client_write(payload).await;
-        let answer = answer.map_err(|e| error(e.to_string()))?;
-        answer.data.0.ok_or_else(|| error("a command was answered as Raft's own entry".to_owned()))
+        loop {
+            let answer = self.0.raft.client_write(payload.clone()).await;
+            let answer = answer.map_err(|e| error(e.to_string()))?;
+            match answer.data.0 {
+                // Each step makes progress, so this ends.
+                Some(Ok(Reply::More)) => {}
+                Some(answer) => return Ok(answer),
+                None => return Err(error("it was answered as Raft's own entry".to_owned())),
+            }
+        }
     }
 
     /// Everything answered so far is on stable storage when this returns.

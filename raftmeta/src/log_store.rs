@@ -206,6 +206,17 @@ impl LogStore {
         self.0.appended.load(Ordering::Relaxed)
     }
 
+    /// File of the last segment, and where its records end.
+    #[cfg(test)]
+    pub(crate) fn end(&self) -> (PathBuf, u64) {
+        self.0.writer.lock().end()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn all_entries(&self) -> io::Result<Vec<EntryOf<Types>>> {
+        self.entries(0, u64::MAX)
+    }
+
     #[cfg(test)]
     pub(crate) fn fail_next_sync(&self) {
         self.0.writer.lock().fail_next_sync = true;

@@ -55,6 +55,7 @@ pub(super) async fn mutate(
         | Command::Allocate(_)
         | Command::CopyRange(_) => simple(node, order, command).await,
         Command::Settle(_)
+        | Command::Repair(_)
         | Command::OpenSession(_)
         | Command::CloseSession { .. }
         | Command::ReleaseOrphans { .. }
@@ -116,6 +117,7 @@ fn events_of(command: &Command) -> Vec<Event> {
         Command::Unlink(_)
         | Command::Rename(_)
         | Command::Settle(_)
+        | Command::Repair(_)
         | Command::Lock(_)
         | Command::UnlockOwner { .. }
         | Command::OpenSession(_)

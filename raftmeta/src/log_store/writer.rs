@@ -190,6 +190,12 @@ impl Writer {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub fn end(&self) -> (PathBuf, u64) {
+        let segment = self.contents.segments.back().unwrap();
+        (segment.path.clone(), segment.used)
+    }
+
     /// Whether the last segment is more than half full and no other is ready; then the number to make
     /// one under.
     pub fn wants_spare(&mut self) -> Option<u64> {

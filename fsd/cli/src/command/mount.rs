@@ -131,7 +131,8 @@ impl Mount {
         if let Some(servers) = self.from.servers() {
             invitation.servers = servers;
         }
-        if invitation.servers.is_empty() || (self.from.socket.is_some() && self.from.server.is_none())
+        if invitation.servers.is_empty()
+            || (self.from.socket.is_some() && self.from.server.is_none())
         {
             eprintln!(
                 "cfs: the token was not used: a client of the node's own host needs none \

@@ -73,7 +73,10 @@ impl Options {
                 Ok(time) => self.timeout = Some(time),
                 Err(why) => return refuse(&format!("is wrong: {why}")),
             },
-            ("socket" | "server" | "identity" | "token" | "log-file" | "cache-size" | "timeout", _) => {
+            (
+                "socket" | "server" | "identity" | "token" | "log-file" | "cache-size" | "timeout",
+                _,
+            ) => {
                 return refuse("wants a value");
             }
             (_, Some(_)) | (_, None) => return refuse("is not known"),

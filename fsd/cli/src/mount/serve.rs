@@ -216,10 +216,8 @@ fn obey_signals(life: &Arc<Life>) -> Result<(), Failed> {
     let failed = |error: std::io::Error| {
         Failed::new(Exit::Failed, "SIGNALS", format!("cannot wait for signals: {error}"))
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(failed)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let (mut terminate, mut interrupt) = {
         use tokio::signal::unix::{SignalKind, signal};
         let _inside = runtime.enter();
