@@ -18,9 +18,7 @@ use bytes::Bytes;
 use raftmeta::{Group, GroupConfig, read};
 use raftmeta_types::cluster::{ClusterInfo, SessionInfo};
 use raftmeta_types::command::{AttrChange, Create, NewExtent, Write};
-use raftmeta_types::{
-    Command, Envelope, Epoch, ExtentData, FileKind, Ino, Reply, SessionId, Time,
-};
+use raftmeta_types::{Command, Envelope, Epoch, ExtentData, FileKind, Ino, Reply, SessionId, Time};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 

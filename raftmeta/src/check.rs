@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use raftmeta_types::cluster::{ClusterInfo, ShardInfo};
-use raftmeta_types::{ChunkHash, Epoch, Extent, ExtentData, FileKind, Ino, Inode, ShardId, Version};
+use raftmeta_types::{
+    ChunkHash, Epoch, Extent, ExtentData, FileKind, Ino, Inode, ShardId, Version,
+};
 
 use crate::apply::INLINE_KEEP_MAX;
 use crate::kv::{KvError, KvRead};

@@ -182,7 +182,8 @@ impl<R: Read> Reader<R> {
             Some(left) => left,
             None => return Err(self.damaged("it is cut")),
         };
-        let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", self.path.display()));
+        let named =
+            |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", self.path.display()));
         self.input.read_exact(bytes).map_err(named)
     }
 

@@ -96,7 +96,8 @@ struct Opened {
 }
 
 fn open_files(path: &Path, intact: Intact) -> Result<Opened, Damage> {
-    let named = |e: &dyn std::fmt::Display| Damage { path: path.to_path_buf(), what: e.to_string() };
+    let named =
+        |e: &dyn std::fmt::Display| Damage { path: path.to_path_buf(), what: e.to_string() };
     let db = Database::builder(path).cache_size(CACHE_BYTES).open().map_err(|e| named(&e))?;
     let records = db.keyspace("records", KeyspaceCreateOptions::default);
     let records = records.map_err(|e| named(&e))?;
@@ -305,9 +306,11 @@ impl Store {
         let view = self.view();
         let bytes = view.snapshot().get(&self.0.records, STATE).map_err(io::Error::other)?;
         let state = match bytes {
-            Some(bytes) => decode_state(&bytes)
-                .ok_or_else(|| io::Error::other("metadata store: its own record is damaged"))?
-                .1,
+            Some(bytes) => {
+                decode_state(&bytes)
+                    .ok_or_else(|| io::Error::other("metadata store: its own record is damaged"))?
+                    .1
+            }
             None => State::default(),
         };
         let path = self.0.checkpoints.join("current");

@@ -204,7 +204,8 @@ fn tables_section(archive: &[u8]) -> Option<&[u8]> {
         return None;
     }
     let toc_sum = trailer.u128()?;
-    let (position, len) = (usize::try_from(trailer.u64()?).ok()?, usize::try_from(trailer.u64()?).ok()?);
+    let (position, len) =
+        (usize::try_from(trailer.u64()?).ok()?, usize::try_from(trailer.u64()?).ok()?);
     let toc = archive.get(position..position.checked_add(len)?)?;
     if xxhash_rust::xxh3::xxh3_128(toc) != toc_sum {
         return None;
@@ -214,7 +215,8 @@ fn tables_section(archive: &[u8]) -> Option<&[u8]> {
         return None;
     }
     for _ in 0..toc.u32()? {
-        let (position, len) = (usize::try_from(toc.u64()?).ok()?, usize::try_from(toc.u64()?).ok()?);
+        let (position, len) =
+            (usize::try_from(toc.u64()?).ok()?, usize::try_from(toc.u64()?).ok()?);
         let name_len = usize::from(toc.u16()?);
         if toc.take(name_len)? == b"tables" {
             return archive.get(position..position.checked_add(len)?);

@@ -47,10 +47,9 @@ pub(super) fn remember(
     marked: &[ChunkHash],
 ) -> Step<()> {
     let key = keys::remembered(shard);
-    let mut remembered = state.get::<Remembered>(&key)?.unwrap_or_else(|| Remembered {
-        since: Epoch(epoch.0 - 1),
-        deletions: VecDeque::new(),
-    });
+    let mut remembered = state
+        .get::<Remembered>(&key)?
+        .unwrap_or_else(|| Remembered { since: Epoch(epoch.0 - 1), deletions: VecDeque::new() });
     for hash in marked {
         state.put(&keys::last_deletion(shard, hash), &epoch)?;
     }

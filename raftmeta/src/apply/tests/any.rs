@@ -64,7 +64,10 @@ fn extents(raw: &Raw) -> Vec<NewExtent> {
         let data = match (raw[5] >> (2 * part)) % 4 {
             0 => ExtentData::Zero,
             1 | 2 => ExtentData::Inline(vec![raw[5] as u8; len as usize].into()),
-            _ => ExtentData::Chunk { hash: hash(raw[4] as u8 % 5), chunk_offset: u32::from(raw[5] % 99) },
+            _ => ExtentData::Chunk {
+                hash: hash(raw[4] as u8 % 5),
+                chunk_offset: u32::from(raw[5] % 99),
+            },
         };
         found.push(NewExtent { offset, len, data, receipt: Epoch(0) });
         offset += u64::from(len) + u64::from(raw[4] % 2) * 100;
@@ -105,7 +108,8 @@ fn lock(model: &Model, by: SessionId, raw: &Raw) -> Command {
 
 fn rename(model: &Model, raw: &Raw) -> Command {
     let (parent, new_parent) = (directory(model, raw[1]), directory(model, raw[2]));
-    let modes = [RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange];
+    let modes =
+        [RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange];
     let new_name = name(raw[4]);
     Command::Rename(Rename {
         parent,

@@ -91,7 +91,13 @@ impl Model {
         self.nodes.insert(node.inode.ino, node);
     }
 
-    pub fn apply(&mut self, version: Version, now: Time, by: SessionId, command: &Command) -> Outcome {
+    pub fn apply(
+        &mut self,
+        version: Version,
+        now: Time,
+        by: SessionId,
+        command: &Command,
+    ) -> Outcome {
         (self.version, self.now) = (version, now);
         match command {
             Command::Create(create) => self.create(by, create),

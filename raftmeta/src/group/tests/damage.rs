@@ -32,10 +32,8 @@ async fn full(dir: &Path) {
     group.shutdown().await.unwrap();
     drop(group);
     // The last one out closes the files.
-    until("the directory is let go", || {
-        File::open(dir.join("lock")).unwrap().try_lock().is_ok()
-    })
-    .await;
+    until("the directory is let go", || File::open(dir.join("lock")).unwrap().try_lock().is_ok())
+        .await;
 }
 
 /// What store and log of the directory make together, or why they cannot be read.

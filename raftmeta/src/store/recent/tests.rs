@@ -104,10 +104,14 @@ fn it_is_bounded_and_keeps_what_is_asked_for() {
             assert!(recent.get(&hot, 0).is_some(), "lost after {number}");
         }
     }
-    let bytes: usize = recent.shards.iter().map(|shard| {
-        let shard = shard.lock();
-        (shard.young.len() + shard.old.len()) * value.len()
-    }).sum();
+    let bytes: usize = recent
+        .shards
+        .iter()
+        .map(|shard| {
+            let shard = shard.lock();
+            (shard.young.len() + shard.old.len()) * value.len()
+        })
+        .sum();
     assert!(bytes <= BYTES_MAX, "{bytes}");
     recent.clear();
     assert_eq!(recent.get(&hot, recent.done()), None);
