@@ -11,7 +11,7 @@ use crate::config::{Config, DeviceConfig, EngineKind, VolumeConfig};
 use crate::engine::{Device, Fault, Mem, Uring};
 use crate::error::{Error, Result};
 use crate::pool::Pool;
-use crate::reactor::{self, Admission, Client, Handle, Stats};
+use crate::reactor::{self, Client, Handle, Share, Stats};
 use crate::volume::Volume;
 
 /// See the module.
@@ -85,11 +85,11 @@ impl Daemon {
             .create(&volume.name, volume.size, volume.thin)
     }
 
-    /// Counts a client to be as a user of the volume. `serve` or [`Volume::leave`] follows.
-    pub fn connect(&self, name: &str) -> Result<(usize, Arc<Volume>)> {
-        for (index, pool) in self.pools.iter().enumerate() {
-            match pool.connect(name) {
-                Ok(volume) => return Ok((index, volume)),
+    /// A use of the volume, counted until the last clone is dropped.
+    pub fn connect(&self, name: &str) -> Result<Arc<Share>> {
+        for (pool, of) in self.pools.iter().enumerate() {
+            match of.connect(name) {
+                Ok(volume) => return Ok(Arc::new(Share { pool, volume })),
                 Err(Error::NoVolume(_)) => {}
                 Err(error) => return Err(error),
             }
@@ -98,10 +98,10 @@ impl Daemon {
     }
 
     /// Gives a connected client to a reactor, each in turn.
-    pub fn serve(&self, client: Box<dyn Client>, pool: usize, volume: Arc<Volume>) {
+    pub fn serve(&self, client: Box<dyn Client>) {
         let reactors = self.reactors.lock().unwrap_or_else(PoisonError::into_inner);
         let core = self.next_core.fetch_add(1, Ordering::Relaxed) % reactors.len();
-        reactors[core].admit(Admission { client, volume, pool });
+        reactors[core].admit(client);
     }
 
     /// Ends the reactors after what is in flight.

@@ -11,7 +11,7 @@ use blockd_ipc::{Cqe, Geometry, Greeting, Kind, Listener, Opcode, ServerQueue};
 use crate::daemon::{Daemon, clear_socket};
 use crate::engine::{BLOCK_BYTES, Memory, wait_readable};
 use crate::error::{Error, Result};
-use crate::reactor::{Ask, Client, Request};
+use crate::reactor::{Ask, Client, Request, Share};
 
 /// A client that has not said its hello by then is dropped.
 const HELLO_TIME: Duration = Duration::from_secs(5);
@@ -73,7 +73,7 @@ pub fn serve(listener: &Listener, daemon: &Arc<Daemon>) {
 }
 
 fn admit(request: blockd_ipc::Request, daemon: &Daemon) {
-    let (pool, volume) = match daemon.connect(request.volume()) {
+    let share = match daemon.connect(request.volume()) {
         Ok(found) => found,
         Err(error) => {
             tracing::warn!(%error, "a client was refused");
@@ -81,8 +81,8 @@ fn admit(request: blockd_ipc::Request, daemon: &Daemon) {
             return;
         }
     };
+    let volume = &share.volume;
     if volume.is_poisoned() {
-        volume.leave();
         request.refuse(Kind::Poisoned);
         return;
     }
@@ -91,19 +91,20 @@ fn admit(request: blockd_ipc::Request, daemon: &Daemon) {
         blocks: volume.bytes / BLOCK_BYTES,
         transfer_bytes_max: TRANSFER_BYTES_MAX,
     };
-    let number = (pool as u64) << 32 | u64::from(volume.id);
+    let number = (share.pool as u64) << 32 | u64::from(volume.id);
     match request.accept(number, geometry) {
-        Ok(queue) => daemon.serve(Box::new(Shared { queue, broken: false }), pool, volume),
-        Err(error) => {
-            tracing::debug!(%error, "a client went away during its hello");
-            volume.leave();
+        Ok(queue) => {
+            tracing::debug!(volume = volume.name, "a client connected");
+            daemon.serve(Box::new(Shared { queue, share, broken: false }));
         }
+        Err(error) => tracing::debug!(%error, "a client went away during its hello"),
     }
 }
 
 /// A client over shared memory.
 struct Shared {
     queue: ServerQueue,
+    share: Arc<Share>,
     broken: bool,
 }
 
@@ -132,7 +133,7 @@ impl Client for Shared {
             Opcode::Deallocate => Ask::Deallocate { offset, len },
             Opcode::WriteZeroes => Ask::WriteZeroes { offset, len, fua: sqe.fua },
         };
-        Some(Request { tag: sqe.cookie, ask })
+        Some(Request { tag: sqe.cookie, share: Arc::clone(&self.share), ask })
     }
 
     fn complete(&mut self, tag: u64, errno: i32) {

@@ -7,6 +7,7 @@
 mod fault;
 mod mem;
 mod memory;
+pub mod socket;
 mod uring;
 
 use std::io;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A request keeps its extents pinned and its memory alive until its last part ends, whether or not its client is
-//! still there. A session leaves its volume only when its last request has ended.
+//! still there. A volume counts its users until the last request of each has ended.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -40,14 +40,30 @@ pub enum Ask {
     WriteZeroes { offset: u64, len: u64, fua: bool },
 }
 
+/// A use of a volume: it counts as one of the volume's users until it is dropped, so that nobody can delete or resize
+/// what is still read or written. Clients and requests share it.
+#[derive(Debug)]
+pub struct Share {
+    /// Index of the pool in the daemon's list.
+    pub pool: usize,
+    pub volume: Arc<Volume>,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.volume.leave();
+    }
+}
+
 /// One request; `tag` goes back with the answer.
 #[derive(Debug)]
 pub struct Request {
     pub tag: u64,
+    pub share: Arc<Share>,
     pub ask: Ask,
 }
 
-/// The server's end of a client's queue. The seam between shared memory and tests.
+/// The server's end of a client's queue. The seam between the reactor and the doors: shared memory and NVMe/TCP.
 pub trait Client: Send {
     /// The next request. Malformed ones are answered inside and not seen here.
     fn next(&mut self) -> Option<Request>;
@@ -77,18 +93,9 @@ pub struct Stats {
     pub clients: AtomicU64,
 }
 
-/// A client and what it is connected to.
-#[allow(missing_debug_implementations)] // A client has nothing to show.
-pub struct Admission {
-    pub client: Box<dyn Client>,
-    pub volume: Arc<Volume>,
-    /// Index of the pool in the daemon's list.
-    pub pool: usize,
-}
-
 /// A running reactor. Dropping it does not stop it.
 pub struct Handle {
-    inbox: Sender<Admission>,
+    inbox: Sender<Box<dyn Client>>,
     wake: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
     pub stats: Arc<Stats>,
@@ -103,11 +110,9 @@ impl std::fmt::Debug for Handle {
 
 impl Handle {
     /// Gives the reactor a client.
-    pub fn admit(&self, admission: Admission) {
+    pub fn admit(&self, client: Box<dyn Client>) {
         // A reactor ends only when it is told to stop; its clients are gone then anyway.
-        if let Err(refused) = self.inbox.send(admission) {
-            refused.0.volume.leave();
-        }
+        let _ = self.inbox.send(client);
         self.wake();
     }
 
@@ -156,14 +161,13 @@ pub fn start(core: usize, pools: &[Arc<Pool>], idle: Duration) -> io::Result<Han
 
 struct Session {
     client: Box<dyn Client>,
-    volume: Arc<Volume>,
-    pool: usize,
     pending: usize,
     gone: bool,
 }
 
 struct Pending {
     session: usize,
+    share: Arc<Share>,
     tag: u64,
     parts: usize,
     errno: i32,
@@ -178,7 +182,7 @@ struct Part {
 }
 
 struct Reactor {
-    admissions: Receiver<Admission>,
+    admissions: Receiver<Box<dyn Client>>,
     wake: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
     stats: Arc<Stats>,
@@ -218,17 +222,13 @@ impl Reactor {
                 std::hint::spin_loop();
             }
         }
-        for session in self.sessions.iter_mut().filter_map(Option::take) {
-            session.volume.leave();
-        }
     }
 
     fn admit(&mut self) -> bool {
         let mut any = false;
-        while let Ok(Admission { client, volume, pool }) = self.admissions.try_recv() {
+        while let Ok(client) = self.admissions.try_recv() {
             any = true;
-            tracing::debug!(volume = volume.name, "a client connected");
-            let session = Session { client, volume, pool, pending: 0, gone: false };
+            let session = Session { client, pending: 0, gone: false };
             self.stats.clients.fetch_add(1, Ordering::Relaxed);
             match self.sessions.iter_mut().find(|s| s.is_none()) {
                 Some(free) => *free = Some(session),
@@ -256,22 +256,22 @@ impl Reactor {
     }
 
     fn begin(&mut self, index: usize, request: Request) {
-        let session = self.sessions[index].as_ref().expect("it has just asked");
-        let (volume, pool) = (Arc::clone(&session.volume), session.pool);
+        let share = request.share;
         let is_flush = matches!(request.ask, Ask::Flush);
         // One part more than there are, so that the request cannot end while it is being started.
         let id = self.requests.insert(Pending {
             session: index,
+            share: Arc::clone(&share),
             tag: request.tag,
             parts: 1,
             errno: 0,
             is_flush,
             then_flush: false,
         });
-        let outcome = if volume.is_poisoned() {
+        let outcome = if share.volume.is_poisoned() {
             Err(libc::ESHUTDOWN)
         } else {
-            self.start(id, pool, &volume, request.ask)
+            self.start(id, share.pool, &share.volume, request.ask)
         };
         if let Err(errno) = outcome {
             self.requests.get(id).errno = errno;
@@ -396,16 +396,15 @@ impl Reactor {
         for Completion { tag, result } in done.drain(..) {
             let part = self.parts.remove(tag as usize);
             let request = self.requests.get(part.request);
-            let session = self.sessions[request.session].as_ref().expect("it has a request");
             if let Some(extent) = part.pinned {
-                session.volume.unpin(extent);
+                request.share.volume.unpin(extent);
             }
             if let Err(error) = result {
                 request.errno = error.raw_os_error().unwrap_or(libc::EIO);
-                let (volume, is_flush) = (&session.volume.name, request.is_flush);
+                let (volume, is_flush) = (&request.share.volume.name, request.is_flush);
                 tracing::warn!(volume, is_flush, %error, "the device failed an operation");
                 if request.is_flush {
-                    self.pools[session.pool].poison();
+                    self.pools[request.share.pool].poison();
                 }
             }
             self.end_part(part.request);
@@ -423,8 +422,7 @@ impl Reactor {
         if request.then_flush && request.errno == 0 {
             request.then_flush = false;
             request.is_flush = true;
-            let session = self.sessions[request.session].as_ref().expect("it has a request");
-            let pool = session.pool;
+            let pool = request.share.pool;
             self.submit(id, pool, None, Action::Flush);
             return;
         }
@@ -446,7 +444,6 @@ impl Reactor {
             let Some(session) = slot else { continue };
             session.gone = session.gone || session.client.is_gone();
             if session.gone && session.pending == 0 {
-                session.volume.leave();
                 self.stats.clients.fetch_sub(1, Ordering::Relaxed);
                 *slot = None;
             }

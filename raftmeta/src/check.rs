@@ -2,6 +2,8 @@
 //!
 //! Reads the whole store into memory by class, so run it on a snapshot and with patience.
 
+mod repair;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use raftmeta_types::cluster::{ClusterInfo, ShardInfo};

@@ -218,6 +218,13 @@ impl Group {
         }
     }
 
+    /// Why the replica stopped by itself, if it did: its log or store failed. It takes no more commands.
+    pub fn failure(&self) -> Option<String> {
+        let metrics = self.0.raft.metrics();
+        let m = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics);
+        m.running_state.as_ref().err().map(ToString::to_string)
+    }
+
     /// Starts writing a checkpoint; the log before it is dropped afterwards.
     pub async fn checkpoint(&self) -> Result<(), GroupError> {
         let done = self.0.raft.trigger().snapshot().await;

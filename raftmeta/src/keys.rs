@@ -81,6 +81,11 @@ pub fn unsettled(ino: Ino, offset: u64) -> Vec<u8> {
     key(b'U', &[&ino.0.to_be_bytes(), &offset.to_be_bytes()])
 }
 
+/// Range of an inode's unsettled extents.
+pub fn unsettled_of(ino: Ino) -> (Vec<u8>, Vec<u8>) {
+    prefix_range(&key(b'U', &[&ino.0.to_be_bytes()]))
+}
+
 pub fn xattr(ino: Ino, name: &[u8]) -> Vec<u8> {
     key(b'X', &[&ino.0.to_be_bytes(), name])
 }

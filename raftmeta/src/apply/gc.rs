@@ -26,7 +26,7 @@ use crate::records::PendingDelete;
 /// Most chunks that one deletion may name.
 pub const DELETION_MAX: usize = 65536;
 
-fn shard_of(state: &State<'_>, hash: &ChunkHash) -> Step<ShardId> {
+pub(super) fn shard_of(state: &State<'_>, hash: &ChunkHash) -> Step<ShardId> {
     let cluster: ClusterInfo = state.get(keys::CLUSTER)?.ok_or(MetaError::NotFound)?;
     Ok(hash.shard(cluster.shard_count))
 }
