@@ -141,7 +141,7 @@ impl Group {
         }
         if !blank && alone {
             // Nobody else could lead: no need to wait for an election timeout.
-            raft.trigger().elect().await.map_err(|e| error(e.to_string()))?;
+            raft.trigger().elect(false).await.map_err(|e| error(e.to_string()))?;
         }
         if !blank || config.bootstrap {
             let me = config.node_id;
