@@ -85,12 +85,19 @@ fn a_missing_segment_is_named() {
         append(&mut writer, index..index + 1, 6 << 20);
     }
     drop(writer);
-    for number in [1, 2] {
-        let (path, aside) = (recover::segment_path(dir.path(), number), dir.path().join("../x"));
-        std::fs::rename(&path, &aside).unwrap();
+    // The first is small and holds no entries.
+    for numbers in [&[2][..], &[1, 2]] {
+        let aside = tempfile::tempdir().unwrap();
+        for &number in numbers {
+            let path = recover::segment_path(dir.path(), number);
+            std::fs::rename(&path, recover::segment_path(aside.path(), number)).unwrap();
+        }
         let error = Writer::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("missing") && error.contains(".log"), "{error}");
-        std::fs::rename(&aside, &path).unwrap();
+        for &number in numbers {
+            let path = recover::segment_path(dir.path(), number);
+            std::fs::rename(recover::segment_path(aside.path(), number), &path).unwrap();
+        }
     }
     std::fs::write(dir.path().join("stranger"), b"x").unwrap();
     let error = Writer::open(dir.path()).unwrap_err().to_string();
