@@ -6,7 +6,7 @@
 //! same run; and what the parts of a put (hash, compression, sealing, checksum, copies: three of
 //! them with the device's) cost by themselves. CPU time, since machines are shared.
 //!
-//!     cargo run -p fsd --example chunk_bench -- [MiB per case, 128]
+//!     cargo run -p fsd --example chunk_bench -- [MiB per case, 128] [part of a name]
 #![forbid(unsafe_code)]
 #![allow(clippy::cast_precision_loss, clippy::unwrap_used)]
 
@@ -328,7 +328,8 @@ async fn main() {
         Case { name: "4 KiB incompressible", chunk_bytes: 4 << 10, text: false },
         Case { name: "4 KiB text", chunk_bytes: 4 << 10, text: true },
     ];
-    for case in cases {
+    let only = std::env::args().nth(2).unwrap_or_default();
+    for case in cases.into_iter().filter(|case| case.name.contains(&only)) {
         run(case, bytes, &volume).await;
     }
 }

@@ -39,7 +39,12 @@ pub fn judge(facts: &Facts) -> Health {
     };
     if let Some(why) = &facts.log_failed {
         let detail = format!("the metadata log failed: {why}");
-        say("LOG_FAILED", Level::Err, detail, "look after the disk of data_dir, start the node again");
+        say(
+            "LOG_FAILED",
+            Level::Err,
+            detail,
+            "look after the disk of data_dir, start the node again",
+        );
     } else if let Some(why) = &facts.metadata_down {
         let detail = format!("the metadata group takes no commands: {why}");
         say("METADATA_DOWN", Level::Err, detail, "see the log of the node");

@@ -34,9 +34,9 @@ use state::{State, Step, Stop};
 pub use acl::{ACL_ACCESS, ACL_DEFAULT};
 pub use extents::INLINE_KEEP_MAX;
 pub(crate) use locks::conflict;
-pub use reap::EXTENTS_FREED_AT_ONCE_MAX;
 pub use repair::REPAIRS_MAX;
 pub(crate) use state::DENTRY_SIZE;
+pub use state::EXTENTS_AT_ONCE_MAX;
 
 /// Applies the command of log entry `index`.
 ///
@@ -66,7 +66,9 @@ pub fn apply(
         Err(Stop::Refused(refusal)) => Err(refusal),
         Err(Stop::Store(error)) => return Err(error),
     };
-    sessions::keep_answer(kv, envelope, &answer)?;
+    if answer != Ok(Reply::More) {
+        sessions::keep_answer(kv, envelope, &answer)?;
+    }
     Ok(answer)
 }
 

@@ -196,6 +196,11 @@ impl LogStore {
         self.0.writer.lock().used_bytes()
     }
 
+    /// Whether the newest membership has one voter.
+    pub(crate) fn has_one_voter(&self) -> bool {
+        self.0.one_voter.load(Ordering::Acquire)
+    }
+
     /// Index up to which entries have left the log.
     pub(crate) fn purged(&self) -> Option<u64> {
         self.0.writer.lock().purged().map(|id| id.index)
@@ -204,6 +209,17 @@ impl LogStore {
     /// Bytes appended since the log was opened.
     pub(crate) fn appended_bytes(&self) -> u64 {
         self.0.appended.load(Ordering::Relaxed)
+    }
+
+    /// File of the last segment, and where its records end.
+    #[cfg(test)]
+    pub(crate) fn end(&self) -> (PathBuf, u64) {
+        self.0.writer.lock().end()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn all_entries(&self) -> io::Result<Vec<EntryOf<Types>>> {
+        self.entries(0, u64::MAX)
     }
 
     #[cfg(test)]

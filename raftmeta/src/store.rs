@@ -216,6 +216,17 @@ impl Store {
         self.0.state.lock().membership.membership().voter_ids().count()
     }
 
+    #[cfg(test)]
+    pub(crate) fn time(&self) -> Time {
+        self.0.state.lock().time
+    }
+
+    /// Puts what is in memory into tables.
+    #[cfg(test)]
+    pub(crate) fn flush(&self) {
+        self.0.records.rotate_memtable_and_wait().unwrap();
+    }
+
     /// Ends a checkpoint that is being written.
     pub(crate) fn stop(&self) {
         self.0.stopping.store(true, Ordering::Release);
@@ -308,6 +319,3 @@ impl Store {
         Ok((state, path))
     }
 }
-
-#[cfg(test)]
-mod tests;

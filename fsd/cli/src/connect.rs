@@ -1,7 +1,8 @@
 //! How a command finds a storage node.
 //!
 //! Administrators use the Unix socket of a node of this host; it is, first one wins: `--socket`, `CFS_SOCKET`,
-//! [`SOCKET`], which `cfs server` of root makes a link to the socket of its configuration.
+//! `/run/claudefs/fsd.sock` (`$CFS_RUNTIME_DIR/fsd.sock`), where a running `cfs server` of root puts a link to its
+//! socket.
 //!
 //! A mount may use the network as well (`--server`, TCP with mutual TLS), with the certificate in `--identity`
 //! (else `~/.cfs`). Without either, the socket is used if there is one, else the network if this host is
@@ -18,10 +19,13 @@ use fsd_rpc::client::{CallError, Client, ConnectOptions, Endpoint};
 use fsd_rpc::message::{Request, Response};
 
 use crate::failed::{self, Exit, Failed};
-use crate::units;
+use crate::mount::control;
+use crate::{advertise, units};
 
 /// Where the node of this host is looked for.
-pub const SOCKET: &str = "/run/claudefs/fsd.sock";
+fn default_socket() -> PathBuf {
+    control::runtime_dir().join(advertise::NAME)
+}
 
 /// A node of this host.
 #[derive(Clone, Debug, Args)]
@@ -63,12 +67,13 @@ pub fn probe(socket: &Path) -> Result<(), Failed> {
 impl Local {
     /// An administrator's connection.
     pub fn admin(&self) -> Result<Admin, Failed> {
-        let socket = self.socket.clone().unwrap_or_else(|| SOCKET.into());
+        let socket = self.socket.clone().unwrap_or_else(default_socket);
         probe(&socket)?;
         let options =
             ConnectOptions { deadline: self.timeout, admin: true, ..ConnectOptions::default() };
-        let client = Client::connect(Endpoint::Unix(socket.clone()), options)
-            .map_err(|error| failed::call(&format!("cannot talk to {}", socket.display()), error))?;
+        let client = Client::connect(Endpoint::Unix(socket.clone()), options).map_err(|error| {
+            failed::call(&format!("cannot talk to {}", socket.display()), error)
+        })?;
         Ok(Admin { client })
     }
 }
@@ -142,12 +147,12 @@ impl Anywhere {
         }
         match &self.socket {
             Some(socket) => Ok(Place::Socket(socket.clone())),
-            None if !Path::new(SOCKET).exists()
+            None if !default_socket().exists()
                 && identity().is_ok_and(|directory| crate::identity::exists(&directory)) =>
             {
                 Ok(Place::Network { servers: None, identity: identity()? })
             }
-            None => Ok(Place::Socket(SOCKET.into())),
+            None => Ok(Place::Socket(default_socket())),
         }
     }
 }

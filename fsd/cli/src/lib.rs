@@ -4,6 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | `command` | the verbs |
+//! | `advertise` | how a node lets itself be found on its host |
 //! | `connect`, `identity` | how a command finds the cluster, and who it is there |
 //! | `location`, `mounts` | what a PATH names; the mount table |
 //! | `mount` | the process behind a mount |
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod advertise;
 mod command;
 mod connect;
 mod failed;
@@ -36,14 +38,19 @@ use failed::{Exit, Failed};
 
 /// ClaudeFS: a distributed POSIX file system.
 #[derive(Debug, Parser)]
-#[command(name = "cfs", version, propagate_version = true, after_help = "\
+#[command(
+    name = "cfs",
+    version,
+    propagate_version = true,
+    after_help = "\
 Examples:
   cfs server --config config/dev.toml       run a storage node
   cfs mount /mnt/claudefs                   mount from the node of this host
   cfs admin status                          how the cluster is
   cfs umount /mnt/claudefs
 
-`cfs VERB --help` has more. `cfsctl X` is `cfs admin X`.")]
+`cfs VERB --help` has more. `cfsctl X` is `cfs admin X`."
+)]
 struct Cfs {
     #[command(subcommand)]
     verb: Verb,

@@ -92,8 +92,9 @@ impl Location {
 }
 
 fn in_cluster(path: &Path) -> Result<Location, Failed> {
-    let plain = mounts::lexical(path)
-        .map_err(|error| Failed::new(Exit::Usage, "PATH", format!("{}: {error}", path.display())))?;
+    let plain = mounts::lexical(path).map_err(|error| {
+        Failed::new(Exit::Usage, "PATH", format!("{}: {error}", path.display()))
+    })?;
     Ok(Location { path: plain, mount: None })
 }
 

@@ -137,10 +137,7 @@ garbage
         assert_eq!(mounts.len(), 6);
         let ours = at(&mounts, Path::new("/mnt/my files")).unwrap();
         assert!(ours.is_ours() && !ours.read_only);
-        assert_eq!(
-            (ours.source.as_str(), ours.device.as_str()),
-            ("dev@7f3c0011", "0:45")
-        );
+        assert_eq!((ours.source.as_str(), ours.device.as_str()), ("dev@7f3c0011", "0:45"));
         assert!(at(&mounts, Path::new("/mnt/b")).unwrap().read_only);
         assert!(at(&mounts, Path::new("/mnt")).is_none());
     }
@@ -152,7 +149,8 @@ garbage
         assert_eq!(kind("/mnt/b/x"), KIND);
         assert_eq!(kind("/mnt/b/tmp/x"), "tmpfs");
         assert_eq!(kind("/mnt/bb"), "ext4");
-        let inside = |path: &str| covering(&mounts, Path::new(path)).unwrap().inside(Path::new(path));
+        let inside =
+            |path: &str| covering(&mounts, Path::new(path)).unwrap().inside(Path::new(path));
         assert_eq!(inside("/mnt/b").unwrap(), Path::new("/"));
         assert_eq!(inside("/mnt/b/x/y").unwrap(), Path::new("/x/y"));
         assert_eq!(inside("/mnt/bind/y").unwrap(), Path::new("/sub/y"));

@@ -81,7 +81,7 @@ pub fn write_out(text: &str) -> Result<()> {
 /// Columns without lines, as `ls` and `kubectl` have them. `right`: the columns of numbers.
 pub fn columns(head: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(head.iter().copied());
+    table.load_style(presets::NOTHING).set_header(head.iter().copied());
     for row in rows {
         table.add_row(row);
     }

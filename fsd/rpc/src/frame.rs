@@ -328,6 +328,24 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_are_those_of_the_documentation() {
+        // docs/formats/rpc.md, made by other means.
+        #[rustfmt::skip]
+        let golden = [
+            0x43, 0x46, 0x53, 0x52, 0x01, 0x01, 0x00, 0x00, 0x04, 0x00, 0x00, 0x00, 0x02, 0x00, 0x00, 0x00,
+            0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xef, 0xf2, 0x7a, 0x21, 0x24, 0xc1, 0xa1, 0x88,
+            0x04, 0x81, 0x80, 0x04, 0x61, 0x62,
+        ];
+        let mut out = Vec::new();
+        let request = Request::GetAttr { ino: raftmeta_types::Ino(65537) };
+        write(&mut out, Kind::Request, &request, &[b"ab"]).unwrap();
+        assert_eq!(out, golden);
+        let frame = read(&mut &golden[..]).unwrap();
+        assert!(matches!(frame.message(Kind::Request).unwrap(), Request::GetAttr { .. }));
+        assert_eq!(&frame.data[..], b"ab");
+    }
+
+    #[test]
     fn every_flipped_bit_of_head_and_message_is_noticed() {
         let good = sample();
         for bit in 0..(good.len() - 5) * 8 {

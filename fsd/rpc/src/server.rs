@@ -1,12 +1,13 @@
 //! The tokio half of a server: accepts, knows its peers, bounds them, and hands requests on.
 //!
-//! Every connection is a task. Bad bytes, silence or a vanished peer end that connection and nothing
+//! Every connection is a task; a greeted local one has a thread beside it (`server/local.rs`). Bad bytes, silence or a vanished peer end that connection and nothing
 //! else. What a peer may do follows from who it is: a Unix peer by its uid, a TLS peer by its
 //! certificate, and a TLS peer without one may only enrol: it is served no other byte.
 
 mod connection;
 mod doors;
 mod live;
+mod local;
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use fsd_rpc::admin::{DuReport, Target};
 use fsd_rpc::message::Failure;
-use raftmeta::read;
 use raftmeta::KvRead;
+use raftmeta::read;
 use raftmeta_types::{ChunkHash, ExtentData, FileKind, Ino, Inode};
 
 use super::jobs::{Entry, blocking};

@@ -142,11 +142,7 @@ fn missing(node: &Node, hash: &ChunkHash, report: &mut FsckReport) -> Result<(),
     Ok(())
 }
 
-async fn read_back(
-    node: &Node,
-    hash: &ChunkHash,
-    report: &mut FsckReport,
-) -> Result<(), Failure> {
+async fn read_back(node: &Node, hash: &ChunkHash, report: &mut FsckReport) -> Result<(), Failure> {
     match node.chunks.get(hash).await {
         Ok(plain) if blake3::hash(&plain).as_bytes() == &hash.0 => report.chunks_read += 1,
         Ok(_) => {
@@ -172,7 +168,12 @@ async fn unreferenced(
     report: &mut FsckReport,
 ) -> Result<(), Failure> {
     for shard in 0..node.cluster.shard_count {
-        entry.progress("looking for garbage", shard.into(), node.cluster.shard_count.into(), "shards")?;
+        entry.progress(
+            "looking for garbage",
+            shard.into(),
+            node.cluster.shard_count.into(),
+            "shards",
+        )?;
         tokio::task::yield_now().await;
         let stored = node.chunks.iter_hashes(Some(ShardId(shard as u16)));
         let view = node.group.view();

@@ -257,14 +257,18 @@ mod tests {
     async fn failures_limits_and_cancelling() {
         let jobs = Jobs::default();
         let started: Vec<_> = (0..JOBS_MAX).map(|_| jobs.add("gc".into()).unwrap()).collect();
-        assert!(matches!(jobs.add("gc".into()), Err(Failure::Admin { code, .. }) if code == "TOO_MANY_JOBS"));
+        assert!(
+            matches!(jobs.add("gc".into()), Err(Failure::Admin { code, .. }) if code == "TOO_MANY_JOBS")
+        );
         let (id, entry) = &started[0];
         jobs.cancel(*id).unwrap();
         assert!(entry.progress("x", 0, 0, "").is_err());
         entry.finish(Err(Failure::Timeout));
         assert!(matches!(jobs.poll(*id, 0).await, Err(Failure::Timeout)));
         assert!(jobs.add("gc".into()).is_ok(), "a finished one makes room");
-        assert!(matches!(jobs.poll(999, 0).await, Err(Failure::Admin { code, .. }) if code == "NO_SUCH_JOB"));
+        assert!(
+            matches!(jobs.poll(999, 0).await, Err(Failure::Admin { code, .. }) if code == "NO_SUCH_JOB")
+        );
     }
 
     #[test]

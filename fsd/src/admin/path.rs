@@ -2,8 +2,8 @@
 
 use fsd_rpc::admin::Target;
 use fsd_rpc::message::Failure;
-use raftmeta::read;
 use raftmeta::KvRead;
+use raftmeta::read;
 use raftmeta_types::{FileKind, Ino, Inode};
 
 use super::refused;
@@ -25,7 +25,8 @@ pub(super) fn resolve(kv: &impl KvRead, target: &Target) -> Result<Inode, Failur
 fn walk(kv: &impl KvRead, path: &[u8]) -> Result<Inode, Failure> {
     let shown = path.escape_ascii().to_string();
     if path.first() != Some(&b'/') || path.len() > PATH_BYTES_MAX {
-        let why = format!("a path in the cluster begins with / and has up to {PATH_BYTES_MAX} bytes");
+        let why =
+            format!("a path in the cluster begins with / and has up to {PATH_BYTES_MAX} bytes");
         return Err(refused("INVALID", shown, why, ""));
     }
     let mut inode = read::inode(kv, Ino::ROOT)

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use fsd_rpc::admin::{AdminReply, Backing, ExtentStat, FileStat, STAT_EXTENTS_MAX, Target};
 use fsd_rpc::message::Failure;
-use raftmeta::read;
 use raftmeta::KvRead;
+use raftmeta::read;
 use raftmeta_types::{Extent, ExtentData, FileKind, Inode};
 
 use super::path::resolve;

@@ -37,15 +37,17 @@ fn is_hopeless(plain: &[u8]) -> bool {
 fn is_flat(sample: &[u8]) -> bool {
     /// 2^7.4.
     const VALUES: usize = 169;
-    // Four tables, for equal bytes in a row wait for each other in one.
-    let mut counts = [[0u16; 256]; 4];
-    for four in sample.chunks_exact(4) {
-        for (table, &byte) in counts.iter_mut().zip(four) {
-            table[usize::from(byte)] += 1;
-        }
+    // Two tables, for equal bytes in a row wait for each other in one.
+    let mut counts = [[0u32; 256]; 2];
+    for two in sample.chunks_exact(2) {
+        counts[0][usize::from(two[0])] += 1;
+        counts[1][usize::from(two[1])] += 1;
     }
-    let count = |value: usize| counts.iter().map(|table| usize::from(table[value])).sum::<usize>();
-    let collisions: usize = (0..256).map(|value| count(value).pow(2)).sum();
+    let mut collisions = 0;
+    for (one, other) in counts[0].iter().zip(&counts[1]) {
+        let count = (one + other) as usize;
+        collisions += count * count;
+    }
     collisions * VALUES < sample.len() * sample.len()
 }
 

@@ -79,12 +79,15 @@ pub struct Entry {
     pub plain_len: u32,
 }
 
-impl Entry {
-    /// Whether a record can lie there.
-    fn is_sane(&self, segment_bytes: usize) -> bool {
-        let end = self.offset as usize + record_bytes(self.stored_len);
-        self.offset as usize >= BLOCK && end <= segment_bytes
-    }
+/// Whether records can lie so: one after the other, in the segment.
+fn are_sane(entries: &[Entry], segment_bytes: usize) -> bool {
+    let mut end = BLOCK;
+    entries.iter().all(|entry| {
+        let offset = entry.offset as usize;
+        let follows = offset >= end && offset.is_multiple_of(RECORD_ALIGN);
+        end = offset + record_bytes(entry.stored_len);
+        follows && end <= segment_bytes
+    })
 }
 
 pub fn crc32c(parts: &[&[u8]]) -> u32 {
@@ -117,6 +120,20 @@ pub fn record_bytes(stored_len: u32) -> usize {
 /// Bytes of a footer, in whole blocks.
 pub fn footer_bytes(records: usize) -> usize {
     (records * FOOTER_ENTRY + FOOTER_TRAILER).next_multiple_of(BLOCK)
+}
+
+/// The reason why a store cannot have these parameters.
+pub fn check_parameters(shard_count: u32, segment_bytes: u32) -> Result<(), String> {
+    if !shard_count.is_power_of_two() || shard_count > 1 << 16 {
+        return Err(format!("{shard_count} shards are not a power of two up to 65536"));
+    }
+    let sizes = 64 << 10..=64 << 20;
+    if !segment_bytes.is_multiple_of(BLOCK as u32) || !sizes.contains(&segment_bytes) {
+        return Err(format!(
+            "segments of {segment_bytes} bytes are not a multiple of 4096 from 64 KiB to 64 MiB"
+        ));
+    }
+    Ok(())
 }
 
 impl VolumeHeader {
@@ -289,6 +306,11 @@ pub fn encode_footer(sequence: u64, entries: &[Entry]) -> Vec<u8> {
     out
 }
 
+/// Whether blocks end in something like a footer, of whatever segment.
+pub fn has_footer(tail: &[u8]) -> bool {
+    u32_at(tail, tail.len() - FOOTER_TRAILER) == FOOTER_MAGIC
+}
+
 /// What the end of a segment says about its footer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Footer {
@@ -324,8 +346,11 @@ pub fn decode_footer(tail: &[u8], sequence: u64, segment_bytes: usize) -> Footer
         plain_len: u32_at(line, 40),
     };
     let entries: Vec<Entry> = lines.chunks_exact(FOOTER_ENTRY).map(entry).collect();
-    match entries.iter().all(|entry| entry.is_sane(segment_bytes)) {
+    match are_sane(&entries, segment_bytes) {
         true => Footer::Lines(entries),
         false => Footer::None,
     }
 }
+
+#[cfg(test)]
+mod tests;

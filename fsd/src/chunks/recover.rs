@@ -10,7 +10,6 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::append::{Appender, Queue};
-use super::clean::Cleaner;
 use super::device::Device;
 use super::error::{Error, Kind};
 use super::format::{
@@ -44,13 +43,8 @@ impl<V: Volume> ChunkStore<V> {
         let bytes = geometry.blocks * u64::from(geometry.block_size);
         let FormatParams { cluster_uuid, shard_count, segment_bytes } = params;
         let bad = |why: String| Err(Error::new(Kind::Invalid, format!("format: {why}")));
-        if !shard_count.is_power_of_two() || shard_count > 1 << 16 {
-            return bad(format!("{shard_count} shards are not a power of two up to 65536"));
-        }
-        if !segment_bytes.is_multiple_of(BLOCK as u32)
-            || !(64 << 10..=64 << 20).contains(&segment_bytes)
-        {
-            return bad(format!("segments of {segment_bytes} bytes"));
+        if let Err(why) = format::check_parameters(shard_count, segment_bytes) {
+            return bad(why);
         }
         let slots = bytes.saturating_sub(SLOTS_START) / u64::from(segment_bytes);
         let least = u64::from(shard_count) * 2 + 5;
@@ -103,7 +97,7 @@ impl<V: Volume> ChunkStore<V> {
             index: Mutex::new(index),
             queue: Mutex::new(Queue::default()),
             appender: tokio::sync::Mutex::new(Appender::default()),
-            cleaner: tokio::sync::Mutex::new(Cleaner::default()),
+            cleaning: tokio::sync::Mutex::new(()),
             in_flight: Semaphore::new(super::IN_FLIGHT_BYTES_MAX),
             poisoned: AtomicBool::new(false),
         });
@@ -178,6 +172,9 @@ async fn read_header<V: Volume>(volume: &V, of: Option<Uuid>) -> Result<VolumeHe
     };
     let bytes = geometry.blocks * u64::from(geometry.block_size);
     let end = SLOTS_START + u64::from(header.slots) * u64::from(header.segment_bytes);
+    if let Err(why) = format::check_parameters(header.shard_count, header.segment_bytes) {
+        return bad(Kind::BadHeader, why);
+    }
     if end > bytes {
         return bad(Kind::BadHeader, format!("it was formatted for {end} bytes, it has {bytes}"));
     }
@@ -223,8 +220,10 @@ async fn load<V: Volume>(
             let why = format!("the segment in slot {slot} has the newer format {version}");
             return Err(Error::new(Kind::NewerFormat, why));
         }
-        Found::Damaged => return Ok(salvage(&device.read(start, segment_bytes).await?, keys)),
-        Found::Valid(_) | Found::Absent => return Ok(None),
+        Found::Damaged if holds_records(device, start).await? => {
+            return Ok(salvage(&device.read(start, segment_bytes).await?, keys));
+        }
+        Found::Damaged | Found::Valid(_) | Found::Absent => return Ok(None),
     };
     let mut len = BLOCK;
     loop {
@@ -237,6 +236,15 @@ async fn load<V: Volume>(
     }
     let bytes = device.read(start, segment_bytes).await?;
     Ok(Some(Loaded { sequence, entries: format::scan(&bytes, sequence), full: false }))
+}
+
+/// Whether a slot with a damaged header looks like a segment at its first record or its footer.
+/// Anything else never was one, and reading all of a strange disk would take hours.
+async fn holds_records<V: Volume>(device: &Device<V>, start: u64) -> Result<bool, Error> {
+    let first = device.read_piece(start + BLOCK as u64, BLOCK).await?;
+    let last = start + (device.segment_bytes() - BLOCK) as u64;
+    Ok(RecordHeader::decode_head(&first).is_some()
+        || format::has_footer(&device.read_piece(last, BLOCK).await?))
 }
 
 /// A segment whose header is damaged, or bytes that never were one of this store: only records that

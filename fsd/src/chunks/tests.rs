@@ -48,7 +48,12 @@ async fn open(volume: SimVolume) -> ChunkStore<SimVolume> {
 }
 
 async fn fresh(slots: u64) -> (SimVolume, ChunkStore<SimVolume>) {
-    let volume = SimVolume::new(4096, 16 + slots * 16);
+    fresh_of(4096, slots).await
+}
+
+async fn fresh_of(block_size: u32, slots: u64) -> (SimVolume, ChunkStore<SimVolume>) {
+    let blocks = (16 + slots * 16) * (4096 / u64::from(block_size));
+    let volume = SimVolume::new(block_size, blocks);
     let params = FormatParams { cluster_uuid: CLUSTER, shard_count: 2, segment_bytes: 64 << 10 };
     ChunkStore::format(&volume, params).await.unwrap();
     (volume.clone(), open(volume).await)
@@ -78,7 +83,20 @@ async fn what_was_put_is_got_once_and_after_reopening() {
 
 #[tokio::test]
 async fn strangers_are_refused_by_name() {
-    let (volume, _) = fresh(20).await;
+    let volume = SimVolume::new(4096, 400);
+    for (shard_count, segment_bytes) in [(3, 64 << 10), (2, 1000), (2, 128 << 20), (16, 64 << 10)] {
+        let params = FormatParams { cluster_uuid: CLUSTER, shard_count, segment_bytes };
+        let error = ChunkStore::format(&volume, params).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid, "{error}");
+    }
+    let (volume, store) = fresh(20).await;
+    let long = Dice(1).chunk((64 << 10) - 3 * 4096 + 1);
+    assert_eq!(store.put(vec![long]).await.unwrap_err().kind(), Kind::Invalid);
+    let longest = Dice(1).chunk((64 << 10) - 3 * 4096);
+    store.put(vec![longest.clone()]).await.unwrap();
+    assert_eq!(store.get(&longest.0).await.unwrap(), longest.1);
+    let foreign = store.delete(ShardId(2), Epoch(1), &[]).await.unwrap_err();
+    assert_eq!(foreign.kind(), Kind::Invalid);
     let keys = || Keys::new(1, &[9; 32]);
     let other = Uuid::from_u128(8);
     let params = OpenParams { cluster_uuid: other, keys: keys(), epochs: vec![] };

@@ -26,7 +26,11 @@ fn each_fault_is_named_at_its_level() {
         (Facts { replicas_least: 0, ..well() }, "REDUNDANCY", Level::Err),
         (Facts { blockd_down: down.clone(), ..well() }, "BLOCKD_DOWN", Level::Err),
         (Facts { metadata_down: down.clone(), ..well() }, "METADATA_DOWN", Level::Err),
-        (Facts { metadata_down: down.clone(), log_failed: down, ..well() }, "LOG_FAILED", Level::Err),
+        (
+            Facts { metadata_down: down.clone(), log_failed: down, ..well() },
+            "LOG_FAILED",
+            Level::Err,
+        ),
         (Facts { damaged_chunks: 1, ..well() }, "DAMAGED", Level::Err),
         (Facts { used_bytes: 80, ..well() }, "FLASH_NEARFULL", Level::Warn),
         (Facts { used_bytes: 95, ..well() }, "FLASH_FULL", Level::Err),

@@ -33,14 +33,14 @@ pub struct MountOptions {
 }
 
 impl MountOptions {
-    /// The usual options for this directory: for the one who mounts, without devices and set-id bits,
+    /// The usual options for this directory: for all users, without devices and set-id bits,
     /// 256 MiB of cache, 64 MiB of dirty bytes, 16 threads.
     pub fn new(mountpoint: impl Into<PathBuf>) -> MountOptions {
         MountOptions {
             mountpoint: mountpoint.into(),
             source: "claudefs".to_owned(),
             read_only: false,
-            allow_other: false,
+            allow_other: true,
             nosuid: true,
             nodev: true,
             noexec: false,

@@ -38,12 +38,43 @@ pub(crate) enum Depth {
     Commit,
     /// And survives a power cut.
     Durable,
-    /// The same, with what else was held back: the last handle is gone.
+    /// The same, and an access time that was held back: the last handle is gone.
     Last,
 }
 
 /// A range of dirty bytes.
 type Part<'a> = (u64, &'a [u8]);
+
+impl Depth {
+    fn is_durable(self, dirty: &Dirty) -> bool {
+        match self {
+            Depth::Background | Depth::Commit => false,
+            Depth::Durable => true,
+            // An access time alone is not worth a sync.
+            Depth::Last => !dirty.is_empty(),
+        }
+    }
+}
+
+/// How long a commit has been repeated because its chunks went.
+#[derive(Default)]
+struct Retry {
+    since: Option<Instant>,
+    pause: Duration,
+}
+
+impl Retry {
+    /// Waits a little before the next attempt, or gives up.
+    fn pause(&mut self, again: &[ChunkHash]) -> std::result::Result<(), BackendError> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if since.elapsed() > RETRY_PUT_MAX || again.is_empty() {
+            return Err(BackendError::Failed(Failure::Meta(MetaError::RetryPut(again.to_vec()))));
+        }
+        std::thread::sleep(self.pause);
+        self.pause = (self.pause * 2).clamp(Duration::from_millis(1), RETRY_PAUSE_MAX);
+        Ok(())
+    }
+}
 
 /// Why a flush failed, and what it did not bring to the server.
 struct Failed<'a> {
@@ -79,9 +110,9 @@ impl Core {
         _flushing: &MutexGuard<'_, ()>,
         depth: Depth,
     ) -> Result<()> {
-        let durable = matches!(depth, Depth::Durable | Depth::Last);
         let mut state = file.state.lock();
         state.queued = false;
+        let durable = depth.is_durable(&state.dirty);
         let only_atime = AttrChange { atime: None, ..state.held.clone() } == AttrChange::default();
         let held = state.held != AttrChange::default() && (!only_atime || depth == Depth::Last);
         if state.dirty.is_empty() && !held {
@@ -133,7 +164,7 @@ impl Core {
         change: &AttrChange,
         depth: Depth,
     ) -> std::result::Result<Vec<Part<'a>>, Failed<'a>> {
-        let durable = matches!(depth, Depth::Durable | Depth::Last);
+        let durable = depth.is_durable(flying);
         let limits = self.backend.limits();
         let (mut pieces, tail) = plan::cut(flying, &limits, depth == Depth::Background);
         if pieces.is_empty() && tail.is_some() {
@@ -167,7 +198,20 @@ impl Core {
         durable: bool,
     ) -> std::result::Result<Inode, BackendError> {
         self.put(pieces.iter_mut().filter(|piece| !piece.inline).collect())?;
-        let mut retried: Option<(Instant, Duration)> = None;
+        self.commit_pieces(ino, pieces, change, durable, &mut Retry::default())
+    }
+
+    /// Commits pieces whose chunks are stored. Those that garbage collection was about to delete are put
+    /// again under the new epoch; many of them in parts, each committed at once, so that the next
+    /// collection finds less to take away.
+    fn commit_pieces(
+        &self,
+        ino: Ino,
+        pieces: &mut [Piece<'_>],
+        change: &AttrChange,
+        durable: bool,
+        retry: &mut Retry,
+    ) -> std::result::Result<Inode, BackendError> {
         loop {
             let extents = pieces.iter().map(Piece::extent).collect();
             let write = Write { ino, extents, change: change.clone() };
@@ -177,17 +221,18 @@ impl Core {
                 Err(BackendError::Failed(Failure::Meta(MetaError::RetryPut(again)))) => again,
                 Err(error) => return Err(error),
             };
-            // The chunks were about to be deleted: put them again under the new epoch.
-            let (since, pause) = retried.unwrap_or((Instant::now(), Duration::ZERO));
-            if since.elapsed() > RETRY_PUT_MAX || again.is_empty() {
-                let error = Failure::Meta(MetaError::RetryPut(again));
-                return Err(BackendError::Failed(error));
+            retry.pause(&again)?;
+            let named = |piece: &Piece<'_>| !piece.inline && again.contains(&piece.hash);
+            let bytes: usize = pieces.iter().filter(|piece| named(piece)).map(Piece::len).sum();
+            if bytes <= PUT_BYTES_MAX || pieces.len() == 1 {
+                self.put(pieces.iter_mut().filter(|piece| named(piece)).collect())?;
+                continue;
             }
-            std::thread::sleep(pause);
-            let pause = (pause * 2).clamp(Duration::from_millis(1), RETRY_PAUSE_MAX);
-            retried = Some((since, pause));
-            let named = |piece: &&mut Piece<'_>| !piece.inline && again.contains(&piece.hash);
-            self.put(pieces.iter_mut().filter(named).collect())?;
+            let (first, second) = pieces.split_at_mut(pieces.len() / 2);
+            self.put(first.iter_mut().filter(|piece| named(piece)).collect())?;
+            self.commit_pieces(ino, first, change, false, retry)?;
+            self.put(second.iter_mut().filter(|piece| named(piece)).collect())?;
+            return self.commit_pieces(ino, second, change, durable, retry);
         }
     }
 

@@ -31,6 +31,10 @@ impl<'a> Piece<'a> {
         Piece { offset, data, inline, hash: ChunkHash([0; 32]), receipt: Epoch(0) }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.data.len()
+    }
+
     pub(super) fn extent(&self) -> NewExtent {
         NewExtent {
             offset: self.offset,

@@ -166,7 +166,11 @@ impl Core {
         let extents: Arc<[Extent]> = extents.into();
         let mut state = file.state.lock();
         if state.content == content {
-            state.layout.learn(range.start..end, inode.data_version, extents.clone());
+            state.layout.learn(
+                range.start..end.min(range.end),
+                inode.data_version,
+                extents.clone(),
+            );
         }
         Ok((extents, end))
     }

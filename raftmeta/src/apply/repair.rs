@@ -81,7 +81,8 @@ fn unsettled(state: &mut State<'_>, ino: Ino, offset: u64) -> Step<()> {
 /// An inode without links stays while a live session holds it; a record that holds nothing goes.
 fn orphan(state: &mut State<'_>, ino: Ino) -> Step<()> {
     let key = keys::orphan(ino);
-    let Some(inode) = state.get::<Inode>(&keys::inode(ino))?.filter(|inode| inode.nlink == 0) else {
+    let Some(inode) = state.get::<Inode>(&keys::inode(ino))?.filter(|inode| inode.nlink == 0)
+    else {
         return state.delete(&key);
     };
     let mut holders = Vec::new();

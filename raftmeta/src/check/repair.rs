@@ -22,7 +22,9 @@ impl Finding {
                 "INODE"
             }
             Finding::References { .. } => "REFERENCES",
-            Finding::Garbage { .. } | Finding::PendingEpoch { .. } => "GARBAGE",
+            Finding::Garbage { .. } | Finding::PendingEpoch { .. } | Finding::Deletions { .. } => {
+                "GARBAGE"
+            }
             Finding::Unsettled { .. } => "UNSETTLED",
             Finding::Counters { .. } => "COUNTERS",
         }
@@ -42,7 +44,8 @@ impl Finding {
             | Finding::Unreachable { .. }
             | Finding::Overlap { .. }
             | Finding::Extent { .. }
-            | Finding::PendingEpoch { .. } => None,
+            | Finding::PendingEpoch { .. }
+            | Finding::Deletions { .. } => None,
             Finding::Links { ino, recorded, counted } => {
                 let by = i64::from(counted) - i64::from(recorded);
                 inode(ino, i32::try_from(by).ok()?, 0, 0)

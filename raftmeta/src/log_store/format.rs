@@ -5,7 +5,8 @@
 //!          number                    8   u64; the file's name says it too
 //!          first sequence            8   u64; number of its first record
 //!          chain                     4   crc of the last record of the segment before; 0 in the first
-//!          reserved                 32   zeros
+//!          size                      8   u64; length of the file, which never changes
+//!          reserved                 24   zeros
 //!          crc32c of all that        4   at 60
 //!          record*                       at 64, each at a multiple of 8
 //!          zeros                         to the end: written before the segment is used
@@ -39,7 +40,7 @@ const CHECKS_MAX: usize = 65536;
 /// Bytes of an entry's frame in an `Entries` record: index, length, crc32c.
 pub(crate) const ENTRY_HEADER: usize = 16;
 
-const _: () = assert!(SEGMENT_HEADER == 8 + 8 + 8 + 4 + 32 + 4);
+const _: () = assert!(SEGMENT_HEADER == 8 + 8 + 8 + 4 + 8 + 24 + 4);
 const _: () = assert!(RECORD_HEADER == 4 + 4 + 8 + 8 + 4 + 4);
 
 /// What a record says.
@@ -141,12 +142,13 @@ pub(crate) fn record_len(payload: usize) -> usize {
     (RECORD_HEADER + payload).next_multiple_of(8)
 }
 
-pub(crate) fn segment_header(number: u64, first: Place) -> [u8; SEGMENT_HEADER] {
+pub(crate) fn segment_header(number: u64, first: Place, size: u64) -> [u8; SEGMENT_HEADER] {
     let mut bytes = [0; SEGMENT_HEADER];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..16].copy_from_slice(&number.to_le_bytes());
     bytes[16..24].copy_from_slice(&first.sequence.to_le_bytes());
     bytes[24..28].copy_from_slice(&first.chain.to_le_bytes());
+    bytes[28..36].copy_from_slice(&size.to_le_bytes());
     let sum = crc(&bytes[..60]);
     bytes[60..].copy_from_slice(&sum.to_le_bytes());
     bytes
@@ -209,6 +211,9 @@ pub(crate) fn read_segment(bytes: &[u8], number: u64) -> Result<Segment<'_>, Str
     }
     if u64_at(header, 8) != Some(number) {
         return Err("it is another segment than its name says".to_owned());
+    }
+    if u64_at(header, 28) != Some(bytes.len() as u64) {
+        return Err(format!("it is {} bytes long, not as long as it was made", bytes.len()));
     }
     let (Some(sequence), Some(chain)) = (u64_at(header, 16), u32_at(header, 24)) else {
         return Err("shorter than its header".to_owned());

@@ -65,7 +65,7 @@ pub(crate) fn adopt(
     first: Place,
     head: &Head,
 ) -> io::Result<(SegmentFile, Place)> {
-    let mut bytes = format::segment_header(number, first).to_vec();
+    let mut bytes = format::segment_header(number, first, blank.size).to_vec();
     let payload = postcard::to_stdvec(head).map_err(io::Error::other)?;
     // All before it was synced when the segment before was closed.
     let next = format::put_record(&mut bytes, Kind::State, first, first.sequence, &payload);

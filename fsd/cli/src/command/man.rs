@@ -64,7 +64,11 @@ fn render(command: &Command, name: &str) -> Result<Vec<u8>> {
 /// The page of a command and of everything below it.
 fn write_all(command: &Command, name: &str, dir: &Path) -> Result<()> {
     if !dir.is_dir() {
-        bail!(Failed::new(Exit::NotFound, "NO_DIRECTORY", format!("{}: no directory", dir.display())));
+        bail!(Failed::new(
+            Exit::NotFound,
+            "NO_DIRECTORY",
+            format!("{}: no directory", dir.display())
+        ));
     }
     let path = dir.join(format!("{name}.1"));
     std::fs::write(&path, render(command, name)?)

@@ -6,6 +6,9 @@ use anyhow::Result;
 use clap::Args;
 use fsd::config::Config;
 
+use crate::advertise::advertise;
+use crate::mount::control::runtime_dir;
+
 #[derive(Debug, Args)]
 pub struct Server {
     /// The node's configuration
@@ -24,7 +27,18 @@ impl Server {
             return Ok(());
         }
         fsd::node::log_to_stderr();
-        fsd::node::serve(config, |ready| println!("{ready}"))?;
+        let mut advertised = None;
+        fsd::node::serve(config, |ready| {
+            match advertise(&runtime_dir(), &ready.unix) {
+                Ok(link) => advertised = link,
+                // Not root, usually: commands are told the socket then.
+                Err(error) => {
+                    tracing::info!(%error, "no link to the socket in the runtime directory")
+                }
+            }
+            println!("{ready}");
+        })?;
+        drop(advertised);
         Ok(())
     }
 }

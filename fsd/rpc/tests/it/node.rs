@@ -124,6 +124,8 @@ pub struct Store {
     pub subscribers: Vec<mpsc::Sender<Event>>,
     pub disconnected: u64,
     pub lock_held: bool,
+    /// `LockWait`s under way.
+    pub waiting: u64,
     /// Days that a certificate issued from now on has.
     pub certificate_days: Option<u32>,
     /// Pretend to be another cluster.
@@ -168,6 +170,22 @@ impl Service {
             return Response::Failed(Failure::NotReady("restarting".into()));
         }
         Response::Reply(reply)
+    }
+}
+
+/// Counts a `LockWait` until it is answered or dropped.
+struct Waiting(Arc<Mutex<Store>>);
+
+impl Waiting {
+    fn new(store: &Arc<Mutex<Store>>) -> Waiting {
+        store.lock().waiting += 1;
+        Waiting(store.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.lock().waiting -= 1;
     }
 }
 
@@ -257,6 +275,7 @@ impl Handler for Service {
             }
             Request::LockWait { slot, seq, lock, wait_ms } => {
                 let until = Instant::now() + Duration::from_millis(wait_ms.into());
+                let _waiting = Waiting::new(&self.store);
                 while std::mem::replace(&mut self.store.lock().lock_held, true) {
                     if Instant::now() >= until {
                         return (Response::Failed(Failure::Timeout), vec![]);

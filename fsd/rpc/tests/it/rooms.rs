@@ -6,9 +6,12 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use fsd_rpc::Client;
+use fsd_rpc::client::CallError;
 use fsd_rpc::frame::{self, Kind};
 use fsd_rpc::message::{Failure, Hello, PROTOCOL_VERSION, Request, Response, Role};
 use fsd_rpc::server::{SESSION_CONNECTIONS_MAX, STRANGERS_MAX};
+use raftmeta_types::Ino;
+use raftmeta_types::lock::{Lock, LockFamily, LockKind, LockOwner};
 
 use crate::node::{LONG, Node, change, options, wait_for};
 
@@ -109,4 +112,59 @@ fn more_than_fits_in_a_frame_is_an_error_of_that_request() {
     let error = client.call(&Request::GetChunks { hashes }, &[]).unwrap_err();
     assert!(error.to_string().contains("data of 10000000 bytes"), "{error}");
     client.mutate(false, change(1)).unwrap();
+}
+
+fn waiting_lock(client: &Client, ino: u64) -> Result<raftmeta_types::Reply, CallError> {
+    let owner = LockOwner { session: client.session(), owner: 1 };
+    let kind = LockKind::Exclusive;
+    let family = LockFamily::Flock;
+    let lock = Lock { ino: Ino(ino), family, owner, kind, start: 0, end: u64::MAX, pid: 1 };
+    client.lock_wait(lock, 600_000)
+}
+
+#[test]
+fn a_node_that_stops_answers_what_is_under_way() {
+    for tcp in [false, true] {
+        let mut node = Node::start();
+        let endpoint = if tcp { node.tcp("client:a") } else { node.unix() };
+        let client = Client::connect(endpoint, options()).unwrap();
+        waiting_lock(&client, 1).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| waiting_lock(&client, 2));
+            wait_for("the request", || node.store.lock().waiting == 1);
+            let (store, socket) = (node.store.clone(), node.socket.clone());
+            scope.spawn(move || {
+                // The socket goes when the node stops, before it waits for the requests.
+                wait_for("the stop", || !socket.exists());
+                store.lock().lock_held = false;
+            });
+            node.stop();
+            waiting.join().unwrap().unwrap();
+        });
+        assert_eq!(node.store.lock().applied, [1, 2]);
+        assert_eq!(node.store.lock().waiting, 0);
+    }
+}
+
+#[test]
+fn a_node_that_stops_does_not_wait_for_ever() {
+    for tcp in [false, true] {
+        let mut node = Node::start();
+        let endpoint = if tcp { node.tcp("client:a") } else { node.unix() };
+        let client = Client::connect(endpoint, options()).unwrap();
+        waiting_lock(&client, 1).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| waiting_lock(&client, 2));
+            wait_for("the request", || node.store.lock().waiting == 1);
+            node.stop();
+            // The handler's future was dropped, wherever it waited.
+            wait_for("its end", || node.store.lock().waiting == 0);
+            client.abort();
+            assert!(matches!(waiting.join().unwrap(), Err(CallError::Aborted)));
+        });
+        wait_for("the last word", || {
+            let store = node.store.lock();
+            store.disconnected == store.greetings
+        });
+    }
 }

@@ -39,7 +39,7 @@ struct Run {
 
 impl Run {
     async fn start(seed: u64) -> Run {
-        let (volume, store) = fresh(24).await;
+        let (volume, store) = fresh_of([4096, 512][seed as usize % 2], 24).await;
         Run { volume, store, dice: Dice(seed), model: Model::default() }
     }
 

@@ -118,7 +118,10 @@ mod tests {
              checked 0 inodes, 0 chunks: 3 findings\n"
         );
         assert_eq!(exit(&found.0), Exit::Failed);
-        assert_eq!(exit(&FsckReport { found: 3, repaired: 1, ..FsckReport::default() }), Exit::Partial);
+        assert_eq!(
+            exit(&FsckReport { found: 3, repaired: 1, ..FsckReport::default() }),
+            Exit::Partial
+        );
         assert_eq!(exit(&FsckReport { found: 3, repaired: 3, ..FsckReport::default() }), Exit::Ok);
     }
 }

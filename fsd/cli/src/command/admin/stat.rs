@@ -47,7 +47,11 @@ struct View {
 /// The location of a path in the cluster that answers.
 pub(super) fn locate(admin: &Admin, path: &Path, cluster_path: bool) -> Result<Location, Failed> {
     let mounts = mounts::read().map_err(|error| {
-        Failed::new(Exit::Failed, "MOUNT_TABLE", format!("cannot read /proc/self/mountinfo: {error}"))
+        Failed::new(
+            Exit::Failed,
+            "MOUNT_TABLE",
+            format!("cannot read /proc/self/mountinfo: {error}"),
+        )
     })?;
     let location = Location::of(path, cluster_path, &mounts)?;
     let (name, uuid) = admin.cluster();
@@ -181,7 +185,7 @@ mod tests {
 
     #[test]
     fn extents_are_rows() {
-        let chunk = |stored_bytes| ExtentStat {
+        let chunk = |stored_bytes: Option<u32>| ExtentStat {
             offset_bytes: 65536,
             len_bytes: 100,
             version: 7,
@@ -195,10 +199,7 @@ mod tests {
             },
         };
         let cells = row(&chunk(Some(60)), false);
-        assert_eq!(
-            cells,
-            ["65536", "100", "chunk", "0123456789ab", "9", "120", "60", "2", "3"]
-        );
+        assert_eq!(cells, ["65536", "100", "chunk", "0123456789ab", "9", "120", "60", "2", "3"]);
         assert_eq!(row(&chunk(Some(60)), true)[3].len(), 64);
         assert!(is_missing(&chunk(None)) && row(&chunk(None), false)[6] == "MISSING");
         let inline =

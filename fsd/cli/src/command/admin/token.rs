@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use fsd_rpc::admin::{self, AdminReply, AdminRequest, TOKEN_TTL_SECS_MAX, TOKEN_USES_MAX, Timestamp};
+use fsd_rpc::admin::{
+    self, AdminReply, AdminRequest, TOKEN_TTL_SECS_MAX, TOKEN_USES_MAX, Timestamp,
+};
 use serde::Serialize;
 
 use super::Context;
