@@ -229,7 +229,6 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         }
         Command::Settle(_)
         | Command::Reap { .. }
-        | Command::Repair(_)
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
         | Command::InitCluster { .. }

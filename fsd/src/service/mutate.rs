@@ -59,7 +59,6 @@ pub(super) async fn mutate(
         | Command::CloseSession { .. }
         | Command::ReleaseOrphans { .. }
         | Command::Reap { .. }
-        | Command::Repair(_)
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
         | Command::InitCluster { .. }
