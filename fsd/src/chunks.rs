@@ -41,7 +41,6 @@ pub use recover::owner;
 pub use seal::Keys;
 
 use append::{Appender, Queue};
-use clean::Cleaner;
 use device::Device;
 use index::{Index, SlotState};
 use pack::Packer;
@@ -112,7 +111,8 @@ struct Inner<V> {
     index: Mutex<Index>,
     queue: Mutex<Queue>,
     appender: tokio::sync::Mutex<Appender>,
-    cleaner: tokio::sync::Mutex<Cleaner>,
+    /// One cleaning at a time.
+    cleaning: tokio::sync::Mutex<()>,
     in_flight: Semaphore,
     /// A flush failed: nothing is written any more.
     poisoned: AtomicBool,

@@ -273,8 +273,8 @@ impl Rounds {
     }
 }
 
-/// For a writer on a full pool: frees what deleted files have left, at once. Whether there is more room
-/// than before, or somebody else has just made some.
+/// For a writer on a full pool: frees what deleted files have left, at once. Whether anything was freed,
+/// or somebody else has just done the same.
 pub(crate) async fn make_room(node: &Arc<Node>) -> Result<bool, Failure> {
     let asked = Instant::now();
     let _turn = node.upkeep.turn.lock().await;
@@ -284,21 +284,18 @@ pub(crate) async fn make_room(node: &Arc<Node>) -> Result<bool, Failure> {
         Some(at) if at.elapsed() < MAKE_ROOM_EVERY => return Ok(false),
         Some(_) | None => {}
     }
-    let before = node.chunks.usage().free;
     reap::reap_all(node).await?;
-    gc::collect(node, Duration::ZERO).await?;
-    clean::make_room(node).await?;
+    let collected = gc::collect(node, Duration::ZERO).await?;
     *node.upkeep.room_made.lock() = Some(Instant::now());
-    Ok(node.chunks.usage().free > before)
+    // The store itself copies poor segments together when a put needs it.
+    Ok(collected.chunks > 0)
 }
 
 /// Deletes everything that nothing references, for an administrator.
 pub(crate) async fn collect_all(node: &Arc<Node>) -> Result<Collected, Failure> {
     let _turn = node.upkeep.turn.lock().await;
     reap::reap_all(node).await?;
-    let collected = gc::collect(node, Duration::ZERO).await?;
-    clean::make_room(node).await?;
-    Ok(collected)
+    gc::collect(node, Duration::ZERO).await
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use blockd_ipc::RemoteVolume;
 use parking_lot::Mutex;
-use raftmeta::group::Group;
+use raftmeta::group::{Group, GroupError};
 use raftmeta::read;
 use raftmeta_types::cluster::ClusterInfo;
 use raftmeta_types::{Command, Envelope, MetaError, NodeId, Reply, SessionId, Time};
@@ -156,6 +156,7 @@ impl Node {
                 }
                 answer.map_err(Failure::Meta)
             }
+            Err(error @ GroupError::TooLarge { .. }) => Err(Failure::Refused(error.to_string())),
             Err(error) if *self.stopping.borrow() => {
                 Err(Failure::NotReady(format!("the node is stopping: {error}")))
             }
@@ -227,7 +228,9 @@ impl Node {
 
     /// What health is judged by, now.
     pub fn facts(&self) -> Facts {
-        let usage = self.chunks.usage();
+        let total_bytes = self.chunks.usage().total;
+        let shards = read::shards(&self.group.view()).unwrap_or_default();
+        let copies = shards.iter().map(|shard| shard.in_sync.len() as u32).min();
         let blockd = self.blockd.as_ref().map(|state| state.borrow().clone());
         let unreached = (!self.chunks.volume().is_connected())
             .then(|| format!("nobody answers on {}", self.config.blockd.socket.display()));
@@ -235,7 +238,7 @@ impl Node {
         let metadata = self.metadata_failure.lock().clone();
         Facts {
             replicas_wanted: u32::from(self.config.cluster.protection.replicas),
-            replicas_least: 1,
+            replicas_least: copies.unwrap_or(0),
             blockd_down: match blockd {
                 Some(supervise::State::Waiting { why }) => Some(why),
                 Some(supervise::State::Stopped) => Some("it was stopped".into()),
@@ -247,10 +250,18 @@ impl Node {
                 None => Some("it has no leader".into()),
             }),
             log_failed: self.group.failure(),
-            used_bytes: usage.live,
-            total_bytes: usage.total.saturating_sub(usage.reserve),
+            used_bytes: total_bytes.saturating_sub(self.available_bytes()),
+            total_bytes,
             damaged_chunks: self.damaged.load(Ordering::Relaxed),
         }
+    }
+
+    /// What writers can still get: free segments outside the reserve, and what cleaning gives back.
+    pub(crate) fn available_bytes(&self) -> u64 {
+        let usage = self.chunks.usage();
+        // A segment of which more than 7/8 lives is not cleaned.
+        let reclaimable = usage.used.saturating_sub(usage.live) / 8 * 7;
+        usage.total.min(usage.free + reclaimable)
     }
 
     pub fn health(&self) -> Health {

@@ -228,6 +228,7 @@ fn of_command(command: &Command, durable: bool) -> Operation {
             Operation::Session
         }
         Command::Settle(_)
+        | Command::Repair(_)
         | Command::Reap { .. }
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
@@ -236,7 +237,6 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. }
-        | Command::Repair(_) => Operation::Admin,
+        | Command::RecordCertificate { .. } => Operation::Admin,
     }
 }

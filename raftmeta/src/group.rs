@@ -122,6 +122,7 @@ impl Group {
             io::Result::Ok((store, log))
         });
         let (store, log) = opened.await.map_err(io::Error::other)??;
+        let alone = log.has_one_voter();
         let options = Config {
             cluster_name: "claudefs".to_owned(),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(config.checkpoint_entries),
@@ -137,6 +138,10 @@ impl Group {
             let members =
                 std::collections::BTreeMap::from([(config.node_id, BasicNode::default())]);
             raft.initialize(members).await.map_err(|e| error(e.to_string()))?;
+        }
+        if !blank && alone {
+            // Nobody else could lead: no need to wait for an election timeout.
+            raft.trigger().elect(false).await.map_err(|e| error(e.to_string()))?;
         }
         if !blank || config.bootstrap {
             let me = config.node_id;

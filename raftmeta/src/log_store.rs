@@ -196,6 +196,11 @@ impl LogStore {
         self.0.writer.lock().used_bytes()
     }
 
+    /// Whether the newest membership has one voter.
+    pub(crate) fn has_one_voter(&self) -> bool {
+        self.0.one_voter.load(Ordering::Acquire)
+    }
+
     /// Index up to which entries have left the log.
     pub(crate) fn purged(&self) -> Option<u64> {
         self.0.writer.lock().purged().map(|id| id.index)

@@ -101,3 +101,6 @@ pub fn get<K: KvRead + ?Sized, T: DeserializeOwned>(
 pub fn decode_all<T: DeserializeOwned>(pairs: Vec<Pair>) -> Result<Vec<(Vec<u8>, T)>, KvError> {
     pairs.into_iter().map(|(key, bytes)| decode(&key, &bytes).map(|value| (key, value))).collect()
 }
+
+#[cfg(test)]
+mod tests;

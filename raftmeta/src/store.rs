@@ -319,6 +319,3 @@ impl Store {
         Ok((state, path))
     }
 }
-
-#[cfg(test)]
-mod tests;

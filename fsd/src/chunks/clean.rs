@@ -31,13 +31,6 @@ enum Choice {
     Poorest,
 }
 
-/// One cleaning at a time; the mutex around it says whose turn it is.
-#[derive(Default)]
-pub(super) struct Cleaner {
-    /// Deleted bytes when cleaning last found nothing to win for a full store.
-    futile_at: Option<u64>,
-}
-
 impl<V: Volume> ChunkStore<V> {
     /// Copies at most about `budget_bytes` forward; the best bargains first: much to free, and old.
     /// Segments made during the cleaning are left alone, so it ends.
@@ -46,7 +39,7 @@ impl<V: Volume> ChunkStore<V> {
     /// `NoSpace` when even the reserve is gone, `Io`, `Poisoned`. Nothing is lost by an error.
     pub async fn clean(&self, budget_bytes: u64) -> Result<Cleaned, Error> {
         let inner = &self.inner;
-        let _turn = inner.cleaner.lock().await;
+        let _turn = inner.cleaning.lock().await;
         let newest = inner.index.lock().sequence;
         let mut cleaned = Cleaned { segments: inner.free_dead().await?, bytes_copied: 0 };
         while cleaned.bytes_copied < budget_bytes
@@ -66,19 +59,15 @@ impl<V: Volume> Inner<V> {
         self: &Arc<Self>,
         up_to: &mut Option<u64>,
     ) -> Result<bool, Error> {
-        let mut cleaner = self.cleaner.lock().await;
+        let _turn = self.cleaning.lock().await;
         self.free_dead().await?;
-        let (newest, deleted) = {
+        let newest = {
             let index = self.index.lock();
             if index.has_room() {
                 return Ok(true);
             }
-            (*up_to.get_or_insert(index.sequence), index.deleted_bytes)
+            *up_to.get_or_insert(index.sequence)
         };
-        let segment = self.device.segment_bytes() as u64;
-        if cleaner.futile_at.is_some_and(|then| deleted < then + segment / 2) {
-            return Ok(false);
-        }
         let mut progress = false;
         while let Some((slot, sequence)) = self.victim(newest, Choice::Poorest) {
             self.clean_segment(slot, sequence).await?;
@@ -86,9 +75,6 @@ impl<V: Volume> Inner<V> {
             if self.index.lock().has_room() {
                 return Ok(true);
             }
-        }
-        if !progress {
-            cleaner.futile_at = Some(deleted);
         }
         // The shard may have got an open segment with room even so.
         Ok(progress)

@@ -68,8 +68,6 @@ pub(super) struct Index {
     pub coming: HashMap<ChunkHash, watch::Receiver<()>>,
     /// Of the newest segment.
     pub sequence: u64,
-    /// Bytes of records that were deleted since the store opened.
-    pub deleted_bytes: u64,
 }
 
 impl Index {
@@ -83,7 +81,6 @@ impl Index {
             damaged: HashSet::new(),
             coming: HashMap::new(),
             sequence: 0,
-            deleted_bytes: 0,
         }
     }
 
@@ -103,7 +100,6 @@ impl Index {
     pub fn remove(&mut self, hash: &ChunkHash) {
         self.damaged.remove(hash);
         if let Some(old) = self.table.remove(hash) {
-            self.deleted_bytes += u64::from(old.bytes());
             self.died(old);
         }
     }

@@ -10,7 +10,6 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::append::{Appender, Queue};
-use super::clean::Cleaner;
 use super::device::Device;
 use super::error::{Error, Kind};
 use super::format::{
@@ -98,7 +97,7 @@ impl<V: Volume> ChunkStore<V> {
             index: Mutex::new(index),
             queue: Mutex::new(Queue::default()),
             appender: tokio::sync::Mutex::new(Appender::default()),
-            cleaner: tokio::sync::Mutex::new(Cleaner::default()),
+            cleaning: tokio::sync::Mutex::new(()),
             in_flight: Semaphore::new(super::IN_FLIGHT_BYTES_MAX),
             poisoned: AtomicBool::new(false),
         });

@@ -10,8 +10,6 @@ use crate::node::Node;
 
 /// Bytes copied in one round.
 const BUDGET: u64 = 16 << 20;
-/// Bytes copied at once for a writer that finds the pool full.
-const BUDGET_URGENT: u64 = 256 << 20;
 
 /// Dead bytes in segments that are no longer written to.
 fn dead(usage: &Usage) -> u64 {
@@ -37,10 +35,4 @@ pub(super) async fn round(node: &Arc<Node>) -> Result<Found, Failure> {
     let copied = cleaned.bytes_copied;
     tracing::debug!(segments = cleaned.segments, copied, "poor segments were cleaned");
     Ok(if cleaned.segments > 0 { Found::Something } else { Found::Nothing })
-}
-
-/// The caller has the turn.
-pub(super) async fn make_room(node: &Arc<Node>) -> Result<(), Failure> {
-    let cleaned = node.chunks.clean(BUDGET_URGENT).await;
-    cleaned.map(drop).map_err(|error| node.chunk_failure(&error, None))
 }

@@ -74,6 +74,10 @@ pub(super) async fn delete(
     shard: ShardId,
     hashes: Vec<ChunkHash>,
 ) -> Result<(u64, u64), Failure> {
+    // One that an error interrupted goes first; what the store has done already it does not do again.
+    if let Some(pending) = read::pending_delete(&node.group.view(), shard).map_err(storage)? {
+        carry_out(node, shard, pending.epoch, &pending.hashes).await?;
+    }
     let info = read::shard(&node.group.view(), shard).map_err(storage)?;
     let info = info.ok_or(Failure::Meta(MetaError::NotFound))?;
     let epoch = Epoch(info.gc_epoch.0 + 1);
@@ -83,10 +87,19 @@ pub(super) async fn delete(
     };
     let lens = hashes.iter().filter_map(|hash| node.chunks.stored_len(hash));
     let bytes = lens.map(u64::from).sum();
-    let deleted = node.chunks.delete(shard, epoch, &hashes).await;
+    carry_out(node, shard, epoch, &hashes).await?;
+    Ok((hashes.len() as u64, bytes))
+}
+
+async fn carry_out(
+    node: &Arc<Node>,
+    shard: ShardId,
+    epoch: Epoch,
+    hashes: &[ChunkHash],
+) -> Result<(), Failure> {
+    let deleted = node.chunks.delete(shard, epoch, hashes).await;
     node.upkeep.note_deleted(shard);
     // Also after a failure: the index has forgotten them, only space was not given back yet.
     node.command(Command::EndDelete { shard, epoch }, false).await?;
-    deleted.map_err(|error| node.chunk_failure(&error, None))?;
-    Ok((hashes.len() as u64, bytes))
+    deleted.map_err(|error| node.chunk_failure(&error, None))
 }

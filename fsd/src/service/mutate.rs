@@ -55,6 +55,7 @@ pub(super) async fn mutate(
         | Command::Allocate(_)
         | Command::CopyRange(_) => simple(node, order, command).await,
         Command::Settle(_)
+        | Command::Repair(_)
         | Command::OpenSession(_)
         | Command::CloseSession { .. }
         | Command::ReleaseOrphans { .. }
@@ -66,8 +67,9 @@ pub(super) async fn mutate(
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. }
-        | Command::Repair(_) => Err(Failure::Refused("this command is the node's own".into())),
+        | Command::RecordCertificate { .. } => {
+            Err(Failure::Refused("this command is the node's own".into()))
+        }
     }
 }
 
@@ -115,13 +117,13 @@ fn events_of(command: &Command) -> Vec<Event> {
         Command::Unlink(_)
         | Command::Rename(_)
         | Command::Settle(_)
+        | Command::Repair(_)
         | Command::Lock(_)
         | Command::UnlockOwner { .. }
         | Command::OpenSession(_)
         | Command::CloseSession { .. }
         | Command::ReleaseOrphans { .. }
         | Command::Reap { .. }
-        | Command::Repair(_)
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
         | Command::InitCluster { .. }
@@ -129,8 +131,7 @@ fn events_of(command: &Command) -> Vec<Event> {
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. }
-        | Command::Repair(_) => vec![],
+        | Command::RecordCertificate { .. } => vec![],
     }
 }
 

@@ -128,18 +128,15 @@ fn openable(node: &Node, session: SessionId, ino: Ino) -> Result<Inode, Failure>
     Ok(inode)
 }
 
-/// What writers can still get counts in: free segments, and what cleaning gives back.
 pub(super) fn statfs(node: &Node) -> Answer {
     let usage = node.chunks.usage();
-    // A segment of which more than 7/8 lives is not cleaned.
-    let reclaimable = usage.used.saturating_sub(usage.live) / 8 * 7;
-    let available = usage.free + reclaimable;
+    let available = node.available_bytes();
     let counters = read::counters(&node.group.view()).map_err(storage)?;
     plain(Response::StatFs(StatFs {
         block_size: STATFS_BLOCK,
         total_bytes: usage.total,
-        free_bytes: (available + usage.reserve).min(usage.total - usage.live.min(usage.total)),
-        available_bytes: available.min(usage.total),
+        free_bytes: (available + usage.reserve).min(usage.total),
+        available_bytes: available,
         inodes: INODES_MAX,
         inodes_free: INODES_MAX.saturating_sub(counters.inodes),
     }))

@@ -88,12 +88,13 @@ fn the_node_goes_on_after_kill_9_of_blockd() {
     let client = node.client();
     let mut pid = node.blockd_pid().unwrap();
     for round in 0..3 {
-        fill(&client, round * 4, 4);
+        fill(&client, round * 8, 4);
         send(pid, Signal::KILL);
-        fill(&client, round * 4 + 4, 0);
+        // These wait until it is back.
+        fill(&client, round * 8 + 4, 4);
         let before = pid;
         pid = until("blockd is started again", || node.blockd_pid().filter(|pid| *pid != before));
-        check(&client, round * 4 + 4);
+        check(&client, round * 8 + 8);
     }
 }
 

@@ -14,8 +14,6 @@ use crate::check::check;
 use crate::kv::MemKv;
 use crate::read;
 
-mod repair;
-
 const S: SessionId = SessionId(7);
 
 /// A cluster with one session; every command checks the store afterwards.
@@ -395,8 +393,12 @@ fn settling_never_undoes_a_newer_write() {
 fn more_than_a_command_may_free_is_left_to_later_ones() {
     let mut fs = Fs::new();
     let extents = |count: u64| {
-        let extent =
-            |at| NewExtent { offset: at * 8, len: 4, data: ExtentData::Zero, receipt: Epoch(0) };
+        let extent = |at: u64| NewExtent {
+            offset: at * 8,
+            len: 4,
+            data: ExtentData::Zero,
+            receipt: Epoch(0),
+        };
         (0..count).map(extent).collect()
     };
     let mut held = Vec::new();
@@ -432,7 +434,7 @@ fn a_step_of_a_large_command_keeps_no_reply() {
     let mut fs = Fs::new();
     let file = fs.file(Ino::ROOT, "f");
     let extent =
-        |at| NewExtent { offset: at * 8, len: 4, data: ExtentData::Zero, receipt: Epoch(0) };
+        |at: u64| NewExtent { offset: at * 8, len: 4, data: ExtentData::Zero, receipt: Epoch(0) };
     let write = Write {
         ino: file,
         extents: (0..1500).map(extent).collect(),

@@ -84,7 +84,7 @@ impl Writer {
     }
 
     pub fn vote(&self) -> Option<VoteOf<Types>> {
-        self.contents.head.vote.clone()
+        self.contents.head.vote
     }
 
     pub fn purged(&self) -> Option<LogIdOf<Types>> {
@@ -274,7 +274,7 @@ impl Writer {
     pub fn save_vote(&mut self, vote: &VoteOf<Types>, stable: u64) -> io::Result<()> {
         let payload = postcard::to_stdvec(&Some(vote)).map_err(io::Error::other)?;
         self.record(Kind::Vote, &payload, stable)?;
-        self.contents.head.vote = Some(vote.clone());
+        self.contents.head.vote = Some(*vote);
         Ok(())
     }
 

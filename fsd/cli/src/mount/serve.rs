@@ -81,10 +81,7 @@ pub fn run(plan: Plan) -> Result<Exit, Failed> {
 
 /// What `cfs mount --foreground` and `cfs umount` say when the end was not in order.
 pub fn last_sync_failed(mountpoint: &std::path::Path, why: &str) -> Failed {
-    let what = format!(
-        "{}: unmounted, but not in order: {why}",
-        mountpoint.display()
-    );
+    let what = format!("{}: unmounted, but not in order: {why}", mountpoint.display());
     Failed::new(Exit::Failed, "LAST_SYNC", what)
 }
 

@@ -35,13 +35,17 @@ pub fn run(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
+/// Where `cfs mount` keeps the sockets by which `cfs umount` finds it.
+pub const RUNTIME_DIR: &str = "CFS_RUNTIME_DIR";
+
 /// Starts a daemon that dies with the calling thread and writes to `log`.
-pub fn daemon(program: &Path, arguments: &[&str], log: &Path) -> Child {
+pub fn daemon(program: &Path, arguments: &[&str], runtime_dir: &str, log: &Path) -> Child {
     let log = OpenOptions::new().create(true).append(true).open(log).expect("opening a log");
     Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "--"])
         .arg(program)
         .args(arguments)
+        .env(RUNTIME_DIR, runtime_dir)
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("a second descriptor of a log"))
         .stderr(log)

@@ -85,7 +85,7 @@ impl System {
         let config = self.path("node.toml");
         let log = self.dir.join("server.log");
         let arguments = ["server", "--config", &config];
-        self.server = Some(process::daemon(cfs(), &arguments, &log));
+        self.server = Some(process::daemon(cfs(), &arguments, &self.path("run"), &log));
         self.blockd_kills = 0;
         self.wait_for_server();
     }
@@ -106,7 +106,7 @@ impl System {
         let (socket, mountpoint) = (self.path("fsd.sock"), self.path("mnt"));
         let arguments = ["mount", "--socket", &socket, "--foreground", &mountpoint];
         let log = self.dir.join("client.log");
-        let mut client = process::daemon(cfs(), &arguments, &log);
+        let mut client = process::daemon(cfs(), &arguments, &self.path("run"), &log);
         wait_for("the mount", || {
             if let Some(status) = client.try_wait().expect("waiting for a child") {
                 panic!("cfs mount ended with {status}, see {}", log.display());
@@ -119,7 +119,9 @@ impl System {
     /// Unmounts as a user does, if it is mounted.
     pub fn unmount(&mut self) {
         let Some(mut client) = self.client.take() else { return };
-        process::run(Command::new(cfs()).arg("umount").arg(self.path("mnt")));
+        let mut umount = Command::new(cfs());
+        umount.arg("umount").arg(self.path("mnt")).env(process::RUNTIME_DIR, self.path("run"));
+        process::run(&mut umount);
         let mut status = None;
         wait_for("the end of the client after umount", || {
             status = client.try_wait().expect("waiting for a child");

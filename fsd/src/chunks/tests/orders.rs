@@ -39,7 +39,7 @@ async fn fork(store: &ChunkStore<SimVolume>) -> ChunkStore<SimVolume> {
             index: Mutex::new(inner.index.lock().clone()),
             queue: Mutex::new(Queue::default()),
             appender: tokio::sync::Mutex::new(appender),
-            cleaner: tokio::sync::Mutex::new(Cleaner::default()),
+            cleaning: tokio::sync::Mutex::new(()),
             in_flight: Semaphore::new(IN_FLIGHT_BYTES_MAX),
             poisoned: AtomicBool::new(false),
         }),
@@ -199,6 +199,8 @@ async fn explore(world: &World, depth: u64, seen: &mut u64) {
         next.log.push(name);
         if next.step(step).await {
             Box::pin(explore(&next, depth - 1, seen)).await;
+        } else {
+            next.check().await;
         }
     }
 }

@@ -62,6 +62,28 @@ async fn a_put_that_is_cancelled_or_fails_leaves_the_way_free() {
     assert!(store.put(vec![]).await.unwrap().is_empty());
 }
 
+#[tokio::test]
+async fn a_chunk_that_is_deleted_or_found_damaged_while_it_is_copied_stays_so() {
+    let (volume, store) = fresh(30).await;
+    let chunk = Dice(5).chunk(3000);
+    store.put(vec![chunk.clone()]).await.unwrap();
+    let inner = &store.inner;
+    let from = inner.index.lock().table.get(&chunk.0).unwrap();
+    let copy = async || {
+        let mut records = inner.packer.pack(vec![chunk.clone()]).await.unwrap();
+        records[0].from = Some(from);
+        inner.submit(records).await.unwrap();
+    };
+    let at = inner.device.slot_start(from.slot) + u64::from(from.offset) + 100;
+    volume.corrupt(at / 4096, at as usize % 4096, 1);
+    assert_eq!(store.get(&chunk.0).await.unwrap_err().kind(), Kind::Damaged);
+    copy().await;
+    assert!(!store.contains(&chunk.0));
+    store.delete(chunk.0.shard(2), Epoch(1), &[chunk.0]).await.unwrap();
+    copy().await;
+    assert_eq!(store.get(&chunk.0).await.unwrap_err().kind(), Kind::NotFound);
+}
+
 /// Putters, readers, deletions and cleaning on one store, on several threads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn everything_at_once() {

@@ -24,7 +24,7 @@ fn name(by: u16) -> Bytes {
 /// An inode of the model, now and then one that is not there.
 fn any_ino(model: &Model, by: u16) -> Ino {
     let inos: Vec<Ino> = model.nodes.keys().copied().collect();
-    if by % 40 == 39 { Ino(99) } else { pick(&inos, by / 40 ^ by) }
+    if by % 40 == 39 { Ino(99) } else { pick(&inos, (by / 40) ^ by) }
 }
 
 fn directory(model: &Model, by: u16) -> Ino {
@@ -78,7 +78,7 @@ fn extents(raw: &Raw) -> Vec<NewExtent> {
 fn create(model: &Model, raw: &Raw) -> Command {
     let kinds = [FileKind::Regular, FileKind::Regular, FileKind::Directory, FileKind::Symlink];
     let kind = pick(&kinds, raw[3]);
-    let unnamed = kind == FileKind::Regular && raw[4] % 8 == 0;
+    let unnamed = kind == FileKind::Regular && raw[4].is_multiple_of(8);
     Command::Create(Create {
         parent: directory(model, raw[1]),
         name: if unnamed { Bytes::new() } else { name(raw[2]) },
@@ -89,7 +89,7 @@ fn create(model: &Model, raw: &Raw) -> Command {
         gid: u32::from(raw[5] % 3),
         rdev: 0,
         target: if kind == FileKind::Symlink { "there".into() } else { Bytes::new() },
-        exclusive: raw[5] % 2 == 0,
+        exclusive: raw[5].is_multiple_of(2),
     })
 }
 
@@ -123,12 +123,12 @@ fn rename(model: &Model, raw: &Raw) -> Command {
 
 fn attributes(model: &Model, raw: &Raw) -> Command {
     let change = AttrChange {
-        mode: (raw[3] % 2 == 0).then_some(u32::from(raw[3]) & 0o7777),
-        uid: (raw[3] % 3 == 0).then_some(5),
-        mtime: (raw[3] % 5 == 0).then_some(SetTime::At(Time { secs: 3, nanos: 4 })),
+        mode: (raw[3].is_multiple_of(2)).then_some(u32::from(raw[3]) & 0o7777),
+        uid: (raw[3].is_multiple_of(3)).then_some(5),
+        mtime: (raw[3].is_multiple_of(5)).then_some(SetTime::At(Time { secs: 3, nanos: 4 })),
         ..AttrChange::default()
     };
-    let cuts = raw[5] % 3 > 0;
+    let cuts = !raw[5].is_multiple_of(3);
     let ino = if cuts { file(model, raw[1]) } else { any_ino(model, raw[1]) };
     let size = cuts.then_some(u64::from(raw[4]) % (FILE_MAX as u64 / 3));
     Command::SetAttr(SetAttr { ino, change, size })
@@ -155,7 +155,7 @@ fn allocate(model: &Model, raw: &Raw) -> Command {
     if mode == AllocateMode::Insert && !fits(model, ino, len) {
         mode = AllocateMode::Collapse;
     }
-    Command::Allocate(Allocate { ino, mode, offset, len, keep_size: raw[5] % 2 == 0 })
+    Command::Allocate(Allocate { ino, mode, offset, len, keep_size: raw[5].is_multiple_of(2) })
 }
 
 /// The command of a client.
@@ -170,7 +170,7 @@ pub(super) fn command(model: &Model, by: SessionId, raw: &Raw) -> Command {
         7..10 => {
             let (parent, name) = (directory(model, raw[1]), name(raw[2]));
             let open_by = open_by(model, parent, &name, raw[3]);
-            Command::Unlink(Unlink { parent, name, directory: raw[4] % 3 == 0, open_by })
+            Command::Unlink(Unlink { parent, name, directory: raw[4].is_multiple_of(3), open_by })
         }
         10..13 => rename(model, raw),
         13..16 => attributes(model, raw),
