@@ -10,6 +10,7 @@ use raftmeta_types::ShardId;
 
 use super::jobs::{Entry, blocking};
 use super::status;
+use crate::chunks::Usage;
 use crate::jobs;
 use crate::node::Node;
 use crate::service::storage;
@@ -60,7 +61,7 @@ fn pending(node: &Node) -> Result<GcPending, Failure> {
         orphans: count(b'O')?,
         unsettled_extents: count(b'U')?,
         dead_inodes: count(b'B')?,
-        dead_bytes: usage.used.saturating_sub(usage.live),
+        dead_bytes: dead(&usage),
         ..GcPending::default()
     };
     for shard in 0..node.cluster.shard_count {
@@ -70,4 +71,12 @@ fn pending(node: &Node) -> Result<GcPending, Failure> {
         pending.garbage_bytes += stored.map(u64::from).sum::<u64>();
     }
     Ok(pending)
+}
+
+/// Bytes of closed segments that no live record uses. What lives in open ones is not known apart: it is taken
+/// from the closed ones, so that this is not too much.
+fn dead(usage: &Usage) -> u64 {
+    let segments = usage.segments_free + usage.segments_open + usage.segments_closed;
+    let segment = usage.total.checked_div(u64::from(segments)).unwrap_or(0);
+    (u64::from(usage.segments_closed) * segment).saturating_sub(usage.live)
 }
