@@ -6,7 +6,7 @@
 //! same run; and what the parts of a put (hash, compression, sealing, checksum, copies: three of
 //! them with the device's) cost by themselves. CPU time, since machines are shared.
 //!
-//!     cargo run -p fsd --example chunk_bench -- [MiB per case, 128] [only cases with this in their name]
+//!     cargo run -p fsd --example chunk_bench -- [MiB per case, 128] [part of a name]
 #![forbid(unsafe_code)]
 #![allow(clippy::cast_precision_loss, clippy::unwrap_used)]
 

@@ -21,6 +21,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fsd_rpc::admin::{TOKEN_TTL_SECS_MAX, TOKEN_USES_MAX};
 use fsd_rpc::tls::{CaFingerprint, Identity, SERVER_NAME};
 use fsd_rpc::token::Token;
 use raftmeta_types::cluster::{CertificateInfo, TokenInfo};
@@ -42,7 +43,7 @@ pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Life of a token, unless its maker says otherwise.
 pub const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 /// Longest life of a token.
-pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(TOKEN_TTL_SECS_MAX);
 /// Certificates begin this long before they are made, for hosts whose clock is behind.
 const CLOCK_SKEW: Duration = DAY;
 /// Longest name of a client, so that the subject stays within X.509's 64 characters.
@@ -66,9 +67,6 @@ pub enum AuthorityError {
     #[error("making a certificate failed: {0}")]
     Certificate(#[from] rcgen::Error),
 }
-
-/// Most uses of one token.
-pub const TOKEN_USES_MAX: u32 = 10_000;
 
 /// The open authority. `Debug` shows its fingerprint alone.
 pub struct Authority {

@@ -230,7 +230,6 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         Command::Settle(_)
         | Command::Repair(_)
         | Command::Reap { .. }
-        | Command::Repair(_)
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
         | Command::InitCluster { .. }
@@ -238,7 +237,6 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. }
-        | Command::Repair(_) => Operation::Admin,
+        | Command::RecordCertificate { .. } => Operation::Admin,
     }
 }

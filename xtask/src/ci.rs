@@ -65,7 +65,7 @@ fn stages(quick: bool, tally: &mut Tally) -> Result<()> {
     stage("tests", tests.args(test).env("CRASH_ROUNDS", CRASH_ROUNDS_BRIEF))?;
     let rounds = std::env::var("CRASH_ROUNDS").unwrap_or_else(|_| CRASH_ROUNDS.to_owned());
     let mut crash = cargo(CRASH_SECONDS_MAX);
-    crash.args(["test", "--locked", "--package", "fsd-cli", "--test", "crash"]);
+    crash.args(["test", "--locked", "--workspace", "--test", "crash"]);
     crash.args(["--", "--exact", "--nocapture", "crash"]).env("CRASH_ROUNDS", &rounds);
     stage(&format!("crash test, {rounds} rounds"), &mut crash)?;
     if Path::new(SUITES).exists() {

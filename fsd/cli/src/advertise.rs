@@ -64,7 +64,11 @@ mod tests {
         drop(first);
         let other = advertise(&runtime, &b).unwrap().unwrap();
         drop(link);
-        assert_eq!(std::fs::read_link(runtime.join(NAME)).unwrap(), b, "not the first one's to remove");
+        assert_eq!(
+            std::fs::read_link(runtime.join(NAME)).unwrap(),
+            b,
+            "not the first one's to remove"
+        );
         drop(other);
         assert!(!runtime.join(NAME).exists());
     }

@@ -167,7 +167,9 @@ async fn replace_orphan(socket: &Path, file: &Path) -> Result<(), NodeError> {
         .split(|byte| *byte == 0)
         .map(|word| String::from_utf8_lossy(word).into_owned())
         .collect();
-    if !command.contains(&file.display().to_string()) {
+    // A process that is about to be gone has no command line any more.
+    let ending = command.iter().all(String::is_empty);
+    if !ending && !command.contains(&file.display().to_string()) {
         return Err(NodeError::Blockd(format!(
             "{} is served by another process ({}, `{}`): stop it or configure another socket",
             socket.display(),

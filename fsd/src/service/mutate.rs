@@ -60,7 +60,6 @@ pub(super) async fn mutate(
         | Command::CloseSession { .. }
         | Command::ReleaseOrphans { .. }
         | Command::Reap { .. }
-        | Command::Repair(_)
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
         | Command::InitCluster { .. }
@@ -68,8 +67,9 @@ pub(super) async fn mutate(
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. }
-        | Command::Repair(_) => Err(Failure::Refused("this command is the node's own".into())),
+        | Command::RecordCertificate { .. } => {
+            Err(Failure::Refused("this command is the node's own".into()))
+        }
     }
 }
 
@@ -124,7 +124,6 @@ fn events_of(command: &Command) -> Vec<Event> {
         | Command::CloseSession { .. }
         | Command::ReleaseOrphans { .. }
         | Command::Reap { .. }
-        | Command::Repair(_)
         | Command::BeginDelete { .. }
         | Command::EndDelete { .. }
         | Command::InitCluster { .. }
@@ -132,8 +131,7 @@ fn events_of(command: &Command) -> Vec<Event> {
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. }
-        | Command::Repair(_) => vec![],
+        | Command::RecordCertificate { .. } => vec![],
     }
 }
 

@@ -228,7 +228,8 @@ pub fn hash(bytes: &[u8]) -> ChunkHash {
 
 /// Bytes that do not compress, the same for the same seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_add(0x9e37_79b9_7f4a_7c15) | 1;
+    // Never zero, and another one for every seed.
+    let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15) | 1;
     let mut step = || {
         state ^= state << 13;
         state ^= state >> 7;

@@ -12,6 +12,7 @@
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub(super) struct Shared {
     pub(super) core: Core,
     pub(super) waiting: Waiting,
     pub(super) notices: Queue<Notice>,
+    /// It is unmounted; what lies on the mountpoint now is not ours.
+    ended: AtomicBool,
 }
 
 /// A mounted file system; serves until it is unmounted.
@@ -79,7 +82,9 @@ pub fn mount<B: Backend>(
     let core = Core::new(Arc::new(backend), &options);
     let fd = attach(&options)?;
     let notices = Queue::new(usize::MAX);
-    let shared = Arc::new(Shared { fd, core, waiting: Waiting::default(), notices });
+    let waiting = Waiting::default();
+    let ended = AtomicBool::new(false);
+    let shared = Arc::new(Shared { fd, core, waiting, notices, ended });
     let (age_stop, age_stopped) = mpsc::channel();
     let mut session = Session {
         shared: shared.clone(),
@@ -197,6 +202,9 @@ impl Session {
 impl Unmounter {
     /// Unmounts; refused while files are open.
     pub fn unmount(&self) -> std::result::Result<(), MountError> {
+        if self.shared.ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
         rustix::mount::unmount(&self.mountpoint, UnmountFlags::empty())
             .map_err(|error| MountError::Unmount { path: self.mountpoint.clone(), error })
     }
@@ -205,6 +213,9 @@ impl Unmounter {
     /// is lost, and [`Session::join`] says so.
     pub fn abort(&self) {
         self.shared.core.backend.abort();
+        if self.shared.ended.load(Ordering::Acquire) {
+            return;
+        }
         let flags = UnmountFlags::FORCE | UnmountFlags::DETACH;
         match rustix::mount::unmount(&self.mountpoint, flags) {
             // It was unmounted before.
@@ -224,7 +235,10 @@ impl Shared {
                 Ok(len) => self.request(&buffer[..len]),
                 // NOENT: the request was interrupted before it was read.
                 Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => {}
-                Err(Errno::NODEV) => return,
+                Err(Errno::NODEV) => {
+                    self.ended.store(true, Ordering::Release);
+                    return;
+                }
                 Err(error) => {
                     tracing::error!(%error, "reading /dev/fuse failed");
                     return;

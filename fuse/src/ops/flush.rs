@@ -38,12 +38,23 @@ pub(crate) enum Depth {
     Commit,
     /// And survives a power cut.
     Durable,
-    /// The same, with what else was held back: the last handle is gone.
+    /// The same, and an access time that was held back: the last handle is gone.
     Last,
 }
 
 /// A range of dirty bytes.
 type Part<'a> = (u64, &'a [u8]);
+
+impl Depth {
+    fn is_durable(self, dirty: &Dirty) -> bool {
+        match self {
+            Depth::Background | Depth::Commit => false,
+            Depth::Durable => true,
+            // An access time alone is not worth a sync.
+            Depth::Last => !dirty.is_empty(),
+        }
+    }
+}
 
 /// How long a commit has been repeated because its chunks went.
 #[derive(Default)]
@@ -99,9 +110,9 @@ impl Core {
         _flushing: &MutexGuard<'_, ()>,
         depth: Depth,
     ) -> Result<()> {
-        let durable = matches!(depth, Depth::Durable | Depth::Last);
         let mut state = file.state.lock();
         state.queued = false;
+        let durable = depth.is_durable(&state.dirty);
         let only_atime = AttrChange { atime: None, ..state.held.clone() } == AttrChange::default();
         let held = state.held != AttrChange::default() && (!only_atime || depth == Depth::Last);
         if state.dirty.is_empty() && !held {
@@ -153,7 +164,7 @@ impl Core {
         change: &AttrChange,
         depth: Depth,
     ) -> std::result::Result<Vec<Part<'a>>, Failed<'a>> {
-        let durable = matches!(depth, Depth::Durable | Depth::Last);
+        let durable = depth.is_durable(flying);
         let limits = self.backend.limits();
         let (mut pieces, tail) = plan::cut(flying, &limits, depth == Depth::Background);
         if pieces.is_empty() && tail.is_some() {

@@ -34,13 +34,18 @@ fn random_writes_and_reads_agree_with_a_model() {
         return;
     };
     let path = mounts.path(0).join("file");
-    let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    let buffered = options.clone().create_new(true).open(&path).unwrap();
+    let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+    let direct = options.custom_flags(direct).open(&path).unwrap();
     let mut model: Vec<u8> = Vec::new();
     let random = noise(7, 8 * 600);
     for (step, bytes) in random.chunks(8).enumerate() {
         let number = u64::from_le_bytes(bytes.try_into().unwrap());
         let offset = (number % 3_000_000) as usize;
         let len = 1 + (number >> 32) as usize % 100_000;
+        let file = if number >> 20 & 3 == 0 { &direct } else { &buffered };
         match number >> 60 {
             0..=7 => {
                 let data = noise(step as u64, len);
@@ -63,8 +68,8 @@ fn random_writes_and_reads_agree_with_a_model() {
         }
         assert_eq!(file.metadata().unwrap().len(), model.len() as u64, "step {step}");
     }
-    drop(file);
-    assert!(fs::read(mounts.path(0).join("file")).unwrap() == model);
+    drop((buffered, direct));
+    assert!(fs::read(path).unwrap() == model);
     mounts.end();
 }
 
@@ -174,7 +179,13 @@ fn truncated_bytes_do_not_come_back() {
     let Some(mounts) = Mounts::new(1) else { return };
     let path = mounts.path(0).join("file");
     for size in [100, 200_000] {
-        let mut file = File::options().read(true).write(true).create(true).open(&path).unwrap();
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .unwrap();
         file.write_all(&noise(3, size)).unwrap();
         file.set_len(10).unwrap();
         file.set_len(size as u64).unwrap();

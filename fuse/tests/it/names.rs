@@ -153,7 +153,7 @@ fn dot_dot_is_the_parent() {
 fn an_unlinked_file_lives_while_it_is_open() {
     let Some(mounts) = Mounts::new(1) else { return };
     let path = mounts.path(0).join("file");
-    let mut file = File::options().read(true).write(true).create(true).open(&path).unwrap();
+    let mut file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
     file.write_all(b"before ").unwrap();
     fs::remove_file(&path).unwrap();
     file.write_all(b"after").unwrap();

@@ -14,8 +14,6 @@ use crate::check::check;
 use crate::kv::MemKv;
 use crate::read;
 
-mod repair;
-
 const S: SessionId = SessionId(7);
 
 /// A cluster with one session; every command checks the store afterwards.

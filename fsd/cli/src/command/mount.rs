@@ -10,13 +10,17 @@ use anyhow::Result;
 use clap::{Args, Parser};
 use fsd::config::Size;
 use fsd_rpc::token::Invitation;
+use fuse::MountOptions;
 
 use crate::connect::{Anywhere, Place};
 use crate::failed::{Exit, Failed};
 use crate::mount::background::{self, Started};
-use crate::mount::options::Options;
+use crate::mount::options::{Flags, Options};
 use crate::mount::serve::{self, Plan};
 use crate::{identity, logging, mounts};
+
+/// Memory for data: what is written and not sent yet, and the cache.
+const POOL_ENV: &str = "CFS_IO_BUFFER_POOL_SIZE";
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -28,8 +32,11 @@ Examples:
   cfs mount --server node1 -o ro /mnt/cfs                  later ones need no token
   claudefs  /mnt/claudefs  cfs  _netdev,nofail  0 0        in /etc/fstab
 
-Options of -o: ro, rw, socket=PATH, server=HOST[;HOST…], identity=DIR, token=TOKEN, cache-size=SIZE,
-timeout=TIME, log-file=FILE. All users of this host may enter (allow_other); the kernel checks permissions.
+Options of -o: ro, noexec, suid, dev (off unless named), no_allow_other (only who mounts may enter), socket=PATH,
+server=HOST[;HOST…], identity=DIR, token=TOKEN, cache-size=SIZE, timeout=TIME, log-file=FILE.
+
+CFS_IO_BUFFER_POOL_SIZE is the memory for data: a quarter for what is written and not sent yet (else 64M),
+the rest for the cache (else 256M, or --cache-size).
 
 The mount is served in the background; its log is in /var/log/claudefs. CFS_LOG=debug makes it say more.")]
 pub struct Mount {
@@ -84,7 +91,7 @@ pub struct MountHelper {
 
 impl Mount {
     /// What `-o` says holds unless a flag says otherwise.
-    fn merge(mut self) -> Result<(Mount, bool), Failed> {
+    fn merge(mut self) -> Result<(Mount, Flags), Failed> {
         let options = Options::parse(&self.o)?;
         let from = &mut self.from;
         from.socket = from.socket.take().or(options.socket);
@@ -96,25 +103,25 @@ impl Mount {
         self.token = self.token.or(options.token);
         self.cache_size = self.cache_size.or(options.cache_size.map(Size));
         self.log_file = self.log_file.or(options.log_file);
-        Ok((self, options.read_only))
+        Ok((self, options.flags))
     }
 
     pub fn run(self) -> Result<Exit> {
-        let (mut mount, read_only) = self.merge()?;
+        let (mut mount, flags) = self.merge()?;
         mount.directory = mountpoint(&mount.directory)?;
         if background::entered() {
             let default = logging::default_file(&mount.directory);
             logging::start(Some(mount.log_file.as_deref().unwrap_or(&default)))?;
-            return Ok(serve::run(mount.plan(mount.from.place()?, read_only, true))?);
+            return Ok(serve::run(mount.plan(mount.from.place()?, flags, true)?)?);
         }
         let place = mount.enrol()?;
         if mount.foreground {
             logging::start(None)?;
-            return Ok(serve::run(mount.plan(place, read_only, false))?);
+            return Ok(serve::run(mount.plan(place, flags, false)?)?);
         }
         // Fails early, in the words of this process, when there is no server.
         place.endpoint()?;
-        match background::start(&mount.arguments(&place, read_only)?)? {
+        match background::start(&mount.arguments(&place, flags)?)? {
             Started::Ready => Ok(Exit::Ok),
             Started::Failed(code) => std::process::exit(i32::from(code)),
         }
@@ -145,19 +152,23 @@ impl Mount {
         Ok(Place::Network { servers: Some(invitation.servers), identity })
     }
 
-    fn plan(&self, place: Place, read_only: bool, background: bool) -> Plan {
-        Plan {
-            place,
-            mountpoint: self.directory.clone(),
-            read_only,
-            cache_bytes: self.cache_size.map(|Size(bytes)| bytes),
-            timeout: self.from.timeout,
-            background,
+    fn plan(&self, place: Place, flags: Flags, background: bool) -> Result<Plan, Failed> {
+        let mut options = MountOptions::new(&self.directory);
+        if let Some(pool) = std::env::var_os(POOL_ENV).filter(|pool| !pool.is_empty()) {
+            let pool = pool.to_string_lossy().parse::<Size>().map_err(|why| {
+                Failed::new(Exit::Usage, "POOL_SIZE", format!("{POOL_ENV}: {why}"))
+            })?;
+            options = options.with_data_bytes(pool.0);
         }
+        if let Some(Size(bytes)) = self.cache_size {
+            options.cache_bytes = bytes;
+        }
+        flags.apply(&mut options);
+        Ok(Plan { place, options, timeout: self.from.timeout, background })
     }
 
     /// The command line of the process in the background: all that was decided here, without the token.
-    fn arguments(&self, place: &Place, read_only: bool) -> Result<Vec<OsString>, Failed> {
+    fn arguments(&self, place: &Place, flags: Flags) -> Result<Vec<OsString>, Failed> {
         let absolute = |path: &Path| {
             mounts::lexical(path).map(PathBuf::into_os_string).map_err(|error| {
                 Failed::new(Exit::Failed, "PATH", format!("{}: {error}", path.display()))
@@ -180,9 +191,7 @@ impl Mount {
         if let Some(path) = &self.log_file {
             arguments.extend(["--log-file".into(), absolute(path)?]);
         }
-        if read_only {
-            arguments.extend(["-o".into(), "ro".into()]);
-        }
+        arguments.extend(["-o".into(), flags.to_string().into()]);
         arguments.extend(["--".into(), self.directory.clone().into_os_string()]);
         Ok(arguments)
     }
@@ -283,13 +292,13 @@ mod tests {
         mount: Mount,
     }
 
-    fn parse(arguments: &[&str]) -> Result<(Mount, bool), Failed> {
+    fn parse(arguments: &[&str]) -> Result<(Mount, Flags), Failed> {
         Line::try_parse_from([&["cfs"], arguments].concat()).unwrap().mount.merge()
     }
 
     #[test]
     fn flags_win_over_options() {
-        let (mount, read_only) = parse(&[
+        let (mount, flags) = parse(&[
             "-o",
             "ro,cache-size=1M,server=a",
             "-o",
@@ -299,7 +308,7 @@ mod tests {
             "/mnt",
         ])
         .unwrap();
-        assert!(read_only);
+        assert!(flags.read_only);
         assert_eq!(mount.cache_size, Some(Size(2 << 20)));
         assert_eq!(mount.from.server.as_deref(), Some("a"));
         assert_eq!(mount.from.timeout, Duration::from_secs(5));
@@ -310,17 +319,19 @@ mod tests {
     #[test]
     fn the_background_gets_everything_but_the_token() {
         let arguments = ["--token", "cfs1-secret", "--socket", "s", "--cache-size", "1M", "/mnt/a"];
-        let (mount, _) = parse(&arguments).unwrap();
+        let (mount, mut flags) = parse(&arguments).unwrap();
+        flags.read_only = true;
+        flags.noexec = true;
         let place = Place::Socket("s".into());
-        let passed = mount.arguments(&place, true).unwrap();
+        let passed = mount.arguments(&place, flags).unwrap();
         let passed: Vec<_> = passed.iter().map(|a| a.to_string_lossy().into_owned()).collect();
         assert!(!passed.iter().any(|argument| argument.contains("secret")), "{passed:?}");
         let socket = passed.iter().find(|argument| argument.ends_with("/s")).unwrap();
         assert!(socket.starts_with('/'));
         assert_eq!(passed.last().unwrap(), "/mnt/a");
         let again: Vec<&str> = passed.iter().skip(1).map(String::as_str).collect();
-        let (mount, read_only) = parse(&again).unwrap();
-        assert!(read_only);
+        let (mount, again) = parse(&again).unwrap();
+        assert_eq!(again, flags);
         assert_eq!(mount.cache_size, Some(Size(1 << 20)));
     }
 

@@ -32,7 +32,9 @@ impl Server {
             match advertise(&runtime_dir(), &ready.unix) {
                 Ok(link) => advertised = link,
                 // Not root, usually: commands are told the socket then.
-                Err(error) => tracing::info!(%error, "no link to the socket in the runtime directory"),
+                Err(error) => {
+                    tracing::info!(%error, "no link to the socket in the runtime directory")
+                }
             }
             println!("{ready}");
         })?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fsd_rpc::client::{Client, ConnectOptions};
-use fuse::{MountError, MountOptions};
+use fuse::{MountError, MountOptions, Unmounter};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
@@ -23,9 +23,8 @@ const LAST_SYNC_MAX: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub struct Plan {
     pub place: Place,
-    pub mountpoint: PathBuf,
-    pub read_only: bool,
-    pub cache_bytes: Option<u64>,
+    /// Everything but its source.
+    pub options: MountOptions,
     /// How long an operation may wait for the storage node.
     pub timeout: Duration,
     /// Tell the process that started this one when the mount is up.
@@ -36,7 +35,7 @@ pub struct Plan {
 struct Life {
     mountpoint: PathBuf,
     device: String,
-    client: Client,
+    unmounter: Unmounter,
     ended: Mutex<Option<Result<(), String>>>,
     changed: Condvar,
 }
@@ -45,21 +44,17 @@ struct Life {
 pub fn run(plan: Plan) -> Result<Exit, Failed> {
     let client = connect(&plan)?;
     let welcome = client.welcome();
-    let mut options = MountOptions::new(&plan.mountpoint);
+    let mut options = plan.options;
     options.source = location::source(&welcome.cluster_name, &welcome.cluster_uuid);
-    options.read_only = plan.read_only;
-    if let Some(bytes) = plan.cache_bytes {
-        options.cache_bytes = bytes;
-    }
-    let source = options.source.clone();
+    let (mountpoint, source) = (options.mountpoint.clone(), options.source.clone());
     let session = fuse::mount(options, client.clone()).map_err(|error| {
         client.goodbye();
         cannot_mount(&error)
     })?;
     let life = Arc::new(Life {
-        device: device(&plan.mountpoint),
-        mountpoint: plan.mountpoint,
-        client,
+        device: device(&mountpoint),
+        mountpoint,
+        unmounter: session.unmounter(),
         ended: Mutex::new(None),
         changed: Condvar::new(),
     });
@@ -69,7 +64,7 @@ pub fn run(plan: Plan) -> Result<Exit, Failed> {
     if plan.background {
         background::ready();
     }
-    let synced = session.join().map_err(|error| error.to_string());
+    let synced: Result<(), String> = session.join().map_err(|error| error.to_string());
     tracing::info!(mountpoint = %life.mountpoint.display(), ?synced, "unmounted");
     *life.ended.lock() = Some(synced.clone());
     life.changed.notify_all();
@@ -86,16 +81,13 @@ pub fn run(plan: Plan) -> Result<Exit, Failed> {
 
 /// What `cfs mount --foreground` and `cfs umount` say when the end was not in order.
 pub fn last_sync_failed(mountpoint: &std::path::Path, why: &str) -> Failed {
-    let what = format!(
-        "{}: unmounted, but the last sync failed: {why}; what was written and not synced may be lost",
-        mountpoint.display()
-    );
+    let what = format!("{}: unmounted, but not in order: {why}", mountpoint.display());
     Failed::new(Exit::Failed, "LAST_SYNC", what)
 }
 
 fn connect(plan: &Plan) -> Result<Client, Failed> {
     let options = ConnectOptions {
-        client: format!("{}:{}", identity::host(), plan.mountpoint.display()),
+        client: format!("{}:{}", identity::host(), plan.options.mountpoint.display()),
         deadline: plan.timeout,
         credentials: plan.place.credentials(),
         ..ConnectOptions::default()
@@ -177,8 +169,8 @@ impl Life {
 
     /// Every call to the cluster fails from now on, so nothing waits for one that is dead.
     fn force(&self) -> Result<(), Errno> {
-        self.client.abort();
-        self.unmount(UnmountFlags::FORCE | UnmountFlags::DETACH)
+        self.unmounter.abort();
+        Ok(())
     }
 
     /// Unmounts what lies there if it is this mount.

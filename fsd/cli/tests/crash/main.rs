@@ -365,3 +365,53 @@ fn the_model_agrees_with_ext4() {
     }
     disk.unmount();
 }
+
+/// A check that could not fail would be worth nothing: what a crash may not leave has to be found.
+#[test]
+fn the_check_finds_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = Job {
+        root: dir.path().join("tree"),
+        logs: dir.path().into(),
+        seed: 1,
+        round: 0,
+        writers: 1,
+        operations: 200,
+        barriers: true,
+    };
+    let tree = job.dir(0);
+    fs::create_dir_all(&tree).unwrap();
+    job.run();
+    let start = || Model::new(model::Names::new(), std::collections::BTreeMap::new(), true);
+    let strict = job.history(0, start(), true);
+    strict.check(&Found::scan(&tree).unwrap()).unwrap();
+    let crashed = job.history(0, start(), false);
+    crashed.check(&Found::scan(&tree).unwrap()).unwrap();
+
+    let found = Found::scan(&tree).unwrap();
+    let sure = &crashed.names[crashed.durable];
+    assert!(crashed.durable > 100, "the seed gives something durable late");
+    // A byte that nobody wrote.
+    let (path, _) =
+        found.names.iter().find(|(path, _)| crashed.model.file_at(path).is_some()).unwrap();
+    let whole = fs::read(tree.join(path)).unwrap();
+    let mut torn = whole.clone();
+    torn.resize(torn.len().max(1), 0);
+    torn[0] = 0xfe;
+    for wrong in [&torn[..], &[whole.as_slice(), b"tail"].concat()] {
+        fs::write(tree.join(path), wrong).unwrap();
+        assert!(crashed.check(&Found::scan(&tree).unwrap()).is_err(), "{path}: wrong bytes");
+    }
+    fs::write(tree.join(path), &whole).unwrap();
+    crashed.check(&Found::scan(&tree).unwrap()).unwrap();
+    // A name that is gone, one too many, and a link too many.
+    let gone = sure.keys().rev().find(|path| tree.join(path).is_file()).unwrap();
+    fs::rename(tree.join(gone), dir.path().join("kept")).unwrap();
+    assert!(crashed.check(&Found::scan(&tree).unwrap()).is_err(), "{gone} is gone");
+    fs::rename(dir.path().join("kept"), tree.join(gone)).unwrap();
+    fs::write(tree.join("stranger"), "").unwrap();
+    assert!(crashed.check(&Found::scan(&tree).unwrap()).is_err(), "a stranger");
+    fs::remove_file(tree.join("stranger")).unwrap();
+    fs::hard_link(tree.join(gone), dir.path().join("link")).unwrap();
+    assert!(crashed.check(&Found::scan(&tree).unwrap()).is_err(), "a link from elsewhere");
+}

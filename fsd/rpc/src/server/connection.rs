@@ -366,50 +366,49 @@ async fn requests<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut BufReader<S>,
 ) -> Result<(), FrameError> {
     while let Some(frame) = next(&ended.shared, stream).await? {
-        match answer(ended, frame).await? {
-            Step::Reply(response, data) => {
-                reply(stream, &response, &data).await?;
-                if matches!(response, Response::Failed(Failure::Protocol(_))) {
-                    linger(stream).await;
-                    return Ok(());
-                }
-            }
-            Step::Subscribed(events) => {
-                reply(stream, &Response::Done, &[]).await?;
-                return push(&ended.shared, stream, events).await;
-            }
+        let Step { response, data, events } = answer(ended, frame).await?;
+        reply(stream, &response, &data).await?;
+        if let Some(events) = events {
+            return push(&ended.shared, stream, events).await;
+        }
+        if matches!(response, Response::Failed(Failure::Protocol(_))) {
+            linger(stream).await;
+            return Ok(());
         }
     }
     Ok(())
 }
 
 /// What a request leads to.
-pub(super) enum Step {
-    /// A `Failure::Protocol` in it ends the connection.
-    Reply(Response, Vec<Bytes>),
-    /// Answer `Done`, then push these.
-    Subscribed(mpsc::Receiver<Event>),
+pub(super) struct Step {
+    /// A `Failure::Protocol` ends the connection after it.
+    pub(super) response: Response,
+    pub(super) data: Vec<Bytes>,
+    /// To be pushed from now on.
+    pub(super) events: Option<mpsc::Receiver<Event>>,
 }
 
 /// # Errors
 /// The frame is no request.
 pub(super) async fn answer<H: Handler>(ended: &Ended<H>, frame: Frame) -> Result<Step, FrameError> {
     let Ended { shared, conn } = ended;
-    let failed = |failure| Step::Reply(Response::Failed(failure), Vec::new());
-    Ok(match frame.message(Kind::Request)? {
+    let mut events = None;
+    let (response, data) = match frame.message(Kind::Request)? {
         Request::Hello(_) | Request::Enrol(_) => {
-            failed(Failure::Protocol("this connection has greeted already".into()))
+            let why = "this connection has greeted already";
+            (Response::Failed(Failure::Protocol(why.into())), Vec::new())
         }
-        Request::Renew { csr_der } => Step::Reply(renew(shared, conn, csr_der).await, Vec::new()),
+        Request::Renew { csr_der } => (renew(shared, conn, csr_der).await, Vec::new()),
         Request::Subscribe => match shared.handler.subscribe(conn) {
-            Ok(events) => Step::Subscribed(events),
-            Err(failure) => failed(failure),
+            Ok(receiver) => {
+                events = Some(receiver);
+                (Response::Done, Vec::new())
+            }
+            Err(failure) => (Response::Failed(failure), Vec::new()),
         },
-        request => {
-            let (response, data) = shared.handler.call(conn, request, frame.data).await;
-            Step::Reply(response, data)
-        }
-    })
+        request => shared.handler.call(conn, request, frame.data).await,
+    };
+    Ok(Step { response, data, events })
 }
 
 async fn renew<H: Handler>(shared: &Shared<H>, conn: &Conn, csr_der: Bytes) -> Response {

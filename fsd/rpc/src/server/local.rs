@@ -154,18 +154,10 @@ impl Local {
                     step = answer(ended, frame) => step.map(Some),
                 }
             })?;
-            match step {
-                Some(Step::Reply(response, data)) => {
-                    self.reply(&response, &data)?;
-                    if matches!(response, Response::Failed(Failure::Protocol(_))) {
-                        return Ok(None);
-                    }
-                }
-                Some(Step::Subscribed(events)) => {
-                    self.reply(&Response::Done, &[])?;
-                    return Ok(Some(events));
-                }
-                None => return Ok(None),
+            let Some(Step { response, data, events }) = step else { return Ok(None) };
+            self.reply(&response, &data)?;
+            if events.is_some() || matches!(response, Response::Failed(Failure::Protocol(_))) {
+                return Ok(events);
             }
         }
         Ok(None)

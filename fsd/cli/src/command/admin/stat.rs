@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn extents_are_rows() {
-        let chunk = |stored_bytes| ExtentStat {
+        let chunk = |stored_bytes: Option<u32>| ExtentStat {
             offset_bytes: 65536,
             len_bytes: 100,
             version: 7,
