@@ -2,6 +2,7 @@ mod any;
 mod model;
 mod orders;
 mod property;
+mod repair;
 
 use bytes::Bytes;
 use raftmeta_types::cluster::{CertificateInfo, ClusterInfo, SessionInfo, TokenInfo, TokenRefusal};

@@ -112,7 +112,7 @@ fn harm(path: &Path, dice: &mut Dice) -> String {
 }
 
 fn seeds() -> u64 {
-    std::env::var("CLAUDEFS_DAMAGE_SEEDS").ok().map_or(64, |seeds| seeds.parse().unwrap())
+    std::env::var("CLAUDEFS_DAMAGE_SEEDS").ok().map_or(24, |seeds| seeds.parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
