@@ -40,6 +40,8 @@ const ROUND_EVERY: Duration = Duration::from_secs(1);
 const HOLD: Duration = Duration::from_secs(10);
 /// How often room is made for writers on a full pool, at most.
 const MAKE_ROOM_EVERY: Duration = Duration::from_secs(1);
+/// How long inline data stays where it is when the pool is found full.
+const FULL_PAUSE: Duration = Duration::from_secs(30);
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(3600);
 /// Fewer entries since the last checkpoint are not worth one.
 const CHECKPOINT_ENTRIES_MIN: u64 = 1000;
@@ -160,6 +162,7 @@ struct Rounds {
     /// Up to here was the log applied when a whole round found nothing to do.
     rested_at: Option<u64>,
     settled_up_to: settle::Cursor,
+    settle_again: Option<Instant>,
     sweep: sweep::Sweep,
     checkpointed: Option<(Instant, u64)>,
     certificate: Option<Instant>,
@@ -209,8 +212,15 @@ impl Rounds {
         let mut found = Vec::new();
         let reaped = reap::reap(node).await;
         found.push(self.note("reap", reaped));
-        let settled = settle::settle(node, &mut self.settled_up_to, old).await;
-        found.push(self.note("settle", settled));
+        if self.settle_again.is_none_or(|at| Instant::now() >= at) {
+            let settled = settle::settle(node, &mut self.settled_up_to, old).await;
+            // It can wait, and packing chunks in vain every second is work.
+            let full = matches!(settled, Err(Failure::NoSpace));
+            self.settle_again = full.then(|| Instant::now() + FULL_PAUSE);
+            found.push(self.note("settle", settled));
+        } else {
+            found.push(Found::Something);
+        }
         let collected = gc::round(node).await;
         found.push(self.note("gc", collected));
         let swept = self.sweep.step(node).await;
@@ -291,11 +301,15 @@ pub(crate) async fn make_room(node: &Arc<Node>) -> Result<bool, Failure> {
     Ok(collected.chunks > 0)
 }
 
-/// Deletes everything that nothing references, for an administrator.
+/// Deletes everything that nothing references and cleans what is worth it, for an administrator.
 pub(crate) async fn collect_all(node: &Arc<Node>) -> Result<Collected, Failure> {
-    let _turn = node.upkeep.turn.lock().await;
-    reap::reap_all(node).await?;
-    gc::collect(node, Duration::ZERO).await
+    let collected = {
+        let _turn = node.upkeep.turn.lock().await;
+        reap::reap_all(node).await?;
+        gc::collect(node, Duration::ZERO).await?
+    };
+    while clean::round(node).await? != Found::Nothing {}
+    Ok(collected)
 }
 
 #[cfg(test)]

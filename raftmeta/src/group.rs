@@ -119,6 +119,12 @@ impl Group {
             let (dir, lock) = opening;
             let store = Store::open(&dir, Arc::clone(&lock))?;
             let log = LogStore::open(&dir.join("log"), store.clone(), lock)?;
+            // After a power cut the store may be ahead of the log, whose gap is then purged; and a log that
+            // starts after the checkpoint could not make a lost store anew. So it has to reach there.
+            let gap = log.last() < store.applied();
+            if gap || log.purged() > store.checkpointed() {
+                store.write_checkpoint()?;
+            }
             io::Result::Ok((store, log))
         });
         let (store, log) = opened.await.map_err(io::Error::other)??;
@@ -157,10 +163,6 @@ impl Group {
                 .map_err(|e| error(e.to_string()))?;
         }
         let group = Group(Arc::new(Inner { raft, log, store }));
-        if group.0.log.purged() > group.0.store.checkpointed() {
-            // Without one that reaches the log, the store could not be made anew.
-            group.checkpoint().await?;
-        }
         checkpoints::by_bytes(&group);
         Ok(group)
     }

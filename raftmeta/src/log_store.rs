@@ -201,6 +201,11 @@ impl LogStore {
         self.0.one_voter.load(Ordering::Acquire)
     }
 
+    /// Index of the last entry.
+    pub(crate) fn last(&self) -> Option<u64> {
+        self.0.writer.lock().last().map(|id| id.index)
+    }
+
     /// Index up to which entries have left the log.
     pub(crate) fn purged(&self) -> Option<u64> {
         self.0.writer.lock().purged().map(|id| id.index)

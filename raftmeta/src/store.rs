@@ -301,7 +301,7 @@ impl Store {
     }
 
     /// Writes a checkpoint of the present state, which goes on meanwhile.
-    fn write_checkpoint(&self) -> io::Result<(State, PathBuf)> {
+    pub(crate) fn write_checkpoint(&self) -> io::Result<(State, PathBuf)> {
         use fjall::Readable;
         let view = self.view();
         let bytes = view.snapshot().get(&self.0.records, STATE).map_err(io::Error::other)?;

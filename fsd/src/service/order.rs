@@ -112,3 +112,38 @@ impl Drop for UnlinkGuard<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const A: Ino = Ino(1);
+
+    #[tokio::test]
+    async fn an_open_waits_for_every_unlink_under_way() {
+        let order = Order::default();
+        order.unlinked(A).await;
+        let (one, two) = (order.unlinking(A), order.unlinking(A));
+        let mut waits = std::pin::pin!(order.unlinked(A));
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(one);
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(two);
+        waits.await;
+        assert!(order.unlinking.lock().is_empty(), "nothing is kept");
+    }
+
+    #[tokio::test]
+    async fn names_are_held_by_one_at_a_time_and_in_any_order() {
+        let order = Order::default();
+        let held = order.hold_both((A, b"x"), (A, b"y")).await;
+        assert!(order.hold(A, b"y").now_or_never().is_none());
+        drop(held);
+        // The same name twice, and two names the other way round.
+        drop(order.hold_both((A, b"x"), (A, b"x")).await);
+        drop(order.hold_both((A, b"y"), (A, b"x")).await);
+        assert!(order.hold(A, b"y").now_or_never().is_some());
+    }
+}

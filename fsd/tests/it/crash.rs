@@ -64,21 +64,13 @@ fn an_orphaned_block_daemon_is_replaced() {
     let mut node = Node::start();
     let client = node.client();
     fill(&client, 0, 4);
-    let orphan = node.blockd_pid().unwrap();
-    // One that does not notice that its server is gone.
-    send(orphan, Signal::STOP);
     node.kill();
-    assert_eq!(node.blockd_pid(), Some(orphan));
-    let late = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        let _ = rustix::process::kill_process(
-            rustix::process::Pid::from_raw(orphan as i32).unwrap(),
-            Signal::CONT,
-        );
-    });
+    until("the block daemon notices", || node.blockd_pid().is_none().then_some(()));
+    // One that does not.
+    let mut orphan = node.stray_blockd();
     node.restart();
-    late.join().unwrap();
-    assert_ne!(node.blockd_pid(), Some(orphan));
+    assert_ne!(node.blockd_pid(), Some(orphan.id()));
+    orphan.wait().unwrap();
     check(&client, 4);
 }
 

@@ -158,6 +158,19 @@ impl Node {
         child.wait().unwrap();
     }
 
+    /// A block daemon on the node's pool that takes no notice of its server.
+    pub fn stray_blockd(&self) -> Child {
+        let program = Path::new(env!("CARGO_BIN_EXE_fsd")).with_file_name("blockd");
+        let mut command = Command::new(program);
+        command.arg("--config").arg(self.path("data/blockd.toml"));
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        until("the block daemon listens", || {
+            std::os::unix::net::UnixStream::connect(self.path("b.sock")).ok()
+        });
+        child
+    }
+
     /// Process of the block daemon under this server.
     pub fn blockd_pid(&self) -> Option<u32> {
         let wanted = self.path("data/blockd.toml");
@@ -226,10 +239,9 @@ pub fn hash(bytes: &[u8]) -> ChunkHash {
     ChunkHash(*blake3::hash(bytes).as_bytes())
 }
 
-/// Bytes that do not compress, the same for the same seed.
+/// Bytes that do not compress: the same for the same seed, others for another.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    // Never zero, and another one for every seed.
-    let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut state = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut step = || {
         state ^= state << 13;
         state ^= state >> 7;

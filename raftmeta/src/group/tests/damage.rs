@@ -168,6 +168,42 @@ async fn a_group_opens_over_a_lost_store_and_a_lost_checkpoint() {
     }
 }
 
+/// A power cut may leave the store, which is not synced, with more than the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_ahead_of_its_log_is_right_and_can_be_made_anew_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let group = setup(dir.path()).await;
+    make(&group, "a", true).await;
+    let log = tempfile::tempdir().unwrap();
+    copy(&dir.path().join("log"), log.path());
+    for n in 0..30 {
+        make(&group, &format!("n{n}"), false).await;
+    }
+    group.shutdown().await.unwrap();
+    drop(group);
+    until("the directory is let go", || {
+        File::open(dir.path().join("lock")).unwrap().try_lock().is_ok()
+    })
+    .await;
+    fs::remove_dir_all(dir.path().join("log")).unwrap();
+    copy(log.path(), &dir.path().join("log"));
+    for lose_store in [false, true] {
+        if lose_store {
+            fs::remove_dir_all(dir.path().join("kv")).unwrap();
+        }
+        let group = open(dir.path()).await.unwrap();
+        assert_eq!(names(&group).len(), 31 + usize::from(lose_store));
+        is_clean(&group);
+        make(&group, &format!("goes on {lose_store}"), true).await;
+        group.shutdown().await.unwrap();
+        drop(group);
+        until("the directory is let go", || {
+            File::open(dir.path().join("lock")).unwrap().try_lock().is_ok()
+        })
+        .await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn store_and_checkpoint_both_damaged_are_both_named() {
     let base = tempfile::tempdir().unwrap();
