@@ -173,6 +173,14 @@ impl Core {
         self.backend.mutate(false, command).map_err(|error| errno::of(&error))
     }
 
+    /// The same; the answer means that it survives a power cut.
+    fn mutate_durably(&self, command: Command) -> Result<Reply> {
+        if self.read_only {
+            return Err(Errno::ROFS);
+        }
+        self.backend.mutate(true, command).map_err(|error| errno::of(&error))
+    }
+
     fn open_file(&self, ino: Ino) -> Option<Arc<File>> {
         self.files.lock().get(&ino).cloned()
     }

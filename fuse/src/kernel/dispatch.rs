@@ -86,7 +86,7 @@ impl Shared {
             opcode::READ => self.read(r)?,
             opcode::WRITE => self.write(head, r)?,
             opcode::FLUSH => self.flush(head, r)?,
-            opcode::FSYNC => self.core.sync(r.u64()?).map(|()| Vec::new()),
+            opcode::FSYNC => self.core.fsync(r.u64()?).map(|()| Vec::new()),
             opcode::RELEASE => self.release(head, r)?,
 
             opcode::FALLOCATE => self.fallocate(head, r)?,

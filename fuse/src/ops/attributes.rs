@@ -23,7 +23,9 @@ impl Core {
             return Err(Errno::ROFS);
         }
         let Some(file) = self.open_file(set.ino) else {
-            return self.set_on_server(set);
+            // No `close` will follow that could make the new size durable.
+            let durable = set.size.is_some();
+            return self.set_on_server(set, durable);
         };
         if set.size.is_none()
             && let Some(inode) = hold_back(&file, &set.change)
@@ -39,7 +41,7 @@ impl Core {
         }
         // Later commits would stamp their own time over the one set here.
         self.flush_held(&file, &flushing, Depth::Commit)?;
-        let inode = self.set_on_server(set)?;
+        let inode = self.set_on_server(set, false)?;
         let mut state = file.state.lock();
         state.undurable = true;
         state.adopt(&inode);
@@ -48,10 +50,12 @@ impl Core {
         Ok(shown)
     }
 
-    fn set_on_server(&self, set: SetAttr) -> Result<Inode> {
+    fn set_on_server(&self, set: SetAttr, durable: bool) -> Result<Inode> {
         let ino = set.ino;
         let resized = set.size.is_some();
-        match self.mutate(Command::SetAttr(set))? {
+        let command = Command::SetAttr(set);
+        let reply = if durable { self.mutate_durably(command) } else { self.mutate(command) };
+        match reply? {
             Reply::Inode(inode) => {
                 if resized && let Some(seen) = self.seen.lock().get_mut(&ino) {
                     *seen = inode.data_version;

@@ -38,6 +38,8 @@ pub(crate) enum Depth {
     Commit,
     /// And survives a power cut.
     Durable,
+    /// The same, with everything else that was answered before, whatever file it concerned.
+    Everything,
     /// The same, and an access time that was held back: the last handle is gone.
     Last,
 }
@@ -49,7 +51,7 @@ impl Depth {
     fn is_durable(self, dirty: &Dirty) -> bool {
         match self {
             Depth::Background | Depth::Commit => false,
-            Depth::Durable => true,
+            Depth::Durable | Depth::Everything => true,
             // An access time alone is not worth a sync.
             Depth::Last => !dirty.is_empty(),
         }
@@ -93,13 +95,22 @@ impl Core {
         self.open_file(ino).map_or(Ok(()), |file| self.flush(&file, Depth::Commit))
     }
 
-    /// `fsync` and `close`: commits durably, and tells this handle of a failure that it has not heard of.
+    /// `close`: commits durably, and tells this handle of a failure that it has not heard of. Where
+    /// nothing was changed there is nothing to wait for.
     pub(crate) fn sync(&self, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         let flushed = match handle.writable {
             true => self.flush(&handle.file, Depth::Durable),
             false => Ok(()),
         };
+        let told = handle.tell_failure();
+        flushed.and(told)
+    }
+
+    /// `fsync`: the same, and whatever was answered before is durable, too: a rename onto this file, say.
+    pub(crate) fn fsync(&self, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        let flushed = self.flush(&handle.file, Depth::Everything);
         let told = handle.tell_failure();
         flushed.and(told)
     }
@@ -118,7 +129,7 @@ impl Core {
         if state.dirty.is_empty() && !held {
             let undurable = durable && std::mem::take(&mut state.undurable);
             drop(state);
-            if !undurable {
+            if !undurable && depth != Depth::Everything {
                 return Ok(());
             }
             let synced = self.backend.call(&Request::Sync, &[]);

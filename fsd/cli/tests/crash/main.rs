@@ -284,8 +284,11 @@ impl Run {
                 .unwrap_or_else(|error| panic!("{about}: reading the tree: {error}"));
             if let Err(why) = history.check(&found) {
                 panic!(
-                    "{about}: {} operations begun, {} acknowledged, {} durable: {why}",
-                    told.begun, told.acknowledged, history.durable
+                    "{about}: {} operations begun, {} acknowledged, {} durable: {why}\n  the last: {:#?}",
+                    told.begun,
+                    told.acknowledged,
+                    history.durable,
+                    job.operations(writer, self.models[writer as usize].clone())
                 );
             }
             // From here on all of it has to survive.

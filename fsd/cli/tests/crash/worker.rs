@@ -102,6 +102,19 @@ impl Job {
         say("end".to_owned());
     }
 
+    /// The last operations that a writer began, for who has to find out what went wrong.
+    pub fn operations(&self, writer: u64, mut model: Model) -> Vec<String> {
+        let told = Told::read(&self.log(writer));
+        let mut random = self.random(writer);
+        let mut operations = Vec::new();
+        for n in 0..told.begun {
+            let op = plan::next(&model, &mut random);
+            let durable = model.apply(&op, n < told.acknowledged);
+            operations.push(format!("{} {op:?}{}", n + 1, if durable { ": durable" } else { "" }));
+        }
+        operations.split_off(operations.len().saturating_sub(20))
+    }
+
     /// What the log of a writer says, as a history from `start` on.
     pub fn history(&self, writer: u64, start: Model, exact: bool) -> History {
         let told = Told::read(&self.log(writer));
