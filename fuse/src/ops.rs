@@ -57,6 +57,8 @@ pub(crate) type Result<T> = std::result::Result<T, Errno>;
 const OFFSET_MAX: u64 = raftmeta_types::FILE_SIZE_MAX;
 /// Read-ahead requests that wait for a thread; more are dropped, the reads then fetch for themselves.
 const AHEAD_QUEUE_MAX: usize = 64;
+/// How often an answer that our own commits overtook is asked for again; then it is taken as it is.
+const OVERTAKEN_MAX: usize = 4;
 
 pub(crate) struct Core {
     pub(crate) backend: Arc<dyn Backend>,
@@ -194,9 +196,35 @@ impl Core {
         if let Some(file) = self.open_file(inode.ino) {
             let mut state = file.state.lock();
             state.adopt(&inode);
+            // What is committed here meanwhile is newer than an answer that was under way: its size
+            // would cut the file off in the kernel.
+            if let Some(known) = &state.inode {
+                inode = known.clone();
+            }
             state.show(&mut inode);
         }
         inode
+    }
+
+    /// Whether an answer of the server is older than what was committed here while it was under way.
+    fn is_overtaken(&self, inode: &Inode) -> bool {
+        let seen = self.seen.lock().get(&inode.ino).copied();
+        seen.is_some_and(|seen| seen > inode.data_version)
+    }
+
+    /// Asks for an inode; an answer that a commit of ours overtook is asked for again.
+    fn inode_of(&self, request: &Request) -> Result<Inode> {
+        for _ in 0..OVERTAKEN_MAX {
+            match self.call(request)?.0 {
+                Response::Inode(inode) if self.is_overtaken(&inode) => {}
+                Response::Inode(inode) => return Ok(self.local(inode)),
+                _ => return unexpected(),
+            }
+        }
+        match self.call(request)?.0 {
+            Response::Inode(inode) => Ok(self.local(inode)),
+            _ => unexpected(),
+        }
     }
 
     fn handle(&self, fh: u64) -> Result<Arc<Handle>> {

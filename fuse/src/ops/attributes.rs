@@ -12,10 +12,7 @@ use super::{Core, File, Result, merge_change, now, unexpected};
 
 impl Core {
     pub(crate) fn getattr(&self, ino: Ino) -> Result<Inode> {
-        match self.call(&Request::GetAttr { ino })?.0 {
-            Response::Inode(inode) => Ok(self.local(inode)),
-            _ => unexpected(),
-        }
+        self.inode_of(&Request::GetAttr { ino })
     }
 
     pub(crate) fn setattr(&self, set: SetAttr) -> Result<Inode> {

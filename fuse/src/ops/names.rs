@@ -1,7 +1,7 @@
 //! Names: lookup, create, link, rename, unlink, symbolic links.
 
 use bytes::Bytes;
-use fsd_rpc::message::{Request, Response};
+use fsd_rpc::message::Request;
 use raftmeta_types::command::{Create, Rename, RenameMode, Unlink};
 use raftmeta_types::{Command, Ino, Inode, NAME_MAX, Reply};
 use rustix::io::Errno;
@@ -23,13 +23,7 @@ impl Core {
                 self.getattr(if up == Ino(0) { Ino::ROOT } else { up })
             }
             _ if name.len() > NAME_MAX => Err(Errno::NAMETOOLONG),
-            _ => {
-                let request = Request::Lookup { parent, name: Bytes::copy_from_slice(name) };
-                match self.call(&request)?.0 {
-                    Response::Inode(inode) => Ok(self.local(inode)),
-                    _ => unexpected(),
-                }
-            }
+            _ => self.inode_of(&Request::Lookup { parent, name: Bytes::copy_from_slice(name) }),
         }
     }
 

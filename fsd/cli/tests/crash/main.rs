@@ -275,7 +275,11 @@ impl Run {
             let about = format!("round {round}, {kind:?}, writer {writer}");
             if let Some(failure) = &told.failure {
                 assert!(!kind.is_exact(), "{about}: operation {failure}");
-                assert!(!failure.contains("WRONG"), "{about}: operation {failure}");
+                assert!(
+                    !failure.contains("WRONG"),
+                    "{about}: operation {failure}\n  the last: {:#?}",
+                    job.operations(writer, self.models[writer as usize].clone())
+                );
             }
             let start = self.models[writer as usize].clone();
             let history = job.history(writer, start, kind.is_exact());
