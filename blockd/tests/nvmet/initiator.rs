@@ -1,5 +1,5 @@
 //! A small NVMe/TCP host: enough to ask a target anything, right or wrong. Blocking, one thread.
-#![allow(dead_code, clippy::unwrap_used)] // Each user takes its part of it.
+#![allow(dead_code, missing_debug_implementations, clippy::unwrap_used)] // Each user takes its part of it.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufReader, Read, Write};

@@ -1,5 +1,5 @@
 //! The target as hosts see it: a daemon in this process, real sockets, and the small host of `initiator`.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, missing_debug_implementations)]
 
 mod initiator;
 mod malformed;
