@@ -82,9 +82,9 @@ pub fn check(connection: &mut Connection, slot: usize) -> Result<(), Status> {
     Ok(())
 }
 
-/// A list of ranges, whose number is 0's based, has to come whole.
+/// A list of ranges, whose number is 0's based, has to come whole. Linux sends a page however few there are.
 fn check_ranges(len: usize, last: u32, each: usize) -> Result<(), Status> {
-    if len == (last as usize + 1) * each { Ok(()) } else { Err(Status::SGL_LENGTH) }
+    if len >= (last as usize + 1) * each { Ok(()) } else { Err(Status::SGL_LENGTH) }
 }
 
 fn inside(namespace: &Namespace, lba: u64, blocks: u64) -> Result<(), Status> {
@@ -207,8 +207,11 @@ fn flush_all(connection: &mut Connection, slot: usize) -> Outcome {
 fn deallocate(connection: &mut Connection, slot: usize, namespace: &Namespace) -> Outcome {
     let sqe = connection.command(slot).sqe;
     let data = connection.data(slot);
-    let ranges =
-        data.chunks_exact(DATASET_RANGE_BYTES).map(|r| (u64_at(r, 8), u32_at(r, 4).into()));
+    let count = (sqe.dword(10) as usize & 0xff) + 1;
+    let ranges = data
+        .chunks_exact(DATASET_RANGE_BYTES)
+        .take(count)
+        .map(|r| (u64_at(r, 8), u32_at(r, 4).into()));
     let ranges: Vec<(u64, u64)> = ranges.filter(|(_, blocks)| *blocks > 0).collect();
     for (lba, blocks) in &ranges {
         inside(namespace, *lba, *blocks)?;
@@ -230,6 +233,7 @@ fn copy(connection: &mut Connection, slot: usize, namespace: &Namespace) -> Outc
     let data = connection.data(slot);
     let ranges: Vec<(u64, u64)> = data
         .chunks_exact(COPY_RANGE_BYTES)
+        .take((sqe.dword(12) as usize & 0xff) + 1)
         .map(|r| (u64_at(r, 8), u64::from(u16_at(r, 16)) + 1))
         .collect();
     let blocks: u64 = ranges.iter().map(|(_, blocks)| blocks).sum();
