@@ -1,5 +1,6 @@
 //! The daemon's binary: parse, configure, run, stop on SIGTERM, SIGINT or the admin method `stop`.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,6 +21,9 @@ struct Arguments {
     /// Checks the configuration and exits; touches no device.
     #[arg(long)]
     check_config: bool,
+    /// Stops when stdin ends, which means that the supervisor has gone.
+    #[arg(long)]
+    supervised: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -30,7 +34,8 @@ fn main() -> anyhow::Result<()> {
     }
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(std::io::stderr().is_terminal()).init();
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Before the devices are opened, so that an early signal is not lost nor ends us halfway.
@@ -39,8 +44,16 @@ fn main() -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("handling SIGINT")?;
     drop(guard);
 
-    let daemon = Arc::new(Daemon::start(&config)?);
     let asked = Arc::new(tokio::sync::Notify::new());
+    if arguments.supervised {
+        let asked = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            // What arrives means nothing; an error is an end, too.
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            asked.notify_one();
+        });
+    }
+    let daemon = Arc::new(Daemon::start(&config)?);
     let stop: admin::Stop = Arc::new({
         let asked = Arc::clone(&asked);
         move || asked.notify_one()

@@ -2,25 +2,32 @@
 //!
 //! ```text
 //! put ─ known? ─ verify ─ compress ─ seal ─┐                  get ─ index ─ read ─ open ─ unpack
-//!                                          ├─ queue ─ committer: one write a shard, one flush,
-//! clean ─ live records of a poor segment ──┘                     then the index
+//!       (all cores)                        ├─ queue ─ committer: a write for each shard at once,
+//! clean ─ live records of a poor segment ──┘                     one flush, then the index
 //! ```
 //!
 //! The index holds only what is durable, and lives in RAM: recovery rebuilds it from footers and
 //! scans. A deleted chunk may come back at recovery; it is content-addressed, so that harms nobody.
 
+mod all;
 mod append;
 mod clean;
 mod codec;
+mod delete;
+mod device;
 mod error;
 mod format;
+mod index;
+mod pack;
+mod put;
 mod read;
 mod recover;
-mod seal;
+pub(crate) mod seal;
+mod table;
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use blockd_ipc::volume::Volume;
 use parking_lot::Mutex;
@@ -30,10 +37,13 @@ use uuid::Uuid;
 
 pub use clean::Cleaned;
 pub use error::{Error, Kind};
+pub use recover::owner;
 pub use seal::Keys;
 
 use append::{Appender, Queue};
-use format::VolumeHeader;
+use device::Device;
+use index::{Index, SlotState};
+use pack::Packer;
 
 /// Bytes of puts in flight at most; further ones wait.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
@@ -95,78 +105,17 @@ impl<V: Volume> fmt::Debug for ChunkStore<V> {
 }
 
 struct Inner<V> {
-    device: Device<V>,
+    device: Arc<Device<V>>,
     keys: Arc<Keys>,
+    packer: Packer,
     index: Mutex<Index>,
     queue: Mutex<Queue>,
     appender: tokio::sync::Mutex<Appender>,
+    /// One cleaning at a time.
+    cleaning: tokio::sync::Mutex<()>,
     in_flight: Semaphore,
-}
-
-/// The volume in bytes and slots.
-struct Device<V> {
-    volume: V,
-    header: VolumeHeader,
-}
-
-/// Where a chunk lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Location {
-    slot: u32,
-    offset: u32,
-    stored_len: u32,
-    plain_len: u32,
-}
-
-/// The life of a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum SlotState {
-    Free,
-    /// Takes records.
-    Open,
-    /// Takes no more; freed when nothing in it lives.
-    Closed,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    state: SlotState,
-    sequence: u64,
-    live_bytes: u32,
-    /// Holds live records that cannot be read: left alone.
-    stuck: bool,
-}
-
-struct Index {
-    map: HashMap<ChunkHash, Location>,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    epochs: Vec<Epoch>,
-    /// Found damaged by a read: the next put of one writes it again.
-    damaged: HashSet<ChunkHash>,
-    sequence: u64,
-}
-
-impl Index {
-    fn insert(&mut self, hash: ChunkHash, location: Location) {
-        self.remove(&hash);
-        let live = &mut self.slots[location.slot as usize].live_bytes;
-        *live += format::record_bytes(location.stored_len) as u32;
-        self.map.insert(hash, location);
-    }
-
-    fn remove(&mut self, hash: &ChunkHash) {
-        self.damaged.remove(hash);
-        if let Some(old) = self.map.remove(hash) {
-            let live = &mut self.slots[old.slot as usize].live_bytes;
-            *live -= format::record_bytes(old.stored_len) as u32;
-        }
-    }
-
-    /// Segments that puts cannot take: a twentieth, at least four.
-    fn reserve(&self) -> usize {
-        self.slots.len().div_ceil(20).max(4)
-    }
+    /// A flush failed: nothing is written any more.
+    poisoned: AtomicBool,
 }
 
 impl<V: Volume> ChunkStore<V> {
@@ -179,14 +128,25 @@ impl<V: Volume> ChunkStore<V> {
         self.inner.device.header.shard_count
     }
 
+    /// Whether the chunk is here and, as far as is known, whole.
     pub fn contains(&self, hash: &ChunkHash) -> bool {
-        self.inner.index.lock().map.contains_key(hash)
+        self.inner.index.lock().knows(hash)
     }
 
     /// Bytes that a chunk takes on the volume.
     pub fn stored_len(&self, hash: &ChunkHash) -> Option<u32> {
         let index = self.inner.index.lock();
-        index.map.get(hash).map(|at| format::record_bytes(at.stored_len) as u32)
+        index.table.get(hash).map(|at| format::record_bytes(at.stored_len) as u32)
+    }
+
+    /// Bytes of a chunk's plaintext.
+    pub fn plain_len(&self, hash: &ChunkHash) -> Option<u32> {
+        self.inner.index.lock().table.get(hash).map(|at| at.plain_len)
+    }
+
+    /// The volume below, for status.
+    pub fn volume(&self) -> &V {
+        &self.inner.device.volume
     }
 
     /// Names of all chunks, or of one shard, in no order; for the gc sweep.
@@ -194,7 +154,7 @@ impl<V: Volume> ChunkStore<V> {
         let count = self.shard_count();
         let index = self.inner.index.lock();
         let wanted = |hash: &&ChunkHash| shard.is_none_or(|shard| hash.shard(count) == shard);
-        index.map.keys().filter(wanted).copied().collect()
+        index.table.iter().map(|line| &line.0).filter(wanted).copied().collect()
     }
 
     pub fn usage(&self) -> Usage {
@@ -209,38 +169,11 @@ impl<V: Volume> ChunkStore<V> {
             live: index.slots.iter().map(|slot| u64::from(slot.live_bytes)).sum(),
             reserve: reserve as u64 * segment,
             free: free.saturating_sub(reserve) as u64 * segment,
-            chunks: index.map.len() as u64,
+            chunks: index.table.len() as u64,
             segments_free: free as u32,
             segments_open: open as u32,
-            segments_closed: count(SlotState::Closed) as u32,
+            segments_closed: (count(SlotState::Closed) + count(SlotState::Freeing)) as u32,
         }
-    }
-
-    /// Deletes chunks of a shard and adopts the epoch, in one step. An epoch that the shard has
-    /// reached already does nothing: its deletion was done.
-    ///
-    /// # Errors
-    /// `Invalid` for a hash of another shard. I/O errors concern the giving back of space only.
-    pub async fn delete(
-        &self,
-        shard: ShardId,
-        epoch: Epoch,
-        hashes: &[ChunkHash],
-    ) -> Result<(), Error> {
-        let count = self.shard_count();
-        if u32::from(shard.0) >= count || hashes.iter().any(|hash| hash.shard(count) != shard) {
-            return Err(Error::new(Kind::Invalid, format!("delete of foreign chunks in {shard}")));
-        }
-        {
-            let mut index = self.inner.index.lock();
-            if index.epochs[usize::from(shard.0)] >= epoch {
-                return Ok(());
-            }
-            hashes.iter().for_each(|hash| index.remove(hash));
-            index.epochs[usize::from(shard.0)] = epoch;
-        }
-        let mut appender = self.inner.appender.lock().await;
-        self.inner.free_dead(&mut appender).await
     }
 }
 

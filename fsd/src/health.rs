@@ -4,7 +4,7 @@
 //! The word is the worst level of any check. It is never `HEALTH_OK` while anything is less redundant
 //! than configured; what is configured without redundancy is said as a note.
 
-use serde::{Deserialize, Serialize};
+pub use fsd_rpc::admin::{Check, Health, Level};
 
 #[cfg(test)]
 mod tests;
@@ -12,41 +12,6 @@ mod tests;
 /// Flash used, in percent, from which writers should worry, and from which they are about to be refused.
 const NEARFULL_PERCENT: u64 = 80;
 const FULL_PERCENT: u64 = 95;
-
-/// Worse is greater.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Level {
-    #[serde(rename = "HEALTH_OK")]
-    Ok,
-    #[serde(rename = "HEALTH_WARN")]
-    Warn,
-    #[serde(rename = "HEALTH_ERR")]
-    Err,
-}
-
-impl std::fmt::Display for Level {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Level::Ok => "HEALTH_OK",
-            Level::Warn => "HEALTH_WARN",
-            Level::Err => "HEALTH_ERR",
-        })
-    }
-}
-
-/// A check that has something to say. With `Level::Ok` it is a note.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Check {
-    pub name: String,
-    pub level: Level,
-    pub detail: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Health {
-    pub word: Level,
-    pub checks: Vec<Check>,
-}
 
 /// What health is judged by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +23,8 @@ pub struct Facts {
     pub blockd_down: Option<String>,
     /// Why the metadata group cannot take commands, if so.
     pub metadata_down: Option<String>,
+    /// Why the metadata log or store failed, if so: nothing is written until the node is started again.
+    pub log_failed: Option<String>,
     pub used_bytes: u64,
     pub total_bytes: u64,
     /// Chunks found damaged since the start.
@@ -67,33 +34,47 @@ pub struct Facts {
 /// Judges the facts.
 pub fn judge(facts: &Facts) -> Health {
     let mut checks = Vec::new();
-    let mut say = |name: &str, level, detail| {
-        checks.push(Check { name: name.to_owned(), level, detail });
+    let mut say = |name: &str, level, detail: String, next: &str| {
+        checks.push(Check { name: name.to_owned(), level, detail, next: next.to_owned() });
     };
-    if let Some(why) = &facts.metadata_down {
-        say("METADATA_DOWN", Level::Err, format!("the metadata group takes no commands: {why}"));
+    if let Some(why) = &facts.log_failed {
+        let detail = format!("the metadata log failed: {why}");
+        say(
+            "LOG_FAILED",
+            Level::Err,
+            detail,
+            "look after the disk of data_dir, start the node again",
+        );
+    } else if let Some(why) = &facts.metadata_down {
+        let detail = format!("the metadata group takes no commands: {why}");
+        say("METADATA_DOWN", Level::Err, detail, "see the log of the node");
     }
     if let Some(why) = &facts.blockd_down {
-        say("BLOCKD_DOWN", Level::Err, format!("the block daemon is not running: {why}"));
+        let detail = format!("the block daemon is not running: {why}");
+        say("BLOCKD_DOWN", Level::Err, detail, "see the log of blockd");
     }
     let (wanted, least) = (facts.replicas_wanted, facts.replicas_least);
+    let more = "add or start storage nodes";
     if least == 0 {
-        say("REDUNDANCY", Level::Err, format!("some data has no copy in sync of {wanted} wanted"));
+        let detail = format!("some data has no copy in sync of {wanted} wanted");
+        say("REDUNDANCY", Level::Err, detail, more);
     } else if least < wanted {
-        say("REDUNDANCY", Level::Warn, format!("some data has {least} of {wanted} copies"));
+        say("REDUNDANCY", Level::Warn, format!("some data has {least} of {wanted} copies"), more);
     } else if wanted == 1 {
         let detail = "data is kept once, as configured (replica:1): losing the device loses it";
-        say("REDUNDANCY", Level::Ok, detail.into());
+        say("REDUNDANCY", Level::Ok, detail.into(), "");
     }
     if facts.damaged_chunks > 0 {
         let detail = format!("{} chunks could not be read as written", facts.damaged_chunks);
-        say("DAMAGED", Level::Err, detail);
+        say("DAMAGED", Level::Err, detail, "cfs admin fsck --read-data");
     }
     if let Some(percent) = used_percent(facts) {
+        let detail = format!("{percent} % of the flash is used");
+        let next = "delete something, then `cfs admin gc`";
         if percent >= FULL_PERCENT {
-            say("FLASH_FULL", Level::Err, format!("{percent} % of the flash is used"));
+            say("FLASH_FULL", Level::Err, detail, next);
         } else if percent >= NEARFULL_PERCENT {
-            say("FLASH_NEARFULL", Level::Warn, format!("{percent} % of the flash is used"));
+            say("FLASH_NEARFULL", Level::Warn, detail, next);
         }
     }
     let word = checks.iter().map(|check| check.level).max().unwrap_or(Level::Ok);

@@ -6,9 +6,10 @@
 //! replication lag.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use metrics::Histogram;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusRecorder};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,6 +39,53 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Metrics {
     recorder: Arc<PrometheusRecorder>,
+    /// Both histograms of each operation, made when it is first seen.
+    operations: Arc<[OnceLock<[Histogram; 2]>; Operation::ALL.len()]>,
+}
+
+macro_rules! operations {
+    ($($variant:ident $name:literal,)*) => {
+        /// Operations of clients that are measured, in the words of the message.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Operation { $($variant,)* }
+
+        impl Operation {
+            pub const ALL: &[Operation] = &[$(Operation::$variant,)*];
+
+            /// The label.
+            pub fn name(self) -> &'static str {
+                match self { $(Operation::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+operations! {
+    Lookup "lookup",
+    GetAttr "getattr",
+    Open "open",
+    Close "close",
+    ReadLink "readlink",
+    ReadDir "readdir",
+    Xattr "xattr",
+    Extents "read",
+    StatFs "statfs",
+    Lock "lock",
+    Create "create",
+    Link "link",
+    Unlink "unlink",
+    Rename "rename",
+    SetAttr "setattr",
+    SetXattr "setxattr",
+    Write "write",
+    WriteDurable "write_durable",
+    Allocate "allocate",
+    CopyRange "copy_range",
+    Sync "sync",
+    PutChunks "put_chunks",
+    GetChunks "get_chunks",
+    Session "session",
+    Admin "admin",
 }
 
 impl std::fmt::Debug for Metrics {
@@ -68,16 +116,20 @@ impl Metrics {
             metrics::describe_histogram!(LATENCY, "Latency of operations, recent quantiles");
             metrics::describe_histogram!(DURATION, "Latency of operations, histogram");
         });
-        Ok(Metrics { recorder: Arc::new(recorder) })
+        Ok(Metrics { recorder: Arc::new(recorder), operations: Arc::default() })
     }
 
-    /// One operation of a client took this long. `name` is one of a fixed set: it becomes a label.
-    pub fn operation(&self, name: &'static str, took: Duration) {
+    /// One operation of a client took this long.
+    pub fn operation(&self, operation: Operation, took: Duration) {
         let ms = took.as_secs_f64() * 1e3;
-        metrics::with_local_recorder(&*self.recorder, || {
-            metrics::histogram!(LATENCY, "operation" => name).record(ms);
-            metrics::histogram!(DURATION, "operation" => name).record(ms);
+        let [latency, duration] = self.operations[operation as usize].get_or_init(|| {
+            let name = operation.name();
+            metrics::with_local_recorder(&*self.recorder, || {
+                [LATENCY, DURATION].map(|metric| metrics::histogram!(metric, "operation" => name))
+            })
         });
+        latency.record(ms);
+        duration.record(ms);
     }
 
     pub fn set(&self, gauges: Gauges) {
@@ -93,8 +145,14 @@ impl Metrics {
         self.recorder.handle().render()
     }
 
-    /// Serves `/metrics` until dropped. Returns only when the listener itself fails.
-    pub async fn serve(self, listener: TcpListener) -> io::Error {
+    /// Serves `/metrics` until dropped; `refresh` brings the gauges up to date before each answer.
+    /// Returns only when the listener itself fails.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        refresh: impl Fn() + Send + Sync + 'static,
+    ) -> io::Error {
+        let refresh = Arc::new(refresh);
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
         loop {
@@ -107,9 +165,10 @@ impl Metrics {
                         Err(error) => return error,
                     };
                     let metrics = self.clone();
+                    let refresh = Arc::clone(&refresh);
                     tokio::spawn(async move {
                         // A scraper that went away or is too slow is its own loss.
-                        let _ = timeout(REQUEST_MAX, metrics.answer(stream)).await;
+                        let _ = timeout(REQUEST_MAX, metrics.answer(stream, &*refresh)).await;
                         drop(permit);
                     });
                 }
@@ -117,11 +176,14 @@ impl Metrics {
         }
     }
 
-    async fn answer(&self, mut stream: TcpStream) -> io::Result<()> {
+    async fn answer(&self, mut stream: TcpStream, refresh: &(dyn Fn() + Sync)) -> io::Result<()> {
         let (status, body) = match read_head(&mut stream).await? {
             None => ("431 Request Header Fields Too Large", String::new()),
             Some(head) => match head.split(' ').take(2).collect::<Vec<_>>()[..] {
-                ["GET", "/metrics"] => ("200 OK", self.render()),
+                ["GET", "/metrics"] => {
+                    refresh();
+                    ("200 OK", self.render())
+                }
                 ["GET", _] => ("404 Not Found", "see /metrics\n".into()),
                 [_, "/metrics"] => ("405 Method Not Allowed", String::new()),
                 _ => ("400 Bad Request", String::new()),

@@ -49,17 +49,21 @@ impl Sessions {
         Sessions { sessions, holders: BTreeMap::new() }
     }
 
-    /// A connection of the session said `Hello`, new or back again, with all it has open. What was known
-    /// to be open besides stays: another connection may have opened it meanwhile.
+    /// A connection of the session said `Hello`, new or back again, with all it has open. The list counts
+    /// for an awaited session only, and true says that it was one; later on opens and closes are known as
+    /// they come, and a list made before a close would undo it.
     pub fn hello(
         &mut self,
         id: SessionId,
         open: impl IntoIterator<Item = Ino>,
         now: Duration,
-    ) -> Result<(), TooManyOpen> {
+    ) -> Result<bool, TooManyOpen> {
         let new = || Session { awaited: false, seen: now, open: BTreeSet::new() };
         let session = self.sessions.entry(id).or_insert_with(new);
         session.seen = now;
+        if !session.awaited {
+            return Ok(false);
+        }
         for ino in open {
             self.open(id, ino)?;
         }
@@ -67,7 +71,7 @@ impl Sessions {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.awaited = false;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// A sign of life. False if the session is not known (any more): it must say `Hello` first.
@@ -81,15 +85,16 @@ impl Sessions {
         }
     }
 
-    /// The session has the inode open from now on. A session that is not known holds nothing.
-    pub fn open(&mut self, id: SessionId, ino: Ino) -> Result<(), TooManyOpen> {
-        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+    /// The session has the inode open from now on; false if it had before. A session that is not known
+    /// holds nothing.
+    pub fn open(&mut self, id: SessionId, ino: Ino) -> Result<bool, TooManyOpen> {
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(false) };
         if session.open.len() >= OPEN_MAX && !session.open.contains(&ino) {
             return Err(TooManyOpen(id));
         }
-        session.open.insert(ino);
+        let new = session.open.insert(ino);
         self.holders.entry(ino).or_default().insert(id);
-        Ok(())
+        Ok(new)
     }
 
     /// The session closed its last handle of the inode.
@@ -111,6 +116,27 @@ impl Sessions {
         let awaited = self.sessions.iter().filter(|(_, s)| s.awaited).map(|(id, _)| *id);
         let known = self.holders.get(&ino).into_iter().flatten().copied();
         awaited.chain(known).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Whether the session exists.
+    pub fn is_known(&self, id: SessionId) -> bool {
+        self.sessions.contains_key(&id)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether the session has, or may have, the inode open.
+    pub fn holds(&self, id: SessionId, ino: Ino) -> bool {
+        self.sessions.get(&id).is_some_and(|session| session.awaited || session.open.contains(&ino))
+    }
+
+    /// Time since the last sign of life, and how many inodes it has open. `None` if it is not known.
+    pub fn activity(&self, id: SessionId, now: Duration) -> Option<(Duration, usize)> {
+        let session = self.sessions.get(&id)?;
+        Some((now.saturating_sub(session.seen), session.open.len()))
     }
 
     /// Sessions whose lease or grace is over, in order of ids. They stay until [`Sessions::end`], which

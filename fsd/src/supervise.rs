@@ -5,11 +5,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -102,17 +102,33 @@ impl Supervisor {
     }
 }
 
-fn launch(spec: &Spec) -> io::Result<Child> {
-    Command::new(&spec.program).args(&spec.arguments).kill_on_drop(true).spawn()
+/// A child and the end of its stdin that we hold: when we are killed it closes, and a child that watches
+/// it ends too.
+struct Launched {
+    child: Child,
+    _lifeline: Option<ChildStdin>,
 }
 
-fn running(child: &Child, restarts: u64) -> State {
-    State::Running { pid: child.id().unwrap_or_default(), restarts }
+fn launch(spec: &Spec) -> io::Result<Launched> {
+    let mut child = Command::new(&spec.program)
+        .args(&spec.arguments)
+        .stdin(Stdio::piped())
+        .kill_on_drop(true)
+        // Ctrl-C is for us: we still need the child while we stop.
+        .process_group(0)
+        .spawn()?;
+    // Waiting for a child would close its stdin.
+    let lifeline = child.stdin.take();
+    Ok(Launched { child, _lifeline: lifeline })
+}
+
+fn running(launched: &Launched, restarts: u64) -> State {
+    State::Running { pid: launched.child.id().unwrap_or_default(), restarts }
 }
 
 async fn keep(
     spec: Spec,
-    first: Child,
+    first: Launched,
     report: watch::Sender<State>,
     mut stopping: oneshot::Receiver<()>,
 ) {
@@ -123,12 +139,12 @@ async fn keep(
     loop {
         let since = Instant::now();
         let why = match started {
-            Ok(mut child) => {
-                report.send_replace(running(&child, restarts));
+            Ok(mut launched) => {
+                report.send_replace(running(&launched, restarts));
                 tokio::select! {
-                    ended = child.wait() => describe(ended),
+                    ended = launched.child.wait() => describe(ended),
                     _ = &mut stopping => {
-                        end(&mut child, spec.stop_within).await;
+                        end(&mut launched.child, spec.stop_within).await;
                         break;
                     }
                 }

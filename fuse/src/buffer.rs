@@ -1,6 +1,7 @@
 //! Bytes written to a file and not committed yet: disjoint ranges, the newest byte wins.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 #[derive(Default)]
 pub(crate) struct Dirty {
@@ -18,13 +19,13 @@ impl Dirty {
         self.bytes
     }
 
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        self.ranges.iter().map(|(offset, data)| (*offset, data.as_slice()))
+    /// First byte after all that is held; 0 if nothing is.
+    pub(crate) fn end(&self) -> u64 {
+        self.ranges.last_key_value().map_or(0, |(at, data)| at + data.len() as u64)
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.ranges.clear();
-        self.bytes = 0;
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.ranges.iter().map(|(offset, data)| (*offset, data.as_slice()))
     }
 
     /// Writes `data` at `offset`, over what is there. `offset + data.len()` must fit in 63 bits.
@@ -41,6 +42,13 @@ impl Dirty {
             return;
         }
         self.ranges.insert(offset, data.to_vec());
+    }
+
+    /// Puts `data` at `offset`, under what is there: newer bytes stay.
+    pub(crate) fn write_under<'a>(&mut self, older: impl Iterator<Item = (u64, &'a [u8])>) {
+        let newer = std::mem::take(self);
+        older.for_each(|(offset, data)| self.write(offset, data));
+        newer.ranges().for_each(|(offset, data)| self.write(offset, data));
     }
 
     /// Forgets the bytes of `start..end`.
@@ -67,16 +75,19 @@ impl Dirty {
         }
     }
 
-    /// Lays what is held over `buffer`, which shows the file from `offset` on.
-    pub(crate) fn overlay(&self, offset: u64, buffer: &mut [u8]) {
-        let end = offset + buffer.len() as u64;
-        for (at, data) in self.ranges.range(..end) {
-            let from = offset.max(*at);
-            let to = end.min(at + data.len() as u64);
-            if from < to {
-                buffer[(from - offset) as usize..(to - offset) as usize]
-                    .copy_from_slice(&data[(from - at) as usize..(to - at) as usize]);
-            }
-        }
+    /// The parts of `range` that are held, ascending.
+    pub(crate) fn parts(&self, range: &Range<u64>) -> Vec<(u64, &[u8])> {
+        let before = self.ranges.range(..range.start).next_back();
+        let within = self.ranges.range(range.start..range.end.max(range.start));
+        let part = |(at, data): (&u64, &'_ Vec<u8>)| {
+            let from = range.start.max(*at);
+            let to = range.end.min(at + data.len() as u64);
+            (from < to).then_some((from, (from - at) as usize..(to - at) as usize))
+        };
+        before
+            .into_iter()
+            .chain(within)
+            .filter_map(|entry| part(entry).map(|(from, slice)| (from, &entry.1[slice])))
+            .collect()
     }
 }

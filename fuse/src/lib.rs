@@ -1,103 +1,36 @@
-//! ClaudeFS as a mounted file system: the kernel's protocol on one side, the metadata group on the
-//! other.
+//! ClaudeFS as a mounted file system: the kernel's protocol on one side, the metadata group and the
+//! chunk store on the other.
 //!
-//! `kernel` speaks the FUSE protocol, `ops` is what the operations mean, `buffer` holds what was
-//! written and not committed, `cache` holds verified chunks.
+//! ```text
+//!   /dev/fuse ──▶ kernel: requests taken apart ──▶ ops: what they mean ──▶ Backend (a fsd-rpc client)
+//!                   │ invalidations                  │ buffer   written, not committed
+//!                   ▼                                │ budget   how much of it all files may hold
+//!                 page cache, dentries               │ layout   extents known of a file
+//!                                                    │ cache    verified chunks
+//!                                                    └ queue    write-back and read-ahead threads
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | `kernel` | the FUSE protocol, mounting, the threads that serve it |
+//! | `ops` | the operations, one file per family; they know nothing of the protocol |
+//! | [`backend`] | the server as a mount sees it |
+//! | `errno` | which errno each refusal becomes |
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod backend;
+mod budget;
 mod buffer;
 mod cache;
 mod errno;
 mod kernel;
+mod layout;
 mod ops;
+mod queue;
 #[cfg(test)]
 mod tests;
 
-use bytes::Bytes;
-use fsd_rpc::client::{CallError, Client};
-use fsd_rpc::message::{Event, Failure, Limits, Request, Response};
-use raftmeta_types::{Command, Ino, Reply, SessionId};
-
+pub use backend::{Backend, BackendError};
 pub use kernel::mount::{MountError, MountOptions};
-pub use kernel::session::{Session, mount};
-
-/// Why a call had no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum BackendError {
-    /// The server refused it.
-    #[error("{0}")]
-    Failed(#[from] Failure),
-    /// No answer before the deadline.
-    #[error("no answer from the server in time")]
-    Timeout,
-    /// The connection is gone and could not be made again.
-    #[error("connection to the server lost: {0}")]
-    Lost(String),
-}
-
-/// The server as a mount sees it; blocking, to be called from many threads.
-pub trait Backend: Send + Sync + 'static {
-    /// Sends a request with its data parts; answers the response and its data part.
-    fn call(&self, request: &Request, data: &[&[u8]]) -> Result<(Response, Bytes), BackendError>;
-    /// Runs a command exactly once; with `durable` answers once it survives a power cut.
-    fn mutate(&self, durable: bool, command: Command) -> Result<Reply, BackendError>;
-    /// What the cluster told this client.
-    fn limits(&self) -> Limits;
-    /// The session of this mount, which owns its locks.
-    fn session(&self) -> SessionId;
-    /// Whom to tell of changes made elsewhere. Without any, caches live by their time alone.
-    fn subscribe(&self, _notify: Box<dyn Fn(Event) + Send>) {}
-    /// Whom to ask for the open inodes when a connection is made again.
-    fn set_open_inodes(&self, _report: Box<dyn Fn() -> Vec<Ino> + Send + Sync>) {}
-    /// Fails every call from now on, so that a forced unmount does not wait for a dead server.
-    fn abort(&self) {}
-    /// The mount ended in order.
-    fn goodbye(&self) {}
-}
-
-impl From<CallError> for BackendError {
-    fn from(error: CallError) -> BackendError {
-        match error {
-            CallError::Failure(failure) => BackendError::Failed(failure),
-            CallError::Timeout(_) => BackendError::Timeout,
-            other => BackendError::Lost(other.to_string()),
-        }
-    }
-}
-
-impl Backend for Client {
-    fn call(&self, request: &Request, data: &[&[u8]]) -> Result<(Response, Bytes), BackendError> {
-        Ok(Client::call(self, request, data)?)
-    }
-
-    fn mutate(&self, durable: bool, command: Command) -> Result<Reply, BackendError> {
-        Ok(Client::mutate(self, durable, command)?)
-    }
-
-    fn limits(&self) -> Limits {
-        Client::limits(self)
-    }
-
-    fn session(&self) -> SessionId {
-        Client::session(self)
-    }
-
-    fn subscribe(&self, notify: Box<dyn Fn(Event) + Send>) {
-        if let Err(error) = Client::subscribe(self, notify) {
-            tracing::warn!(%error, "no thread for events: caches live by their time alone");
-        }
-    }
-
-    fn set_open_inodes(&self, report: Box<dyn Fn() -> Vec<Ino> + Send + Sync>) {
-        Client::set_open_inodes(self, report);
-    }
-
-    fn abort(&self) {
-        Client::abort(self);
-    }
-
-    fn goodbye(&self) {
-        Client::goodbye(self);
-    }
-}
+pub use kernel::session::{Session, Unmounter, mount};

@@ -14,6 +14,7 @@ mod link;
 mod locks;
 mod reap;
 mod rename;
+mod repair;
 mod sessions;
 mod setattr;
 mod settle;
@@ -33,8 +34,9 @@ use state::{State, Step, Stop};
 pub use acl::{ACL_ACCESS, ACL_DEFAULT};
 pub use extents::INLINE_KEEP_MAX;
 pub(crate) use locks::conflict;
-pub use reap::EXTENTS_FREED_AT_ONCE_MAX;
+pub use repair::REPAIRS_MAX;
 pub(crate) use state::DENTRY_SIZE;
+pub use state::EXTENTS_AT_ONCE_MAX;
 
 /// Applies the command of log entry `index`.
 ///
@@ -64,7 +66,9 @@ pub fn apply(
         Err(Stop::Refused(refusal)) => Err(refusal),
         Err(Stop::Store(error)) => return Err(error),
     };
-    sessions::keep_answer(kv, envelope, &answer)?;
+    if answer != Ok(Reply::More) {
+        sessions::keep_answer(kv, envelope, &answer)?;
+    }
     Ok(answer)
 }
 
@@ -87,6 +91,7 @@ fn run(state: &mut State<'_>, command: &Command) -> Step<Reply> {
         Command::CloseSession { session } => sessions::close(state, *session),
         Command::ReleaseOrphans { session, inos } => reap::release(state, *session, inos),
         Command::Reap { limit } => reap::reap(state, *limit),
+        Command::Repair(repairs) => repair::repair(state, repairs),
         Command::BeginDelete { shard, epoch, hashes } => {
             gc::begin_delete(state, *shard, *epoch, hashes)
         }
@@ -98,5 +103,8 @@ fn run(state: &mut State<'_>, command: &Command) -> Step<Reply> {
             cluster::use_token(state, token_hash, certificate)
         }
         Command::RevokeCertificate { serial } => cluster::revoke(state, *serial),
+        Command::RecordCertificate { certificate } => {
+            cluster::record_certificate(state, certificate)
+        }
     }
 }

@@ -2,14 +2,18 @@
 //!
 //! Reads the whole store into memory by class, so run it on a snapshot and with patience.
 
+mod repair;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use raftmeta_types::cluster::{ClusterInfo, ShardInfo};
-use raftmeta_types::{ChunkHash, Extent, ExtentData, FileKind, Ino, Inode, ShardId, Version};
+use raftmeta_types::{
+    ChunkHash, Epoch, Extent, ExtentData, FileKind, Ino, Inode, ShardId, Version,
+};
 
 use crate::apply::INLINE_KEEP_MAX;
 use crate::kv::{KvError, KvRead};
-use crate::records::{Counters, Dentry, ExtentRecord, Orphan};
+use crate::records::{self, Counters, Dentry, ExtentRecord, Orphan, Remembered};
 use crate::{keys, read};
 
 /// Something that is not as the state machine would have left it.
@@ -47,6 +51,8 @@ pub enum Finding {
     Garbage { hash: ChunkHash },
     #[error("shard {shard}: pending deletion and gc epoch disagree")]
     PendingEpoch { shard: ShardId },
+    #[error("shard {shard}: what is remembered of its last deletions is not consistent")]
+    Deletions { shard: ShardId },
     #[error("inline extent of inode {ino} at {offset} and the index of unsettled data disagree")]
     Unsettled { ino: Ino, offset: u64 },
     #[error("inode {ino}: the mark for ACLs is wrong")]
@@ -272,6 +278,48 @@ fn check_references(
         if epochs.get(&shard).map(|info| info.gc_epoch) != Some(pending.epoch) {
             findings.push(Finding::PendingEpoch { shard });
         }
+    }
+    check_deletions(kv, findings)
+}
+
+/// The deletions that are remembered: each is listed, and known of every chunk that it was the last for.
+fn check_deletions(kv: &impl KvRead, findings: &mut Vec<Finding>) -> Result<(), KvError> {
+    let shard_of = |key: &[u8]| match key {
+        [_, high, low, ..] => ShardId(u16::from_be_bytes([*high, *low])),
+        _ => ShardId(0),
+    };
+    let mut last: BTreeMap<(ShardId, ChunkHash), Epoch> = BTreeMap::new();
+    let mut listed: BTreeMap<ShardId, Vec<(Epoch, u32)>> = BTreeMap::new();
+    let mut summaries: BTreeMap<ShardId, Vec<(Epoch, u32)>> = BTreeMap::new();
+    let (from, to) = keys::class(b'F');
+    for (key, value) in kv.scan(&from, &to, usize::MAX, false)? {
+        let shard = shard_of(&key);
+        if key == keys::remembered(shard) {
+            let summary: Remembered = records::decode(&key, &value)?;
+            summaries.insert(shard, summary.deletions.into());
+            continue;
+        }
+        let epoch = Epoch(key.get(3..).map_or(0, |epoch| {
+            epoch.iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
+        }));
+        let marked: Vec<ChunkHash> = records::decode(&key, &value)?;
+        listed.entry(shard).or_default().push((epoch, marked.len() as u32));
+        last.extend(marked.into_iter().map(|hash| ((shard, hash), epoch)));
+    }
+    for shard in summaries.keys().chain(listed.keys()).collect::<BTreeSet<_>>() {
+        let summary = summaries.get(shard).map_or(&[][..], Vec::as_slice);
+        if listed.get(shard).map_or(&[][..], Vec::as_slice) != summary {
+            findings.push(Finding::Deletions { shard: *shard });
+        }
+    }
+    let recorded: BTreeMap<(ShardId, ChunkHash), Epoch> = read::class::<Epoch>(kv, b'G')?
+        .into_iter()
+        .map(|(key, epoch)| ((shard_of(&key), keys::hash(&key)), epoch))
+        .collect();
+    if recorded != last {
+        let differs = recorded.iter().find(|(key, epoch)| last.get(key) != Some(epoch));
+        let differs = differs.or_else(|| last.iter().find(|(key, _)| !recorded.contains_key(key)));
+        findings.extend(differs.map(|((shard, _), _)| Finding::Deletions { shard: *shard }));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! A replica of the metadata group: log, store and consensus behind one handle.
 //!
 //! ```text
-//!   propose ──▶ openraft ──▶ LogStore (raft-engine)      view ──▶ Store (fjall)
+//!   propose ──▶ openraft ──▶ LogStore (files)      view ──▶ Store (fjall)
 //!                  └── committed ──▶ Store::apply ──▶ reply
 //! ```
 
@@ -16,7 +16,7 @@ use openraft::{BasicNode, Config, Raft, SnapshotPolicy};
 use raftmeta_types::{Envelope, MetaResult, Reply, Time};
 use serde::{Deserialize, Serialize};
 
-use crate::log_store::LogStore;
+use crate::log_store::{COMMAND_MAX, LogStore};
 use crate::network::Alone;
 use crate::store::{Store, View};
 
@@ -55,7 +55,8 @@ pub struct GroupConfig {
     pub node_id: u64,
     /// Makes a group of one voter if the directory is blank.
     pub bootstrap: bool,
-    /// Entries after which a checkpoint is written and the log before it dropped.
+    /// Entries after which a checkpoint is written and the log before it dropped. One is written after
+    /// 64 MiB of log, too.
     pub checkpoint_entries: u64,
 }
 
@@ -66,6 +67,9 @@ pub enum GroupError {
     InUse { path: String },
     #[error("metadata group: {0}")]
     Io(#[from] io::Error),
+    /// Nothing was proposed; a smaller command has to do the same in steps.
+    #[error("a command of {size} bytes, at most {COMMAND_MAX} fit the log")]
+    TooLarge { size: usize },
     #[error("metadata group, {during}: {reason}")]
     Raft { during: &'static str, reason: String },
 }
@@ -84,8 +88,6 @@ struct Inner {
     raft: Raft<Types, Store>,
     log: LogStore,
     store: Store,
-    /// Held for its lock.
-    _lock: File,
 }
 
 /// A replica; clones share it.
@@ -110,11 +112,31 @@ impl Group {
         if lock.try_lock().is_err() {
             return Err(GroupError::InUse { path: config.dir.display().to_string() });
         }
-        let store = Store::open(&config.dir)?;
-        let log = LogStore::open(&config.dir.join("log"), store.clone())?;
+        let lock = Arc::new(lock);
+        let opening = (config.dir.clone(), Arc::clone(&lock));
+        // Both read a lot before they are ready.
+        let opened = tokio::task::spawn_blocking(move || {
+            let (dir, lock) = opening;
+            let store = Store::open(&dir, Arc::clone(&lock))?;
+            let log = LogStore::open(&dir.join("log"), store.clone(), lock)?;
+            // After a power cut the store may be ahead of the log, whose gap is then purged; and a log that
+            // starts after the checkpoint could not make a lost store anew. So it has to reach there.
+            let gap = log.last() < store.applied();
+            if gap || log.purged() > store.checkpointed() {
+                store.write_checkpoint()?;
+            }
+            io::Result::Ok((store, log))
+        });
+        let (store, log) = opened.await.map_err(io::Error::other)??;
+        let alone = log.has_one_voter();
         let options = Config {
             cluster_name: "claudefs".to_owned(),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(config.checkpoint_entries),
+            // Raft's clock ticks five times a heartbeat, also while there is nothing to do: at the default
+            // of 50 ms that alone costs more than a percent of a core.
+            heartbeat_interval: 500,
+            election_timeout_min: 1500,
+            election_timeout_max: 3000,
             ..Config::default()
         };
         let error = raft_error("open");
@@ -127,6 +149,10 @@ impl Group {
             let members =
                 std::collections::BTreeMap::from([(config.node_id, BasicNode::default())]);
             raft.initialize(members).await.map_err(|e| error(e.to_string()))?;
+        }
+        if !blank && alone {
+            // Nobody else could lead: no need to wait for an election timeout.
+            raft.trigger().elect(false).await.map_err(|e| error(e.to_string()))?;
         }
         if !blank || config.bootstrap {
             let me = config.node_id;
@@ -141,7 +167,9 @@ impl Group {
                 .await
                 .map_err(|e| error(e.to_string()))?;
         }
-        Ok(Group(Arc::new(Inner { raft, log, store, _lock: lock })))
+        let group = Group(Arc::new(Inner { raft, log, store }));
+        checkpoints::by_bytes(&group);
+        Ok(group)
     }
 
     /// Runs a command. With `durable` the answer means that it and all before it survive a power cut;
@@ -155,9 +183,22 @@ impl Group {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         envelope.time = Time { secs: now.as_secs() as i64, nanos: now.subsec_nanos() };
         let error = raft_error("propose");
-        let answer = self.0.raft.client_write(LogPayload { envelope, durable }).await;
-        let answer = answer.map_err(|e| error(e.to_string()))?;
-        answer.data.0.ok_or_else(|| error("a command was answered as Raft's own entry".to_owned()))
+        let payload = LogPayload { envelope, durable };
+        let size = postcard::experimental::serialized_size(&payload);
+        let size = size.map_err(|e| error(e.to_string()))?;
+        if size > COMMAND_MAX {
+            return Err(GroupError::TooLarge { size });
+        }
+        loop {
+            let answer = self.0.raft.client_write(payload.clone()).await;
+            let answer = answer.map_err(|e| error(e.to_string()))?;
+            match answer.data.0 {
+                // Each step makes progress, so this ends.
+                Some(Ok(Reply::More)) => {}
+                Some(answer) => return Ok(answer),
+                None => return Err(error("it was answered as Raft's own entry".to_owned())),
+            }
+        }
     }
 
     /// Everything answered so far is on stable storage when this returns.
@@ -184,6 +225,13 @@ impl Group {
         }
     }
 
+    /// Why the replica stopped by itself, if it did: its log or store failed. It takes no more commands.
+    pub fn failure(&self) -> Option<String> {
+        let metrics = self.0.raft.metrics();
+        let m = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics);
+        m.running_state.as_ref().err().map(ToString::to_string)
+    }
+
     /// Starts writing a checkpoint; the log before it is dropped afterwards.
     pub async fn checkpoint(&self) -> Result<(), GroupError> {
         let done = self.0.raft.trigger().snapshot().await;
@@ -192,11 +240,14 @@ impl Group {
 
     /// Stops the replica; everything answered is on stable storage.
     pub async fn shutdown(&self) -> Result<(), GroupError> {
+        self.0.store.stop();
         let done = self.0.raft.shutdown().await;
         done.map_err(|e| raft_error("shutdown")(e.to_string()))?;
         self.sync().await
     }
 }
+
+mod checkpoints;
 
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,9 @@
 //! R <chunk hash>             references held by extents; absent when there are none
 //! Z <shard> <chunk hash>     chunk whose last reference went: may be deleted
 //! Y <shard>                  deletion under way: epoch and hashes
+//! F <shard>                  which of the last deletions are remembered
+//! F <shard> <epoch>          what one of them marked
+//! G <shard> <chunk hash>     the last of them that marked this chunk
 //! L <ino>                    locks
 //! O <ino>                    orphan: no links, held open by sessions
 //! B <ino>                    dead: the inode is gone, its extents wait to be freed
@@ -21,7 +24,7 @@
 //! M <name>                   single records: cluster, authority, counters, next inode
 //! ```
 
-use raftmeta_types::{ChunkHash, Ino, NodeId, SessionId, ShardId};
+use raftmeta_types::{ChunkHash, Epoch, Ino, NodeId, SessionId, ShardId};
 
 pub const CLUSTER: &[u8] = b"Mcluster";
 pub const AUTHORITY: &[u8] = b"Mauthority";
@@ -107,6 +110,19 @@ pub fn garbage_of(shard: ShardId) -> (Vec<u8>, Vec<u8>) {
 
 pub fn pending_delete(shard: ShardId) -> Vec<u8> {
     key(b'Y', &[&shard.0.to_be_bytes()])
+}
+
+/// Summary of the deletions that are remembered.
+pub fn remembered(shard: ShardId) -> Vec<u8> {
+    key(b'F', &[&shard.0.to_be_bytes()])
+}
+
+pub fn deletion(shard: ShardId, epoch: Epoch) -> Vec<u8> {
+    key(b'F', &[&shard.0.to_be_bytes(), &epoch.0.to_be_bytes()])
+}
+
+pub fn last_deletion(shard: ShardId, hash: &ChunkHash) -> Vec<u8> {
+    key(b'G', &[&shard.0.to_be_bytes(), &hash.0])
 }
 
 pub fn locks(ino: Ino) -> Vec<u8> {

@@ -18,7 +18,7 @@
 //! | [`read`] | queries |
 //! | [`check`] | fsck of the namespace |
 //! | [`group`] | a replica: propose, view, checkpoint |
-//! | [`log_store`] | the Raft log in raft-engine, group commit |
+//! | [`log_store`] | the Raft log in files of our own, group commit |
 //! | [`store`] | the applied state in fjall |
 //! | [`checkpoint`] | the applied state as one file |
 //! | [`network`] | how replicas reach each other |

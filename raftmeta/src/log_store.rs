@@ -1,198 +1,259 @@
-//! The Raft log in raft-engine, with group commit.
+//! The Raft log: files of our own, with group commit.
 //!
-//! With one voter, a batch in which nothing is durable is acknowledged once it is in the page cache;
-//! a thread syncs it within a second. All else waits for that thread, which covers everything that
-//! waits by one fsync and completes callbacks in order. An acknowledgement stands for all before it,
-//! so nothing overtakes a callback that waits.
+//! ```text
+//!   append ──▶ Writer (one pwrite) ──▶ durable? ──▶ fdatasync here and now ──▶ acknowledged
+//!                                        └─ no: acknowledged; the keeper syncs within a second
+//! ```
+//! The sync starts in the thread that appended, in the same breath: a hop to another thread costs as much
+//! as a tenth of it. While it runs openraft gathers what is proposed meanwhile, and the next append and
+//! its one sync cover all of that. Segments are made of zeros ahead of their use, so that a sync writes data
+//! and no metadata of the file system (docs/formats/log.md).
+//!
+//! With one voter, a batch in which nothing is durable is acknowledged once it is in the page cache. An
+//! acknowledgement stands for all before it; appends come one after the other, so nothing overtakes.
+//!
+//! A failed write or sync is never retried: from then on everything is refused until the log is opened anew.
+
+mod format;
+mod keeper;
+mod recover;
+mod segment;
+mod writer;
 
 use std::fmt::Debug;
+use std::fs::File;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::type_config::alias::{EntryOf, LogIdOf, VoteOf};
 use openraft::{EntryPayload, LogState, RaftLogReader};
-use protobuf::well_known_types::BytesValue;
-use raft_engine::{Command, Config, Engine, LogBatch, MessageExt};
-use serde::de::DeserializeOwned;
+use parking_lot::Mutex;
 
 use crate::group::Types;
 use crate::store::Store;
+use recover::Location;
+use writer::{Found, Writer};
 
-/// The one group of this log.
-const REGION: u64 = 1;
-/// Longest time that an acknowledged, not durable entry waits for its fsync.
-const SYNC_INTERVAL: Duration = Duration::from_secs(1);
-const VOTE: &[u8] = b"vote";
-const PURGED: &[u8] = b"purged";
-/// Last log id after a truncation that no append has followed yet.
-const LAST: &[u8] = b"last";
-
-/// raft-engine wants protobuf messages: index (8 bytes, little-endian), then the entry in postcard.
-#[derive(Debug)]
-struct Record;
-
-impl MessageExt for Record {
-    type Entry = BytesValue;
-
-    fn index(entry: &BytesValue) -> u64 {
-        entry.value.first_chunk().map_or(0, |head| u64::from_le_bytes(*head))
-    }
-}
+/// Largest command, encoded: what one record of the log takes, with room for its frame.
+pub(crate) const COMMAND_MAX: usize = format::RECORD_MAX - 4096;
 
 struct Shared {
-    engine: Engine,
-    path: String,
+    path: PathBuf,
     store: Store,
+    writer: Mutex<Writer>,
+    /// Held during an fdatasync: who waits for it is usually covered by the one before.
+    syncing: Mutex<()>,
+    /// Records below it are on stable storage.
+    stable: AtomicU64,
     one_voter: AtomicBool,
-    /// Callbacks that wait for the log thread.
-    waiting: AtomicUsize,
+    /// Bytes appended since the log was opened.
+    appended: AtomicU64,
+    /// Wakes the keeper.
+    wake: Sender<()>,
+    /// Held for its lock on the directory.
+    _lock: Arc<File>,
 }
 
 /// The log of one group; clones share it.
 #[derive(Clone)]
-pub struct LogStore {
-    shared: Arc<Shared>,
-    sync: Sender<Option<IOFlushed<Types>>>,
-}
+pub struct LogStore(Arc<Shared>);
 
 impl Debug for LogStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogStore").field("path", &self.shared.path).finish_non_exhaustive()
+        f.debug_struct("LogStore").field("path", &self.0.path).finish_non_exhaustive()
     }
 }
 
 impl Shared {
-    fn error(&self, what: &str, error: impl std::fmt::Display) -> io::Error {
-        io::Error::other(format!("metadata log {}: {what}: {error}", self.path))
+    fn stable(&self) -> u64 {
+        self.stable.load(Ordering::Acquire)
     }
 
-    fn record<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
-        let Some(bytes) = self.engine.get(REGION, key) else { return Ok(None) };
-        if bytes.is_empty() {
-            return Ok(None);
+    /// Waits until every record below `sequence` is on stable storage.
+    fn sync_to(&self, sequence: u64) -> io::Result<()> {
+        if self.stable() >= sequence {
+            return self.writer.lock().check();
         }
-        postcard::from_bytes(&bytes).map(Some).map_err(|e| self.error("a record is damaged", e))
-    }
-
-    fn write(&self, batch: &mut LogBatch, sync: bool) -> io::Result<()> {
-        self.engine.write(batch, sync).map(|_| ()).map_err(|e| self.error("write", e))
-    }
-
-    fn entries(&self, from: u64, to: u64) -> io::Result<Vec<EntryOf<Types>>> {
-        let first = self.engine.first_index(REGION).unwrap_or(0);
-        let end = match self.record::<LogIdOf<Types>>(LAST)? {
-            Some(last) => Some(last.index),
-            None => self.engine.last_index(REGION),
-        };
-        let Some(end) = end else { return Ok(Vec::new()) };
-        let (from, to) = (from.max(first), to.min(end.saturating_add(1)));
-        if from >= to {
-            return Ok(Vec::new());
+        let _turn = self.syncing.lock();
+        let target = self.writer.lock().target()?;
+        if self.stable() >= sequence {
+            return Ok(());
         }
-        let mut records = Vec::new();
-        self.engine
-            .fetch_entries_to::<Record>(REGION, from, to, None, &mut records)
-            .map_err(|e| self.error("read", e))?;
-        let decode = |record: BytesValue| {
-            let bytes = record.value.get(8..).unwrap_or_default();
-            postcard::from_bytes(bytes).map_err(|e| self.error("an entry is damaged", e))
+        let result = target.file.sync_data();
+        #[cfg(test)]
+        let result = match std::mem::take(&mut self.writer.lock().fail_next_sync) {
+            true => Err(io::Error::other("injected")),
+            false => result,
         };
-        records.into_iter().map(decode).collect()
+        match result {
+            Ok(()) => {
+                self.stable.fetch_max(target.sequence, Ordering::AcqRel);
+                Ok(())
+            }
+            Err(error) => Err(self.writer.lock().fail("a sync", &error)),
+        }
+    }
+
+    /// Everything written so far is on stable storage when this returns.
+    fn sync(&self) -> io::Result<()> {
+        let sequence = {
+            let mut writer = self.writer.lock();
+            writer.dirty = false;
+            writer.sequence()
+        };
+        self.sync_to(sequence)
+    }
+
+    /// Runs `write` and syncs what it wrote.
+    fn write_synced(
+        &self,
+        write: impl FnOnce(&mut Writer, u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        blocking(|| {
+            let sequence = {
+                let mut writer = self.writer.lock();
+                write(&mut writer, self.stable())?;
+                writer.sequence()
+            };
+            self.sync_to(sequence)
+        })
+    }
+
+    /// Syncs, and says so in the log, so that damage to it is told from a torn tail later.
+    fn sync_and_mark(&self) -> io::Result<()> {
+        self.sync()?;
+        let mut writer = self.writer.lock();
+        let stable = self.stable();
+        if !writer.marked && writer.sequence() == stable {
+            writer.mark(stable)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let closed = self.sync_and_mark().and_then(|()| self.sync());
+        if let Err(error) = closed {
+            tracing::error!(path = %self.path.display(), %error, "closing the metadata log");
+        }
+    }
+}
+
+/// Lets the runtime's other tasks go on elsewhere while this thread waits for the disk.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 
 impl LogStore {
-    /// Opens or makes the log in `dir`. Errors name the directory.
-    pub fn open(dir: &Path, store: Store) -> io::Result<LogStore> {
-        let path = dir.display().to_string();
-        let config = Config { dir: path.clone(), ..Config::default() };
-        let engine = Engine::open(config)
-            .map_err(|e| io::Error::other(format!("metadata log {path}: open: {e}")))?;
-        let shared = Arc::new(Shared {
-            engine,
-            path,
-            one_voter: AtomicBool::new(store.voters() == 1),
-            store,
-            waiting: AtomicUsize::new(0),
-        });
-        let purged = shared.record::<LogIdOf<Types>>(PURGED)?.map(|id| id.index);
-        let applied = shared.store.applied();
+    /// Opens or makes the log in `dir`. Errors name the file.
+    pub(crate) fn open(dir: &Path, store: Store, lock: Arc<File>) -> io::Result<LogStore> {
+        std::fs::create_dir_all(dir)?;
+        let writer = Writer::open(dir)?;
+        let purged = writer.purged().map(|id| id.index);
+        let applied = store.applied();
         if purged > applied {
-            let reason = format!("it starts after {purged:?}, the store ends at {applied:?}");
-            return Err(shared.error("the log does not reach back to the store", reason));
+            return Err(io::Error::other(format!(
+                "metadata log {}: it starts after entry {purged:?} and the store ends at {applied:?}: \
+                 restore the whole metadata directory from a copy",
+                dir.display()
+            )));
         }
-        for entry in shared.entries(0, u64::MAX)? {
-            note_membership(&shared, &entry);
-        }
-        let (sync, inbox) = channel();
-        let theirs = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("raftmeta-log".to_owned())
-            .spawn(move || sync_thread(&theirs, &inbox))?;
-        Ok(LogStore { shared, sync })
+        let voters = writer.voters().unwrap_or_else(|| store.voters());
+        let (wake, inbox) = std::sync::mpsc::channel();
+        let shared = Arc::new(Shared {
+            path: dir.to_path_buf(),
+            stable: AtomicU64::new(writer.sequence()),
+            one_voter: AtomicBool::new(voters == 1),
+            appended: AtomicU64::new(0),
+            store,
+            writer: Mutex::new(writer),
+            syncing: Mutex::new(()),
+            wake,
+            _lock: lock,
+        });
+        keeper::start(&shared, inbox)?;
+        Ok(LogStore(shared))
     }
 
     /// Everything appended before this call is on stable storage when it returns.
     pub fn sync(&self) -> io::Result<()> {
-        self.shared.engine.sync().map_err(|e| self.shared.error("sync", e))
+        self.0.sync()
     }
 
-    /// Bytes of log files in use.
+    /// Bytes of log records in use.
     pub fn used_bytes(&self) -> u64 {
-        self.shared.engine.get_used_size() as u64
+        self.0.writer.lock().used_bytes()
+    }
+
+    /// Whether the newest membership has one voter.
+    pub(crate) fn has_one_voter(&self) -> bool {
+        self.0.one_voter.load(Ordering::Acquire)
+    }
+
+    /// Index of the last entry.
+    pub(crate) fn last(&self) -> Option<u64> {
+        self.0.writer.lock().last().map(|id| id.index)
+    }
+
+    /// Index up to which entries have left the log.
+    pub(crate) fn purged(&self) -> Option<u64> {
+        self.0.writer.lock().purged().map(|id| id.index)
+    }
+
+    /// Bytes appended since the log was opened.
+    pub(crate) fn appended_bytes(&self) -> u64 {
+        self.0.appended.load(Ordering::Relaxed)
+    }
+
+    /// File of the last segment, and where its records end.
+    #[cfg(test)]
+    pub(crate) fn end(&self) -> (PathBuf, u64) {
+        self.0.writer.lock().end()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn all_entries(&self) -> io::Result<Vec<EntryOf<Types>>> {
+        self.entries(0, u64::MAX)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn fail_next_sync(&self) {
+        self.0.writer.lock().fail_next_sync = true;
+    }
+
+    fn entries(&self, from: u64, to: u64) -> io::Result<Vec<EntryOf<Types>>> {
+        let found = self.0.writer.lock().find(from, to);
+        match found {
+            Found::Entries(entries) => Ok(entries),
+            Found::Located(located) => {
+                located.iter().map(|(at, file, path)| read_entry(at, file, path)).collect()
+            }
+        }
     }
 }
 
-fn note_membership(shared: &Shared, entry: &EntryOf<Types>) -> bool {
-    let EntryPayload::Membership(membership) = &entry.payload else { return false };
-    shared.one_voter.store(membership.voter_ids().count() == 1, Ordering::Release);
-    true
-}
-
-#[allow(clippy::disallowed_methods, reason = "paces fsync, outside the state machine")]
-fn sync_thread(shared: &Shared, inbox: &Receiver<Option<IOFlushed<Types>>>) {
-    let mut dirty: Option<Instant> = None;
-    loop {
-        let mut callbacks = Vec::new();
-        let left = dirty.map_or(SYNC_INTERVAL, |at| SYNC_INTERVAL.saturating_sub(at.elapsed()));
-        match inbox.recv_timeout(left) {
-            Ok(Some(callback)) => callbacks.push(callback),
-            // Not durable: the sync comes at the end of the interval.
-            Ok(None) if dirty.is_none_or(|at| at.elapsed() < SYNC_INTERVAL) => {
-                dirty.get_or_insert_with(Instant::now);
-                continue;
-            }
-            Ok(None) => {}
-            Err(RecvTimeoutError::Timeout) if dirty.is_none() => continue,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                if let Err(error) = shared.engine.sync() {
-                    tracing::error!(path = shared.path, %error, "the last sync of the log failed");
-                }
-                return;
-            }
-        }
-        callbacks.extend(inbox.try_iter().flatten());
-        let result = shared.engine.sync().map_err(|e| shared.error("sync", e).to_string());
-        dirty = None;
-        if let Err(error) = &result {
-            tracing::error!(error, "a failed sync is never retried");
-        }
-        let count = callbacks.len();
-        for callback in callbacks {
-            callback.io_completed(result.clone().map_err(io::Error::other));
-        }
-        shared.waiting.fetch_sub(count, Ordering::AcqRel);
-        if result.is_err() {
-            return;
-        }
+fn read_entry(location: &Location, file: &File, path: &Path) -> io::Result<EntryOf<Types>> {
+    let damaged = |what: &dyn std::fmt::Display| {
+        let at = location.offset;
+        io::Error::other(format!("metadata log {}: entry at byte {at}: {what}", path.display()))
+    };
+    let mut bytes = vec![0; location.len as usize];
+    file.read_exact_at(&mut bytes, location.offset).map_err(|e| damaged(&e))?;
+    if format::crc(&bytes) != location.crc {
+        return Err(damaged(&"its checksum is wrong"));
     }
+    postcard::from_bytes(&bytes).map_err(|e| damaged(&e))
 }
 
 impl RaftLogReader<Types> for LogStore {
@@ -210,31 +271,20 @@ impl RaftLogReader<Types> for LogStore {
             Bound::Excluded(to) => *to,
             Bound::Unbounded => u64::MAX,
         };
-        self.shared.entries(from, to)
+        self.entries(from, to)
     }
 
     async fn read_vote(&mut self) -> Result<Option<VoteOf<Types>>, io::Error> {
-        self.shared.record(VOTE)
+        Ok(self.0.writer.lock().vote())
     }
-}
-
-fn encode<T: serde::Serialize>(value: &T) -> io::Result<Vec<u8>> {
-    postcard::to_stdvec(value).map_err(io::Error::other)
 }
 
 impl RaftLogStorage<Types> for LogStore {
     type LogReader = LogStore;
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
-        let purged: Option<LogIdOf<Types>> = self.shared.record(PURGED)?;
-        let last = match self.shared.engine.last_index(REGION) {
-            Some(_) if self.shared.engine.get(REGION, LAST).is_some() => {
-                self.shared.record(LAST)?
-            }
-            Some(last) => self.shared.entries(last, last + 1)?.pop().map(|entry| entry.log_id),
-            None => None,
-        };
-        Ok(LogState { last_purged_log_id: purged, last_log_id: last.max(purged) })
+        let writer = self.0.writer.lock();
+        Ok(LogState { last_purged_log_id: writer.purged(), last_log_id: writer.last() })
     }
 
     async fn get_log_reader(&mut self) -> LogStore {
@@ -242,10 +292,7 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &VoteOf<Types>) -> Result<(), io::Error> {
-        let mut batch = LogBatch::default();
-        let value = encode(vote)?;
-        batch.put(REGION, VOTE.to_vec(), value).map_err(|e| self.shared.error("vote", e))?;
-        self.shared.write(&mut batch, true)
+        self.0.write_synced(|writer, stable| writer.save_vote(vote, stable))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> Result<(), io::Error>
@@ -253,58 +300,46 @@ impl RaftLogStorage<Types> for LogStore {
         I: IntoIterator<Item = EntryOf<Types>> + Send,
         I::IntoIter: Send,
     {
-        let shared = &self.shared;
-        let mut wait = !shared.one_voter.load(Ordering::Acquire);
-        let mut records = Vec::new();
-        for entry in entries {
-            wait |= note_membership(shared, &entry);
-            wait |= matches!(&entry.payload, EntryPayload::Normal(payload) if payload.durable);
-            let mut record = BytesValue::new();
-            record.value = postcard::to_extend(&entry, entry.log_id.index.to_le_bytes().to_vec())
-                .map_err(io::Error::other)?;
-            records.push(record);
+        let shared = &self.0;
+        let entries: Vec<_> = entries.into_iter().collect();
+        let durable = |entry: &EntryOf<Types>| match &entry.payload {
+            EntryPayload::Normal(payload) => payload.durable,
+            EntryPayload::Membership(_) => true,
+            EntryPayload::Blank => false,
+        };
+        let wait = entries.iter().any(durable) || !shared.one_voter.load(Ordering::Acquire);
+        let (sequence, woken) = {
+            let mut writer = shared.writer.lock();
+            writer.append(entries, shared.stable())?;
+            if let Some(voters) = writer.voters() {
+                shared.one_voter.store(voters == 1, Ordering::Release);
+            }
+            shared.appended.store(writer.appended, Ordering::Relaxed);
+            let was_dirty = std::mem::replace(&mut writer.dirty, true);
+            (writer.sequence(), !was_dirty)
+        };
+        if woken {
+            // The keeper lives as long as the log.
+            let _ = shared.wake.send(());
         }
-        let mut batch = LogBatch::default();
-        if shared.engine.get(REGION, LAST).is_some() {
-            batch.delete(REGION, LAST.to_vec());
+        if wait {
+            blocking(|| shared.sync_to(sequence))?;
         }
-        batch.add_entries::<Record>(REGION, &records).map_err(|e| shared.error("append", e))?;
-        shared.write(&mut batch, false)?;
-        let gone = |_| io::Error::other("the log thread has stopped after a failed sync");
-        if wait || shared.waiting.load(Ordering::Acquire) > 0 {
-            shared.waiting.fetch_add(1, Ordering::AcqRel);
-            self.sync.send(Some(callback)).map_err(gone)
-        } else {
-            self.sync.send(None).map_err(gone)?;
-            callback.io_completed(Ok(()));
-            Ok(())
-        }
+        callback.io_completed(Ok(()));
+        Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<LogIdOf<Types>>) -> Result<(), io::Error> {
-        let mut batch = LogBatch::default();
-        match last {
-            Some(last) => batch
-                .put(REGION, LAST.to_vec(), encode(&last)?)
-                .map_err(|e| self.shared.error("truncate", e))?,
-            None => {
-                let end = self.shared.engine.last_index(REGION).map_or(0, |last| last + 1);
-                batch.add_command(REGION, Command::Compact { index: end });
-            }
-        }
-        self.shared.write(&mut batch, true)
+        self.0.write_synced(|writer, stable| writer.truncate(last, stable))
     }
 
     async fn purge(&mut self, log_id: LogIdOf<Types>) -> Result<(), io::Error> {
         // What leaves the log must be in the store for good.
-        self.shared.store.persist(log_id.index)?;
-        let mut batch = LogBatch::default();
-        batch
-            .put(REGION, PURGED.to_vec(), encode(&log_id)?)
-            .map_err(|e| self.shared.error("purge", e))?;
-        batch.add_command(REGION, Command::Compact { index: log_id.index + 1 });
-        self.shared.write(&mut batch, true)?;
-        self.shared.engine.purge_expired_files().map_err(|e| self.shared.error("purge", e))?;
-        Ok(())
+        blocking(|| self.0.store.persist(log_id.index))?;
+        self.0.write_synced(|writer, stable| writer.purge(log_id, stable))?;
+        self.0.writer.lock().drop_segments()
     }
 }
+
+#[cfg(test)]
+mod tests;

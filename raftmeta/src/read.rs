@@ -127,6 +127,12 @@ pub fn orphans(kv: &impl KvRead) -> Result<Vec<(Ino, Orphan)>, KvError> {
     Ok(all.into_iter().map(|(key, orphan)| (Ino(keys::first_number(&key)), orphan)).collect())
 }
 
+/// Whether the session holds this unlinked inode open.
+pub fn is_held(kv: &impl KvRead, ino: Ino, session: SessionId) -> Result<bool, KvError> {
+    let orphan: Option<Orphan> = records::get(kv, &keys::orphan(ino))?;
+    Ok(orphan.is_some_and(|orphan| orphan.sessions.contains(&session)))
+}
+
 /// Unlinked inodes that this session holds open.
 pub fn orphans_of(kv: &impl KvRead, session: SessionId) -> Result<Vec<Ino>, KvError> {
     let mut all = orphans(kv)?;

@@ -4,6 +4,8 @@
 //! `ShardInfo`, `TokenInfo`, `CertificateInfo`, `SessionInfo`, `ClusterInfo`); the others are here.
 //! Extended attributes hold their bytes after the version byte as they are.
 
+use std::collections::VecDeque;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +47,15 @@ pub struct Orphan {
 pub struct PendingDelete {
     pub epoch: Epoch,
     pub hashes: Vec<ChunkHash>,
+}
+
+/// `F`: which of a shard's last deletions are remembered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Every deletion with a greater epoch is remembered.
+    pub since: Epoch,
+    /// Epoch and number of chunks of each, ascending.
+    pub deletions: VecDeque<(Epoch, u32)>,
 }
 
 /// `s`: the last command of a slot and its answer.
@@ -90,3 +101,6 @@ pub fn get<K: KvRead + ?Sized, T: DeserializeOwned>(
 pub fn decode_all<T: DeserializeOwned>(pairs: Vec<Pair>) -> Result<Vec<(Vec<u8>, T)>, KvError> {
     pairs.into_iter().map(|(key, bytes)| decode(&key, &bytes).map(|value| (key, value))).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,29 +2,52 @@
 //!
 //! A batch of commands becomes one atomic fjall batch together with the applied log id, the
 //! membership and the time of the last command, so that the store always stands between two
-//! commands. fjall is not synced per command: after a power cut the log replays from `applied`.
+//! commands. All of it is one keyspace: tables and journal then hold a prefix of the commits each, whatever of
+//! them reached the disk, and so does the younger of the two. fjall is not synced per command: after a
+//! crash the log replays from `applied`.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`view`] | reading: views for queries, the present for the state machine |
+//! | [`recent`] | hot records in front of fjall |
+//! | [`intact`] | whether the files are as they were left, before fjall believes them |
+//! | [`machine`] | openraft's traits |
+
+pub(crate) mod intact;
+mod machine;
+mod recent;
+mod view;
 
 use std::fmt::Debug;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
-use futures_util::{Stream, StreamExt};
-use openraft::storage::{EntryResponder, RaftStateMachine};
-use openraft::type_config::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
-use openraft::{EntryPayload, RaftSnapshotBuilder, Snapshot};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use openraft::type_config::alias::{LogIdOf, StoredMembershipOf};
 use parking_lot::Mutex;
-use raftmeta_types::{Time, Version};
+use raftmeta_types::Time;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
-use crate::group::{Applied, Types};
-use crate::kv::{KvError, KvRead, Overlay, Pair};
+use crate::group::Types;
+use crate::kv::KvError;
+use intact::{Damage, Intact};
+use recent::Recent;
+pub use view::View;
 
-const STATE: &[u8] = b"state";
-/// Most entries applied in one fjall batch.
-const BATCH_ENTRIES: usize = 64;
+/// Key of the store's own record, below every key of the state machine. Its value: the number of the
+/// commit (u64, little-endian), then [`State`] in postcard.
+pub(crate) const STATE: &[u8] = &[0];
+/// Bytes of fjall's block cache.
+const CACHE_BYTES: u64 = 64 << 20;
+/// Keys removed in one batch when everything goes.
+const CLEAR_KEYS: usize = 4096;
+
+/// A key with its new value, or `None` where it is removed.
+type Write = (Vec<u8>, Option<Vec<u8>>);
 
 /// Where the state machine stands.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -37,9 +60,17 @@ pub(crate) struct State {
 struct Shared {
     db: Database,
     records: Keyspace,
-    raft: Keyspace,
     checkpoints: PathBuf,
     state: Mutex<State>,
+    recent: Recent,
+    /// Number of the last commit; held during one, there is one at a time.
+    commits: Mutex<u64>,
+    /// Where the checkpoint on disk stands; it has been verified.
+    checkpoint: Mutex<Option<State>>,
+    /// A checkpoint that is being written ends early.
+    stopping: AtomicBool,
+    /// Held for its lock on the directory.
+    _lock: Arc<File>,
 }
 
 /// The node's store; clones share it.
@@ -52,75 +83,123 @@ impl Debug for Store {
     }
 }
 
-/// A consistent view of the applied state at one moment.
-pub struct View {
-    snapshot: fjall::Snapshot,
-    records: Keyspace,
-}
-
-impl Debug for View {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("View").finish_non_exhaustive()
-    }
-}
-
 fn storage(error: fjall::Error) -> KvError {
     KvError::Storage(error.to_string())
 }
 
-impl KvRead for View {
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
-        let value = self.snapshot.get(&self.records, key).map_err(storage)?;
-        Ok(value.map(|value| value.to_vec()))
-    }
+/// fjall as it is opened, with what its own record says.
+struct Opened {
+    db: Database,
+    records: Keyspace,
+    commits: u64,
+    state: State,
+}
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-        reverse: bool,
-    ) -> Result<Vec<Pair>, KvError> {
-        if from >= to {
-            return Ok(Vec::new());
-        }
-        let range = self.snapshot.range(&self.records, from..to);
-        let pair = |guard: fjall::Guard| {
-            let (key, value) = guard.into_inner().map_err(storage)?;
-            Ok((key.to_vec(), value.to_vec()))
-        };
-        if reverse {
-            range.rev().take(limit).map(pair).collect()
-        } else {
-            range.take(limit).map(pair).collect()
-        }
+fn open_files(path: &Path, intact: Intact) -> Result<Opened, Damage> {
+    let named =
+        |e: &dyn std::fmt::Display| Damage { path: path.to_path_buf(), what: e.to_string() };
+    let db = Database::builder(path).cache_size(CACHE_BYTES).open().map_err(|e| named(&e))?;
+    let records = db.keyspace("records", KeyspaceCreateOptions::default);
+    let records = records.map_err(|e| named(&e))?;
+    let (commits, state) = match records.get(STATE).map_err(|e| named(&e))? {
+        Some(bytes) => decode_state(&bytes).ok_or_else(|| named(&"its own record is damaged"))?,
+        None => (0, State::default()),
+    };
+    if intact.last_commit.is_some_and(|last| last > commits) {
+        return Err(named(&format!("it stands at commit {commits}, its journal ends later")));
     }
+    Ok(Opened { db, records, commits, state })
+}
+
+fn decode_state(bytes: &[u8]) -> Option<(u64, State)> {
+    let (commits, rest) = bytes.split_first_chunk()?;
+    Some((u64::from_le_bytes(*commits), postcard::from_bytes(rest).ok()?))
+}
+
+/// Moves a damaged store out of the way, over what an earlier one left there.
+fn set_aside(path: &Path) -> io::Result<()> {
+    let aside = path.with_extension("damaged");
+    if aside.try_exists()? {
+        std::fs::remove_dir_all(&aside)?;
+    }
+    if path.try_exists()? {
+        std::fs::rename(path, &aside)?;
+    }
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 impl Store {
     /// Opens or makes the store in `dir/kv`; checkpoints are in `dir/checkpoints`.
-    pub fn open(dir: &Path) -> io::Result<Store> {
-        let path = dir.join("kv");
-        let named = |e: &dyn std::fmt::Display| {
-            io::Error::other(format!("metadata store {}: {e}", path.display()))
-        };
-        let db = Database::builder(&path).open().map_err(|e| named(&e))?;
-        let options = KeyspaceCreateOptions::default;
-        let records = db.keyspace("records", options).map_err(|e| named(&e))?;
-        let raft = db.keyspace("raft", options).map_err(|e| named(&e))?;
-        let state = match raft.get(STATE).map_err(|e| named(&e))? {
-            Some(bytes) => postcard::from_bytes(&bytes).map_err(|e| named(&e))?,
-            None => State::default(),
-        };
+    ///
+    /// A store that is damaged is set aside and made anew from the checkpoint; the log replays the rest. A
+    /// checkpoint that is damaged is removed, to be written anew. An error names the files if both are.
+    pub(crate) fn open(dir: &Path, lock: Arc<File>) -> io::Result<Store> {
         let checkpoints = dir.join("checkpoints");
         std::fs::create_dir_all(&checkpoints)?;
-        let state = Mutex::new(state);
-        Ok(Store(Arc::new(Shared { db, records, raft, checkpoints, state })))
+        let current = checkpoints.join("current");
+        let checkpoint = match current.try_exists()? {
+            true => Some(checkpoint::verify(&current)),
+            false => None,
+        };
+        let path = dir.join("kv");
+        let opened = intact::check(&path).and_then(|intact| open_files(&path, intact));
+        let (opened, damage) = match opened {
+            Ok(opened) => (opened, None),
+            Err(damage) => {
+                if let Some(Err(error)) = &checkpoint {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!(
+                            "metadata store {damage}, and {error}: restore the metadata directory \
+                             {} from a copy",
+                            dir.display()
+                        ),
+                    ));
+                }
+                tracing::warn!(
+                    %damage,
+                    "the metadata store is damaged: it is made anew from checkpoint and log"
+                );
+                set_aside(&path)?;
+                let opened = open_files(&path, Intact::default()).map_err(io::Error::other)?;
+                (opened, Some(damage))
+            }
+        };
+        let checkpoint = match checkpoint {
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the checkpoint is removed and will be written anew");
+                std::fs::remove_file(&current)?;
+                None
+            }
+            Some(Ok(state)) => Some(state),
+            None => None,
+        };
+        let Opened { db, records, commits, state } = opened;
+        let store = Store(Arc::new(Shared {
+            db,
+            records,
+            checkpoints,
+            state: Mutex::new(state),
+            recent: Recent::new(),
+            commits: Mutex::new(commits),
+            checkpoint: Mutex::new(checkpoint.clone()),
+            stopping: AtomicBool::new(false),
+            _lock: lock,
+        }));
+        let behind = checkpoint.is_some_and(|state| state.applied > store.0.state.lock().applied);
+        if behind {
+            store.install(&current)?;
+        }
+        if let Some(damage) = damage {
+            let applied = store.applied();
+            tracing::warn!(%damage, ?applied, "the metadata store is restored up to this entry");
+        }
+        Ok(store)
     }
 
     /// What every command acknowledged so far has made of the state.
     pub fn view(&self) -> View {
-        View { snapshot: self.0.db.snapshot(), records: self.0.records.clone() }
+        View::new(&self.0)
     }
 
     /// Index of the last entry applied.
@@ -128,8 +207,29 @@ impl Store {
         self.0.state.lock().applied.map(|id| id.index)
     }
 
+    /// Index of the last entry in the checkpoint on disk.
+    pub(crate) fn checkpointed(&self) -> Option<u64> {
+        self.0.checkpoint.lock().as_ref().and_then(|state| state.applied).map(|id| id.index)
+    }
+
     pub(crate) fn voters(&self) -> usize {
         self.0.state.lock().membership.membership().voter_ids().count()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn time(&self) -> Time {
+        self.0.state.lock().time
+    }
+
+    /// Puts what is in memory into tables.
+    #[cfg(test)]
+    pub(crate) fn flush(&self) {
+        self.0.records.rotate_memtable_and_wait().unwrap();
+    }
+
+    /// Ends a checkpoint that is being written.
+    pub(crate) fn stop(&self) {
+        self.0.stopping.store(true, Ordering::Release);
     }
 
     /// Puts the store on stable storage; an error if it has not applied `index` yet.
@@ -143,136 +243,79 @@ impl Store {
         self.0.db.persist(PersistMode::SyncAll).map_err(io::Error::other)
     }
 
-    fn commit(
-        &self,
-        writes: impl IntoIterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
-        state: State,
-    ) -> io::Result<()> {
-        let mut batch = self.0.db.batch();
-        for (key, value) in writes {
-            match value {
-                Some(value) => batch.insert(&self.0.records, key, value),
-                None => batch.remove(&self.0.records, key),
+    /// One atomic step from state to state.
+    fn commit(&self, writes: Vec<Write>, state: State) -> io::Result<()> {
+        let shared = &self.0;
+        let mut commits = shared.commits.lock();
+        let number = *commits + 1;
+        let mut own = number.to_le_bytes().to_vec();
+        own = postcard::to_extend(&state, own).map_err(io::Error::other)?;
+        shared.recent.commit(&writes, || {
+            let mut batch = shared.db.batch();
+            for (key, value) in &writes {
+                match value {
+                    Some(value) => batch.insert(&shared.records, &key[..], &value[..]),
+                    None => batch.remove(&shared.records, &key[..]),
+                }
             }
-        }
-        let bytes = postcard::to_stdvec(&state).map_err(io::Error::other)?;
-        batch.insert(&self.0.raft, STATE, bytes);
-        batch.commit().map_err(io::Error::other)?;
-        *self.0.state.lock() = state;
+            batch.insert(&shared.records, STATE, own);
+            batch.commit().map_err(io::Error::other)
+        })?;
+        *commits = number;
+        *shared.state.lock() = state;
         Ok(())
     }
 
-    fn meta(state: &State) -> SnapshotMetaOf<Types> {
-        SnapshotMetaOf::<Types> {
-            last_log_id: state.applied,
-            last_membership: state.membership.clone(),
+    /// Makes the state that of a checkpoint. A crash in between leaves a store without a state, which the
+    /// next opening fills again.
+    fn install(&self, path: &Path) -> io::Result<()> {
+        let (state, mut reader) = checkpoint::open(path)?;
+        let shared = &self.0;
+        let mut first = true;
+        loop {
+            let mut batch = shared.db.batch();
+            let mut count = 0;
+            for guard in shared.records.iter().take(CLEAR_KEYS) {
+                batch.remove(&shared.records, guard.key().map_err(io::Error::other)?);
+                count += 1;
+            }
+            if count == 0 {
+                break;
+            }
+            if std::mem::take(&mut first) {
+                // Before anything else goes: from here on the store counts as empty.
+                batch.remove(&shared.records, STATE);
+            }
+            batch.commit().map_err(io::Error::other)?;
         }
+        while let Some(records) = reader.records()? {
+            let mut batch = shared.db.batch();
+            for (key, value) in records {
+                batch.insert(&shared.records, key, value);
+            }
+            batch.commit().map_err(io::Error::other)?;
+        }
+        self.commit(Vec::new(), state)?;
+        shared.recent.clear();
+        shared.db.persist(PersistMode::SyncAll).map_err(io::Error::other)
     }
-}
 
-impl RaftSnapshotBuilder<Types> for Store {
-    type SnapshotData = PathBuf;
-
-    async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types, PathBuf>, io::Error> {
+    /// Writes a checkpoint of the present state, which goes on meanwhile.
+    pub(crate) fn write_checkpoint(&self) -> io::Result<(State, PathBuf)> {
+        use fjall::Readable;
         let view = self.view();
-        let bytes = view.snapshot.get(&self.0.raft, STATE).map_err(io::Error::other)?;
-        let state: State = match bytes {
-            Some(bytes) => postcard::from_bytes(&bytes).map_err(io::Error::other)?,
+        let bytes = view.snapshot().get(&self.0.records, STATE).map_err(io::Error::other)?;
+        let state = match bytes {
+            Some(bytes) => {
+                decode_state(&bytes)
+                    .ok_or_else(|| io::Error::other("metadata store: its own record is damaged"))?
+                    .1
+            }
             None => State::default(),
         };
         let path = self.0.checkpoints.join("current");
-        checkpoint::write(&path, &state, &view)?;
-        Ok(Snapshot { meta: Store::meta(&state), snapshot: path })
-    }
-}
-
-impl RaftStateMachine<Types> for Store {
-    type SnapshotData = PathBuf;
-    type SnapshotBuilder = Store;
-
-    async fn applied_state(
-        &mut self,
-    ) -> Result<(Option<LogIdOf<Types>>, StoredMembershipOf<Types>), io::Error> {
-        let state = self.0.state.lock();
-        Ok((state.applied, state.membership.clone()))
-    }
-
-    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
-    where
-        Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + Send,
-    {
-        let mut chunks = entries.ready_chunks(BATCH_ENTRIES);
-        while let Some(chunk) = chunks.next().await {
-            let mut answers = Vec::with_capacity(chunk.len());
-            let mut state = self.0.state.lock().clone();
-            let view = self.view();
-            let mut overlay = Overlay::new(&view);
-            for item in chunk {
-                let (entry, responder) = item?;
-                state.applied = Some(entry.log_id);
-                let answer = match entry.payload {
-                    EntryPayload::Blank => Applied(None),
-                    EntryPayload::Membership(membership) => {
-                        state.membership =
-                            StoredMembershipOf::<Types>::new(Some(entry.log_id), membership);
-                        Applied(None)
-                    }
-                    EntryPayload::Normal(mut payload) => {
-                        // Proposals may be stamped in another order than they are logged in.
-                        state.time = state.time.max(payload.envelope.time);
-                        payload.envelope.time = state.time;
-                        let index = Version(entry.log_id.index);
-                        let reply = crate::apply(&mut overlay, index, &payload.envelope);
-                        Applied(Some(reply.map_err(io::Error::other)?))
-                    }
-                };
-                answers.push((responder, answer));
-            }
-            let writes = overlay.into_writes();
-            self.commit(writes, state)?;
-            for (responder, answer) in answers {
-                if let Some(responder) = responder {
-                    responder.send(answer);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn get_snapshot_builder(&mut self) -> Store {
-        self.clone()
-    }
-
-    async fn install_snapshot(
-        &mut self,
-        meta: &SnapshotMetaOf<Types>,
-        snapshot: PathBuf,
-    ) -> Result<(), io::Error> {
-        let (state, records) = checkpoint::read(&snapshot)?;
-        if state.applied != meta.last_log_id {
-            return Err(io::Error::other(format!(
-                "checkpoint {} is not the one announced",
-                snapshot.display()
-            )));
-        }
-        let old = self.view();
-        let mut writes = std::collections::BTreeMap::new();
-        for guard in old.snapshot.iter(&old.records) {
-            writes.insert(guard.key().map_err(io::Error::other)?.to_vec(), None);
-        }
-        writes.extend(records.into_iter().map(|(key, value)| (key, Some(value))));
-        self.commit(writes, state)?;
-        self.0.db.persist(PersistMode::SyncAll).map_err(io::Error::other)
-    }
-
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> Result<Option<SnapshotOf<Types, PathBuf>>, io::Error> {
-        let path = self.0.checkpoints.join("current");
-        if !path.exists() {
-            return Ok(None);
-        }
-        let state = checkpoint::read(&path)?.0;
-        Ok(Some(Snapshot { meta: Store::meta(&state), snapshot: path }))
+        checkpoint::write(&path, &state, &view, &self.0.stopping)?;
+        *self.0.checkpoint.lock() = Some(state.clone());
+        Ok((state, path))
     }
 }

@@ -32,7 +32,7 @@ pub struct SimVolume {
 /// Contents of a block; absent blocks are zeros.
 type Block = Arc<[u8]>;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     /// What a power cut cannot take. `None` was deallocated.
     durable: BTreeMap<u64, Block>,
@@ -129,6 +129,12 @@ impl SimVolume {
     /// Blocks that hold something: written and not deallocated.
     pub fn blocks_used(&self) -> u64 {
         self.state().used().count() as u64
+    }
+
+    /// A volume of its own in the same state, for tests that explore what could come next.
+    pub fn fork(&self) -> SimVolume {
+        let state = self.state().clone();
+        SimVolume { geometry: self.geometry, state: Arc::new(Mutex::new(state)) }
     }
 
     fn with_image(&self, durable: BTreeMap<u64, Block>) -> SimVolume {

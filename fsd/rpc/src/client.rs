@@ -5,25 +5,28 @@
 //! the stored reply. When the server no longer knows the session, what was under way is in doubt and
 //! fails with [`CallError::SessionLost`]; later calls go on in a new session.
 
-mod connection;
+pub(crate) mod connection;
+pub(crate) mod dial;
+mod events;
+mod keep;
+pub(crate) mod pool;
 
-use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
 use raftmeta_types::lock::Lock;
 use raftmeta_types::{Command, Ino, Reply, SessionId};
 
-use self::connection::{Closer, Connection};
+use self::dial::Dial;
+use self::pool::{Inner, Slot};
 use crate::frame::FrameError;
-use crate::message::{Event, Failure, Limits, PROTOCOL_VERSION, Request, Response, Role, Welcome};
-use crate::tls::{Identity as ClientIdentity, TlsError};
+use crate::message::{Event, Failure, Limits, Request, Response, Welcome};
+use crate::tls::{Identity, TlsError};
 
 /// Most connections of a session (without the subscription); a further call waits for one.
 pub const CONNECTIONS_MAX: usize = 32;
@@ -32,8 +35,6 @@ pub const SLOTS: u16 = 64;
 /// Pause before the second attempt; doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
-/// The server says at least every 15 s on a subscription that it lives; after this it is gone.
-const SUBSCRIPTION_SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Where the storage node is.
 #[derive(Clone, Debug)]
@@ -41,7 +42,7 @@ pub enum Endpoint {
     /// Same host; the kernel says who we are.
     Unix(PathBuf),
     /// Tried in order.
-    Tcp { addrs: Vec<SocketAddr>, identity: ClientIdentity },
+    Tcp { addrs: Vec<SocketAddr>, identity: Identity },
 }
 
 #[derive(Clone, Debug)]
@@ -54,6 +55,9 @@ pub struct ConnectOptions {
     pub deadline: Duration,
     /// An administrator's command: no session, no mutations.
     pub admin: bool,
+    /// Directory of the [`crate::credentials`] that the identity is from: the certificate is renewed there
+    /// before it ends.
+    pub credentials: Option<PathBuf>,
 }
 
 impl Default for ConnectOptions {
@@ -63,6 +67,7 @@ impl Default for ConnectOptions {
             build: env!("CARGO_PKG_VERSION").into(),
             deadline: Duration::from_secs(30),
             admin: false,
+            credentials: None,
         }
     }
 }
@@ -84,7 +89,8 @@ pub enum CallError {
     Aborted,
     #[error("transport: {0}")]
     Transport(#[from] FrameError),
-    #[error("TLS: {0}")]
+    /// One side does not trust the other: trying again does not help.
+    #[error(transparent)]
     Tls(#[from] TlsError),
     /// The answer is of a kind that does not belong to the request.
     #[error("unexpected answer from the storage node")]
@@ -106,9 +112,17 @@ impl CallError {
             | CallError::UnexpectedAnswer => false,
         }
     }
-}
 
-type OpenInodes = Box<dyn Fn() -> Vec<Ino> + Send + Sync>;
+    /// Nothing came in time, for no reason that is known.
+    fn is_silence(&self) -> bool {
+        match self {
+            CallError::Transport(FrameError::Io(error)) => {
+                matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+            }
+            _ => false,
+        }
+    }
+}
 
 /// A session with the cluster. Clones are the same session.
 #[derive(Clone)]
@@ -122,72 +136,10 @@ impl std::fmt::Debug for Client {
     }
 }
 
-struct Inner {
-    endpoint: Endpoint,
-    options: ConnectOptions,
-    aborted: AtomicBool,
-    /// Held while a connection greets, so that a lost session is replaced once.
-    greeting: Mutex<()>,
-    state: Mutex<State>,
-    /// A connection, its place in the pool or a slot became free, or the client was aborted.
-    freed: Condvar,
-    open_inodes: Mutex<Option<OpenInodes>>,
-    /// Ends the ping thread when dropped.
-    ping_stop: Mutex<Option<mpsc::Sender<()>>>,
-}
-
-#[derive(Default)]
-struct State {
-    welcome: Option<Welcome>,
-    /// Counts sessions.
-    generation: u64,
-    idle: Vec<Connection>,
-    /// Connections that exist or are being made.
-    count: usize,
-    /// What ends each live connection from another thread.
-    closers: HashMap<u64, Closer>,
-    connections_made: u64,
-    free_slots: Vec<Slot>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    slot: u16,
-    /// Number of the slot's next command.
-    seq: u64,
-    generation: u64,
-}
-
-impl State {
-    fn adopt(&mut self, welcome: Welcome) {
-        let same = self.welcome.as_ref().is_some_and(|old| old.session == welcome.session);
-        if !same {
-            self.generation += 1;
-            self.count -= self.idle.len();
-            for connection in self.idle.drain(..) {
-                self.closers.remove(&connection.id);
-            }
-            let generation = self.generation;
-            self.free_slots =
-                (0..SLOTS).rev().map(|slot| Slot { slot, seq: 1, generation }).collect();
-        }
-        self.welcome = Some(welcome);
-    }
-}
-
 impl Client {
-    /// Opens a session. Fails at the deadline when no storage node can be reached.
+    /// Opens a session. Fails at the deadline when no storage node can be reached, with the last reason.
     pub fn connect(endpoint: Endpoint, options: ConnectOptions) -> Result<Client, CallError> {
-        let inner = Arc::new(Inner {
-            endpoint,
-            options,
-            aborted: AtomicBool::new(false),
-            greeting: Mutex::new(()),
-            state: Mutex::default(),
-            freed: Condvar::new(),
-            open_inodes: Mutex::new(None),
-            ping_stop: Mutex::new(None),
-        });
+        let inner = Arc::new(Inner::new(Dial::new(endpoint)?, options));
         let until = Instant::now() + inner.options.deadline;
         let mut backoff = BACKOFF_MIN;
         loop {
@@ -196,13 +148,18 @@ impl Client {
                     inner.checkin(connection);
                     break;
                 }
-                Err(error) if error.is_transient() => inner.pause(&mut backoff, until, error)?,
+                Err(error) if error.is_transient() => {
+                    if Instant::now() + backoff >= until && !error.is_silence() {
+                        return Err(error);
+                    }
+                    inner.pause(&mut backoff, until, error)?;
+                }
                 Err(error) => return Err(error),
             }
         }
         let client = Client { inner };
         if !client.inner.options.admin {
-            client.start_pinging();
+            client.keep_alive();
         }
         Ok(client)
     }
@@ -236,8 +193,9 @@ impl Client {
         let until = Instant::now() + self.inner.options.deadline;
         let mut backoff = BACKOFF_MIN;
         loop {
-            match self.inner.attempt(None, request, data, until).1 {
-                Err(error) if error.is_transient() => {
+            match self.inner.attempt(None, request, data, until).answer {
+                // The next attempt opens a new session.
+                Err(error) if error.is_transient() || matches!(error, CallError::SessionLost) => {
                     self.inner.pause(&mut backoff, until, error)?;
                 }
                 done => return done,
@@ -266,10 +224,9 @@ impl Client {
         let mut sent = false;
         let mut backoff = BACKOFF_MIN;
         let result = loop {
-            let (now_sent, answer) =
-                self.inner.attempt(Some(taken.generation), request, &[], until);
-            sent |= now_sent;
-            match answer {
+            let attempt = self.inner.attempt(Some(taken.generation), request, &[], until);
+            sent |= attempt.sent;
+            match attempt.answer {
                 Err(CallError::SessionLost) if !sent => {
                     taken = self.inner.take_slot(until)?;
                     number(request, taken);
@@ -292,18 +249,18 @@ impl Client {
 
     /// Calls `notify` from a thread of its own for every event, until the client ends. After a gap
     /// in the subscription it gets [`Event::Overflow`].
-    pub fn subscribe(&self, notify: impl Fn(Event) + Send + 'static) -> std::io::Result<()> {
+    pub fn subscribe(&self, notify: impl Fn(Event) + Send + 'static) -> io::Result<()> {
         let weak = Arc::downgrade(&self.inner);
         thread::Builder::new()
             .name("cfs-events".into())
-            .spawn(move || follow_events(&weak, &notify))?;
+            .spawn(move || events::follow(&weak, &notify))?;
         Ok(())
     }
 
     /// Ends the session in order: locks and orphans are released. Later calls fail.
     pub fn goodbye(&self) {
         let until = Instant::now() + self.inner.options.deadline.min(Duration::from_secs(5));
-        if let (_, Err(error)) = self.inner.attempt(None, &Request::Goodbye, &[], until) {
+        if let Err(error) = self.inner.attempt(None, &Request::Goodbye, &[], until).answer {
             tracing::debug!(%error, "goodbye was not answered");
         }
         self.abort();
@@ -314,242 +271,20 @@ impl Client {
         self.inner.abort();
     }
 
-    fn start_pinging(&self) {
-        let lease_ms = u64::from(self.limits().lease_ms).max(300);
+    /// Connections from now on show this certificate.
+    pub fn set_identity(&self, identity: &Identity) -> Result<(), CallError> {
+        self.inner.dial.set_identity(identity)
+    }
+
+    fn keep_alive(&self) {
         let (stop, stopped) = mpsc::channel::<()>();
-        *self.inner.ping_stop.lock() = Some(stop);
+        *self.inner.keep_stop.lock() = Some(stop);
+        let every = Duration::from_millis(u64::from(self.limits().lease_ms).max(300) / 3);
         let weak = Arc::downgrade(&self.inner);
-        let ping = move || {
-            let every = Duration::from_millis(lease_ms / 3);
-            while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
-                let Some(inner) = weak.upgrade() else { return };
-                if inner.aborted.load(Ordering::Acquire) {
-                    return;
-                }
-                let until = Instant::now() + every;
-                if let (_, Err(error)) = inner.attempt(None, &Request::Ping, &[], until) {
-                    tracing::debug!(%error, "ping");
-                }
-            }
-        };
-        if let Err(error) = thread::Builder::new().name("cfs-ping".into()).spawn(ping) {
+        let keep = move || keep::session(&weak, every, &stopped);
+        if let Err(error) = thread::Builder::new().name("cfs-keep".into()).spawn(keep) {
             tracing::warn!(%error, "no thread for pings: an idle session will expire");
         }
-    }
-}
-
-impl Inner {
-    fn check_aborted(&self) -> Result<(), CallError> {
-        if self.aborted.load(Ordering::Acquire) { Err(CallError::Aborted) } else { Ok(()) }
-    }
-
-    fn abort(&self) {
-        self.aborted.store(true, Ordering::Release);
-        let mut state = self.state.lock();
-        state.closers.values().for_each(Closer::close);
-        state.count -= state.idle.len();
-        for connection in std::mem::take(&mut state.idle) {
-            state.closers.remove(&connection.id);
-        }
-        drop(state);
-        self.ping_stop.lock().take();
-        self.freed.notify_all();
-    }
-
-    /// Waits before another attempt, or gives up with the reason when the deadline would pass.
-    fn pause(
-        &self,
-        backoff: &mut Duration,
-        until: Instant,
-        reason: CallError,
-    ) -> Result<(), CallError> {
-        self.check_aborted()?;
-        if Instant::now() + *backoff >= until {
-            tracing::debug!(%reason, "deadline");
-            return Err(match reason {
-                CallError::Failure(_) => reason,
-                _ => CallError::Timeout(self.options.deadline),
-            });
-        }
-        let mut state = self.state.lock();
-        let wake = Instant::now() + *backoff;
-        while Instant::now() < wake && !self.aborted.load(Ordering::Acquire) {
-            self.freed.wait_until(&mut state, wake);
-        }
-        drop(state);
-        *backoff = (*backoff * 2).min(BACKOFF_MAX);
-        self.check_aborted()
-    }
-
-    /// One attempt on one connection, only in that generation of the session if one is given
-    /// (numbers mean nothing in another). Says whether the request was (perhaps) sent.
-    fn attempt(
-        &self,
-        session: Option<u64>,
-        request: &Request,
-        data: &[&[u8]],
-        until: Instant,
-    ) -> (bool, Result<(Response, Bytes), CallError>) {
-        let mut connection = match self.checkout(until) {
-            Ok(connection) => connection,
-            Err(error) => return (false, Err(error)),
-        };
-        let generation = connection.generation;
-        if session.is_some_and(|session| session != generation) {
-            self.checkin(connection);
-            return (false, Err(CallError::SessionLost));
-        }
-        match connection.exchange(request, data, until) {
-            Ok((Response::Failed(failure), _)) => {
-                match failure {
-                    Failure::Protocol(_) => self.discard(connection),
-                    _ => self.checkin(connection),
-                }
-                (true, Err(failure.into()))
-            }
-            Ok(answer) => {
-                self.checkin(connection);
-                (true, Ok(answer))
-            }
-            Err(error) => {
-                self.discard(connection);
-                self.drop_idle();
-                let error = self.check_aborted().err().unwrap_or(error.into());
-                (true, Err(error))
-            }
-        }
-    }
-
-    /// An idle connection, or a new one when the pool has room; waits otherwise.
-    fn checkout(&self, until: Instant) -> Result<Connection, CallError> {
-        let mut state = self.state.lock();
-        loop {
-            self.check_aborted()?;
-            if let Some(connection) = state.idle.pop() {
-                return Ok(connection);
-            }
-            if state.count < CONNECTIONS_MAX {
-                break;
-            }
-            if self.freed.wait_until(&mut state, until).timed_out() {
-                return Err(CallError::Timeout(self.options.deadline));
-            }
-        }
-        state.count += 1;
-        drop(state);
-        let opened = self.open(until);
-        if opened.is_err() {
-            self.state.lock().count -= 1;
-            self.freed.notify_one();
-        }
-        opened
-    }
-
-    /// Connects and greets; a session that the server forgot is replaced by the new one.
-    fn open(&self, until: Instant) -> Result<Connection, CallError> {
-        let _one_at_a_time = self.greeting.lock();
-        let id = {
-            let mut state = self.state.lock();
-            state.connections_made += 1;
-            state.connections_made
-        };
-        let register = |closer: Closer| {
-            self.state.lock().closers.insert(id, closer);
-            // An abort that came between would have missed it.
-            self.check_aborted()
-        };
-        let opened = self.greet(id, until, register);
-        if opened.is_err() {
-            self.state.lock().closers.remove(&id);
-        }
-        opened
-    }
-
-    fn greet(
-        &self,
-        id: u64,
-        until: Instant,
-        register: impl FnOnce(Closer) -> Result<(), CallError>,
-    ) -> Result<Connection, CallError> {
-        let mut connection = Connection::open(&self.endpoint, id, until)?;
-        register(connection.closer()?)?;
-        let known = self.state.lock().welcome.as_ref().map(|w| (w.session, w.secret));
-        let role = match known {
-            _ if self.options.admin => Role::Admin,
-            None => Role::NewSession { client: self.options.client.clone() },
-            Some((session, secret)) => {
-                let open = self.open_inodes.lock().as_ref().map_or_else(Vec::new, |f| f());
-                Role::Session { session, secret, open }
-            }
-        };
-        let hello = crate::message::Hello {
-            protocol: PROTOCOL_VERSION,
-            build: self.options.build.clone(),
-            role,
-        };
-        match connection.exchange(&Request::Hello(hello), &[], until)?.0 {
-            Response::Welcome(welcome) => {
-                let mut state = self.state.lock();
-                state.adopt(welcome);
-                connection.generation = state.generation;
-                Ok(connection)
-            }
-            Response::Failed(failure) => Err(failure.into()),
-            _ => Err(CallError::UnexpectedAnswer),
-        }
-    }
-
-    fn checkin(&self, connection: Connection) {
-        let mut state = self.state.lock();
-        if connection.generation == state.generation && !self.aborted.load(Ordering::Acquire) {
-            state.idle.push(connection);
-        } else {
-            state.count -= 1;
-            state.closers.remove(&connection.id);
-        }
-        drop(state);
-        self.freed.notify_one();
-    }
-
-    fn discard(&self, connection: Connection) {
-        let mut state = self.state.lock();
-        state.count -= 1;
-        state.closers.remove(&connection.id);
-        drop(state);
-        self.freed.notify_one();
-    }
-
-    /// One connection broke: the idle ones to that server are most likely broken, too.
-    fn drop_idle(&self) {
-        let mut state = self.state.lock();
-        state.count -= state.idle.len();
-        for connection in std::mem::take(&mut state.idle) {
-            state.closers.remove(&connection.id);
-        }
-        drop(state);
-        self.freed.notify_all();
-    }
-
-    fn take_slot(&self, until: Instant) -> Result<Slot, CallError> {
-        let mut state = self.state.lock();
-        loop {
-            self.check_aborted()?;
-            if let Some(slot) = state.free_slots.pop() {
-                return Ok(slot);
-            }
-            if self.freed.wait_until(&mut state, until).timed_out() {
-                return Err(CallError::Timeout(self.options.deadline));
-            }
-        }
-    }
-
-    fn give_slot(&self, slot: Slot) {
-        let mut state = self.state.lock();
-        if slot.generation == state.generation {
-            state.free_slots.push(slot);
-        }
-        drop(state);
-        self.freed.notify_all();
     }
 }
 
@@ -559,49 +294,5 @@ fn number(request: &mut Request, taken: Slot) {
             (*slot, *seq) = (taken.slot, taken.seq);
         }
         _ => unreachable!("only mutations are numbered"),
-    }
-}
-
-fn follow_events(weak: &Weak<Inner>, notify: &(impl Fn(Event) + Send)) {
-    let mut backoff = BACKOFF_MIN;
-    let mut first = true;
-    loop {
-        let Some(inner) = weak.upgrade() else { return };
-        let until = Instant::now() + inner.options.deadline;
-        let opened = inner.open(until);
-        let id = opened.as_ref().ok().map(|connection| connection.id);
-        drop(inner);
-        if let Ok(mut connection) = opened {
-            let subscribed = connection.exchange(&Request::Subscribe, &[], until);
-            if matches!(subscribed, Ok((Response::Done, _))) {
-                backoff = BACKOFF_MIN;
-                if !std::mem::replace(&mut first, false) {
-                    notify(Event::Overflow);
-                }
-                while let Ok(event) = connection.next_event(SUBSCRIPTION_SILENCE_MAX) {
-                    notify(event);
-                    if weak.strong_count() == 0 {
-                        return;
-                    }
-                }
-            }
-        }
-        let Some(inner) = weak.upgrade() else { return };
-        if let Some(id) = id {
-            inner.state.lock().closers.remove(&id);
-        }
-        if inner.aborted.load(Ordering::Acquire) {
-            return;
-        }
-        drop(inner);
-        thread::sleep(backoff);
-        backoff = (backoff * 2).min(BACKOFF_MAX);
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // The subscription's connection lives in its thread: wake it.
-        self.state.get_mut().closers.values().for_each(Closer::close);
     }
 }

@@ -107,7 +107,7 @@ struct Header {
 
 const _: () = assert!(size_of::<Header>() == HEADER_LEN);
 
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
@@ -325,6 +325,24 @@ mod tests {
             frame.message::<Request>(Kind::Reply),
             Err(FrameError::Unexpected { .. })
         ));
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_documentation() {
+        // docs/formats/rpc.md, made by other means.
+        #[rustfmt::skip]
+        let golden = [
+            0x43, 0x46, 0x53, 0x52, 0x01, 0x01, 0x00, 0x00, 0x04, 0x00, 0x00, 0x00, 0x02, 0x00, 0x00, 0x00,
+            0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xef, 0xf2, 0x7a, 0x21, 0x24, 0xc1, 0xa1, 0x88,
+            0x04, 0x81, 0x80, 0x04, 0x61, 0x62,
+        ];
+        let mut out = Vec::new();
+        let request = Request::GetAttr { ino: raftmeta_types::Ino(65537) };
+        write(&mut out, Kind::Request, &request, &[b"ab"]).unwrap();
+        assert_eq!(out, golden);
+        let frame = read(&mut &golden[..]).unwrap();
+        assert!(matches!(frame.message(Kind::Request).unwrap(), Request::GetAttr { .. }));
+        assert_eq!(&frame.data[..], b"ab");
     }
 
     #[test]

@@ -12,9 +12,11 @@
 
 pub mod admin;
 pub mod client;
+pub mod credentials;
 pub mod frame;
 pub mod message;
 pub mod server;
 pub mod tls;
+pub mod token;
 
 pub use client::{CallError, Client, ConnectOptions, Endpoint};

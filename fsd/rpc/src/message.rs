@@ -21,8 +21,10 @@ pub enum Request {
     /// First on every connection.
     Hello(Hello),
     /// TLS without a client certificate may say only `Hello` with `Role::Enrol` and this.
-    Enrol {
-        token: String,
+    Enrol(Enrolment),
+    /// A new certificate for a client whose present one nears its end: for the key in the request
+    /// (PKCS #10, DER). Only over TLS.
+    Renew {
         csr_der: Bytes,
     },
 
@@ -108,6 +110,23 @@ pub enum Request {
     Admin(AdminRequest),
 }
 
+/// What a client without a certificate shows to get one.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Enrolment {
+    /// See [`crate::token`].
+    pub token: String,
+    /// Host name of the client: the certificate is for `client:<name>`.
+    pub name: String,
+    /// PKCS #10, DER. Of what it asks for only the key counts.
+    pub csr_der: Bytes,
+}
+
+impl std::fmt::Debug for Enrolment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Enrolment").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hello {
     pub protocol: u32,
@@ -126,6 +145,9 @@ pub enum Role {
     Session {
         session: SessionId,
         secret: [u8; 16],
+        /// Inodes that the client has open. They travel in the frame's data part, 8 bytes each,
+        /// little-endian.
+        #[serde(skip)]
         open: Vec<Ino>,
     },
     /// An administrator's command: no session.
@@ -142,9 +164,11 @@ pub struct ChunkPut {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Response {
     Welcome(Welcome),
+    /// Answers `Enrol` and `Renew`.
     Enrolled {
         certificate_pem: String,
         ca_pem: String,
+        cluster_uuid: uuid::Uuid,
         cluster_name: String,
     },
     Inode(Inode),
@@ -155,10 +179,13 @@ pub enum Response {
     },
     Xattr(Bytes),
     Xattrs(Vec<Bytes>),
-    /// `inode` as of the same moment. `chunks` lie in the data part, each whole.
+    /// `inode` as of the same moment. The answer covers the file from the offset asked for up to `end`;
+    /// what was asked for beyond has to be asked for again, for extents are many or large. `chunks` lie
+    /// in the data part, each whole.
     Extents {
         inode: Inode,
         extents: Vec<Extent>,
+        end: u64,
         chunks: Vec<ChunkPut>,
     },
     StatFs(StatFs),
@@ -166,7 +193,6 @@ pub enum Response {
     Reply(Reply),
     Receipts(Vec<Epoch>),
     Chunks(Vec<ChunkPut>),
-    Event(Event),
     Done,
     Admin(AdminReply),
     Failed(Failure),

@@ -1,41 +1,59 @@
 //! The tokio half of a server: accepts, knows its peers, bounds them, and hands requests on.
 //!
-//! Every connection is a task. Bad bytes, silence or a vanished peer end that connection and nothing
+//! Every connection is a task; a greeted local one has a thread beside it (`server/local.rs`). Bad bytes, silence or a vanished peer end that connection and nothing
 //! else. What a peer may do follows from who it is: a Unix peer by its uid, a TLS peer by its
 //! certificate, and a TLS peer without one may only enrol: it is served no other byte.
 
 mod connection;
+mod doors;
+mod live;
+mod local;
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use raftmeta_types::SessionId;
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
-use crate::message::{Event, Failure, Hello, Request, Response, Welcome};
+use self::doors::{Accepted, Doors};
+use self::live::Live;
 
-/// Most connections; further ones are closed at once.
+use crate::message::{Enrolment, Event, Failure, Hello, Request, Response, Welcome};
+use crate::tls::Facts;
+
+/// Most connections at each door; further ones are closed at once.
 pub const CONNECTIONS_MAX: usize = 1024;
+/// Most network connections that have not greeted; further ones are closed at once, so that strangers
+/// cannot take the room of clients.
+pub const STRANGERS_MAX: usize = 128;
 /// Most connections of one session; the greeting of a further one is refused.
 pub const SESSION_CONNECTIONS_MAX: usize = 64;
-/// A connection that has not greeted by then is closed.
+/// A TLS handshake that takes longer is broken off.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// A connection that has not greeted, or enrolled, by then is closed.
+const GREETING_MAX: Duration = Duration::from_secs(30);
+/// A greeting's message is short; what a client has open comes in the data part.
+const HELLO_META_LEN_MAX: usize = 4 << 10;
 /// A connection without a request for this long is closed; its session lives by its lease.
 const IDLE_MAX: Duration = Duration::from_secs(300);
 /// A peer that does not take or give the rest of a frame for this long is gone.
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// How often a subscriber hears that the server lives.
 const ALIVE_EVERY: Duration = Duration::from_secs(15);
+/// How often the certificates of open connections are looked at again: a revocation by another node
+/// takes effect within this time.
+const RECHECK_EVERY: Duration = Duration::from_secs(20);
+/// How long requests under way may take to end at stop.
+const STOP_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, Default)]
 pub struct ServerConfig {
@@ -55,10 +73,9 @@ pub enum Peer {
         gid: u32,
         pid: Option<i32>,
     },
-    /// Verified against the cluster CA. The handler refuses revoked serials in `hello`.
+    /// Verified against the cluster CA, in its time.
     Tls {
-        subject: String,
-        serial: u64,
+        certificate: Facts,
         address: SocketAddr,
     },
     /// No certificate: may only enrol.
@@ -80,7 +97,12 @@ pub struct Conn {
 
 /// What fsd does with requests. Every future may be dropped when the server stops.
 pub trait Handler: Send + Sync + 'static {
-    /// Opens, resumes or joins a session. Also the place to refuse revoked certificates.
+    /// Whether this peer may be served: false for a certificate that was revoked, or never issued. Asked
+    /// before `hello`, for every open connection from time to time, and at [`Control::recheck`]. Only TLS
+    /// peers with a certificate are asked about; their time has been checked.
+    fn admits(&self, peer: &Peer) -> bool;
+
+    /// Opens, resumes or joins a session.
     fn hello(
         &self,
         peer: &Peer,
@@ -91,11 +113,18 @@ pub trait Handler: Send + Sync + 'static {
     fn enrol(
         &self,
         peer: &Peer,
-        token: String,
+        enrolment: Enrolment,
+    ) -> impl Future<Output = Result<Response, Failure>> + Send;
+
+    /// Answers `Request::Renew` with `Response::Enrolled`, for the subject of the certificate that was
+    /// shown.
+    fn renew(
+        &self,
+        certificate: &Facts,
         csr_der: Bytes,
     ) -> impl Future<Output = Result<Response, Failure>> + Send;
 
-    /// Anything but `Hello`, `Enrol` and `Subscribe`.
+    /// Anything but `Hello`, `Enrol`, `Renew` and `Subscribe`.
     fn call(
         &self,
         conn: &Conn,
@@ -124,14 +153,39 @@ pub enum ServerError {
 
 /// Listening doors, not yet serving.
 pub struct Server {
-    unix: Option<(UnixListener, PathBuf)>,
-    tcp: Option<(TcpListener, tokio_rustls::TlsAcceptor)>,
+    doors: Doors,
     allowed_uids: Vec<u32>,
+    control: Control,
 }
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("unix", &self.unix).finish_non_exhaustive()
+        f.debug_struct("Server").field("doors", &self.doors).finish_non_exhaustive()
+    }
+}
+
+/// Steers a running server. Clones steer the same one.
+#[derive(Clone)]
+pub struct Control {
+    recheck: Arc<Notify>,
+    tls: Arc<Mutex<Option<TlsAcceptor>>>,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").finish_non_exhaustive()
+    }
+}
+
+impl Control {
+    /// Asks [`Handler::admits`] for every open connection now: call it after a revocation.
+    pub fn recheck(&self) {
+        self.recheck.notify_one();
+    }
+
+    /// Connections from now on are greeted with this certificate: call it after a renewal.
+    pub fn set_tls(&self, tls: Arc<rustls::ServerConfig>) {
+        *self.tls.lock() = Some(TlsAcceptor::from(tls));
     }
 }
 
@@ -140,47 +194,50 @@ struct Shared<H> {
     handler: Arc<H>,
     stop: watch::Receiver<bool>,
     sessions: Mutex<HashMap<SessionId, usize>>,
+    live: Live,
     allowed_uids: Vec<u32>,
+    control: Control,
+    strangers: Arc<Semaphore>,
 }
 
 impl Server {
     /// Binds the doors. A socket file that nobody serves is replaced, a served one refused.
     pub async fn bind(config: ServerConfig) -> Result<Server, ServerError> {
-        let unix = match config.unix {
-            Some(path) => Some((bind_unix(&path)?, path)),
-            None => None,
-        };
-        let tcp = match config.tcp {
-            Some((address, tls)) => {
-                let listener = TcpListener::bind(address)
-                    .await
-                    .map_err(|source| ServerError::Tcp { address, source })?;
-                Some((listener, tokio_rustls::TlsAcceptor::from(tls)))
-            }
-            None => None,
-        };
+        let (address, tls) = config.tcp.unzip();
+        let doors = Doors::bind(config.unix, address).await?;
         let mut allowed_uids = config.allowed_uids;
         allowed_uids.extend([0, rustix::process::geteuid().as_raw()]);
-        Ok(Server { unix, tcp, allowed_uids })
+        let tls = Arc::new(Mutex::new(tls.map(TlsAcceptor::from)));
+        let control = Control { recheck: Arc::default(), tls };
+        Ok(Server { doors, allowed_uids, control })
     }
 
     /// The network door's address, with the port that the system chose for port 0.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
-        self.tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+        self.doors.tcp_address()
     }
 
-    /// Serves until `stop` turns true, then lets requests under way end (at most 5 s) and removes
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+
+    /// Serves until `stop` turns true, then lets requests under way end (5 s at most) and removes
     /// the socket file.
     pub async fn run(self, handler: Arc<impl Handler>, mut stop: watch::Receiver<bool>) {
+        let Server { doors, allowed_uids, control } = self;
         let shared = Arc::new(Shared {
             handler,
             stop: stop.clone(),
             sessions: Mutex::default(),
-            allowed_uids: self.allowed_uids,
+            live: Live::default(),
+            allowed_uids,
+            control: control.clone(),
+            strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
         });
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut tasks = JoinSet::new();
-        let mut id = 0;
+        tasks.spawn(recheck(shared.clone()));
+        let mut next_id = 1;
+        let room = [CONNECTIONS_MAX; 2].map(|most| Arc::new(Semaphore::new(most)));
         while !*stop.borrow() {
             let accepted = tokio::select! {
                 biased;
@@ -189,86 +246,75 @@ impl Server {
                     continue;
                 }
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
-                accepted = accept(&self.unix, &self.tcp) => accepted,
+                accepted = doors.accept() => accepted,
             };
-            let accepted = match accepted {
-                Ok(accepted) => accepted,
+            match accepted {
+                Ok(accepted) => admit(&shared, &mut tasks, &room, accepted, &mut next_id),
                 Err(error) => {
                     // Out of descriptors, most likely: give the others time to go.
                     tracing::warn!(%error, "accept");
                     tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
                 }
-            };
-            let Ok(permit) = room.clone().try_acquire_owned() else {
-                tracing::warn!("{CONNECTIONS_MAX} connections: a further one was closed");
-                continue;
-            };
-            id += 1;
-            let shared = shared.clone();
-            tasks.spawn(async move {
-                connection::serve(shared, accepted, id).await;
-                drop(permit);
-            });
-        }
-        if let Some((listener, path)) = self.unix {
-            drop(listener);
-            if let Err(error) = std::fs::remove_file(&path) {
-                tracing::debug!(%error, path = %path.display(), "socket file");
             }
         }
+        doors.close();
         let ending = async { while tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(Duration::from_secs(5), ending).await.is_err() {
+        if tokio::time::timeout(STOP_MAX, ending).await.is_err() {
             tracing::warn!("requests under way were cut off at stop");
         }
     }
 }
 
-enum Accepted {
-    Unix(tokio::net::UnixStream),
-    Tcp(tokio::net::TcpStream, SocketAddr, tokio_rustls::TlsAcceptor),
+/// Gives an accepted connection its task, or closes it when there is no room.
+fn admit<H: Handler>(
+    shared: &Arc<Shared<H>>,
+    tasks: &mut JoinSet<()>,
+    room: &[Arc<Semaphore>; 2],
+    accepted: Accepted,
+    next_id: &mut u64,
+) {
+    let door = match accepted {
+        Accepted::Unix(_) => 0,
+        Accepted::Tcp(..) => 1,
+    };
+    let Ok(permit) = room[door].clone().try_acquire_owned() else {
+        return tracing::warn!("{CONNECTIONS_MAX} connections: a further one was closed");
+    };
+    let id = *next_id;
+    *next_id += 1;
+    let shared = shared.clone();
+    tasks.spawn(async move {
+        connection::serve(shared, accepted, id).await;
+        drop(permit);
+    });
 }
 
-async fn accept(
-    unix: &Option<(UnixListener, PathBuf)>,
-    tcp: &Option<(TcpListener, tokio_rustls::TlsAcceptor)>,
-) -> io::Result<Accepted> {
-    let unix = async {
-        match unix {
-            Some((listener, _)) => listener.accept().await.map(|(s, _)| Accepted::Unix(s)),
-            None => std::future::pending().await,
+/// Ends connections whose certificate was revoked or has ended, until the server stops.
+async fn recheck<H: Handler>(shared: Arc<Shared<H>>) {
+    let mut stop = shared.stop.clone();
+    loop {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = shared.control.recheck.notified() => {}
+            () = tokio::time::sleep(RECHECK_EVERY) => {}
         }
-    };
-    let tcp = async {
-        match tcp {
-            Some((listener, tls)) => {
-                let (stream, address) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok(Accepted::Tcp(stream, address, tls.clone()))
-            }
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! { accepted = unix => accepted, accepted = tcp => accepted }
-}
-
-fn bind_unix(path: &Path) -> Result<UnixListener, ServerError> {
-    let failed = |source| ServerError::Unix { path: path.into(), source };
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(ServerError::NotASocket { path: path.into() });
-        }
-        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path).map_err(failed)?;
-            }
-            Ok(_) => return Err(ServerError::InUse { path: path.into() }),
-            Err(source) => return Err(failed(source)),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(failed(source)),
+        shared.live.end_unless(|peer| shared.admits(peer));
     }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
-    Ok(listener)
+}
+
+impl<H: Handler> Shared<H> {
+    fn admits(&self, peer: &Peer) -> bool {
+        match peer {
+            Peer::Tls { certificate, .. } => {
+                certificate.expires_secs > now_secs() && self.handler.admits(peer)
+            }
+            Peer::Unix { .. } | Peer::TlsAnonymous { .. } => true,
+        }
+    }
+}
+
+/// Seconds since 1970.
+fn now_secs() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs().cast_signed())
 }

@@ -1,18 +1,34 @@
 //! Cleaning: live records of poor segments are copied forward, then the segment is freed.
+//!
+//! What cleaning can win of a segment are the bytes that are neither live nor lost to its header,
+//! footer and the end that the next record did not fit into: copying would lose those again. The
+//! cleaner may use the reserve: it takes at most one segment from it for each that it frees.
+
+use std::sync::Arc;
 
 use blockd_ipc::volume::Volume;
-use raftmeta_types::ChunkHash;
+use bytes::Bytes;
 
-use super::append::Sealed;
 use super::error::Error;
 use super::format::{self, RecordHeader};
-use super::{ChunkStore, Location, SlotState};
+use super::index::{Location, Slot, SlotState};
+use super::pack::Sealed;
+use super::{ChunkStore, Inner};
 
 /// What a cleaning did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cleaned {
     pub segments: u32,
     pub bytes_copied: u64,
+}
+
+/// Which segment is the next to be cleaned.
+#[derive(Clone, Copy)]
+enum Choice {
+    /// Much to win and old, by (1 - u) · age / (1 + u); at least an eighth to win.
+    Bargain,
+    /// The most to win; at least a sixteenth.
+    Poorest,
 }
 
 impl<V: Volume> ChunkStore<V> {
@@ -23,63 +39,106 @@ impl<V: Volume> ChunkStore<V> {
     /// `NoSpace` when even the reserve is gone, `Io`, `Poisoned`. Nothing is lost by an error.
     pub async fn clean(&self, budget_bytes: u64) -> Result<Cleaned, Error> {
         let inner = &self.inner;
+        let _turn = inner.cleaning.lock().await;
         let newest = inner.index.lock().sequence;
-        let mut cleaned = Cleaned::default();
-        let free_before = inner.index.lock().free.len();
-        inner.free_dead(&mut *inner.appender.lock().await).await?;
-        cleaned.segments += inner.index.lock().free.len().saturating_sub(free_before) as u32;
-        while cleaned.bytes_copied < budget_bytes {
-            let Some((slot, sequence)) = self.victim(newest) else { break };
-            let segment = inner.device.header.segment_bytes as usize;
-            let bytes = inner.device.read(inner.device.slot_start(slot), segment).await?;
-            let mut hashes: Vec<ChunkHash> = Vec::new();
-            let mut records = Vec::new();
-            for entry in format::scan(&bytes, sequence) {
-                let (offset, stored_len) = (entry.offset, entry.stored_len);
-                let from = Location { slot, offset, stored_len, plain_len: entry.plain_len };
-                if inner.index.lock().map.get(&entry.hash) != Some(&from) {
-                    continue;
-                }
-                if let Some((head, body)) =
-                    RecordHeader::decode(&bytes[entry.offset as usize..], sequence)
-                {
-                    cleaned.bytes_copied += body.len() as u64;
-                    records.push(Sealed { head, body: body.to_vec(), from: Some(from) });
-                }
-            }
-            // No receipts are wanted, so no names are given.
-            inner.submit(std::mem::take(&mut hashes), records).await?;
-            inner.free_dead(&mut *inner.appender.lock().await).await?;
-            let mut index = inner.index.lock();
-            let entry = &mut index.slots[slot as usize];
-            if entry.sequence == sequence && entry.state == SlotState::Closed {
-                // What could not be read is not thrown away.
-                entry.stuck = true;
-            } else {
-                cleaned.segments += 1;
-            }
+        let mut cleaned = Cleaned { segments: inner.free_dead().await?, bytes_copied: 0 };
+        while cleaned.bytes_copied < budget_bytes
+            && let Some((slot, sequence)) = inner.victim(newest, Choice::Bargain)
+        {
+            cleaned.bytes_copied += inner.clean_segment(slot, sequence).await?;
+            cleaned.segments += inner.free_dead().await?;
         }
         Ok(cleaned)
     }
+}
 
-    /// The closed segment with the highest (1 - u) · age / (1 + u), where u ≤ 7/8.
-    fn victim(&self, newest: u64) -> Option<(u32, u64)> {
-        let segment = u64::from(self.inner.device.header.segment_bytes);
-        let index = self.inner.index.lock();
-        let score = |live: u32, sequence: u64| {
-            let live = u64::from(live);
-            let age = u128::from(newest - sequence + 1);
-            u128::from(segment - live) * age * 1024 / u128::from(segment + live)
+impl<V: Volume> Inner<V> {
+    /// Makes room for a put that found none; `false` when nothing can be won. `up_to` bounds all
+    /// attempts of one put to the segments that there were at its first, so that it ends.
+    pub(super) async fn make_room(
+        self: &Arc<Self>,
+        up_to: &mut Option<u64>,
+    ) -> Result<bool, Error> {
+        let _turn = self.cleaning.lock().await;
+        self.free_dead().await?;
+        let newest = {
+            let index = self.index.lock();
+            if index.has_room() {
+                return Ok(true);
+            }
+            *up_to.get_or_insert(index.sequence)
         };
+        let mut progress = false;
+        while let Some((slot, sequence)) = self.victim(newest, Choice::Poorest) {
+            self.clean_segment(slot, sequence).await?;
+            progress |= self.free_dead().await? > 0;
+            if self.index.lock().has_room() {
+                return Ok(true);
+            }
+        }
+        // The shard may have got an open segment with room even so.
+        Ok(progress)
+    }
+
+    /// Copies what lives in a segment and says how much that was. What cannot be read stays, and
+    /// keeps the segment.
+    async fn clean_segment(self: &Arc<Self>, slot: u32, sequence: u64) -> Result<u64, Error> {
+        let start = self.device.slot_start(slot);
+        let read = self.device.read(start, self.device.segment_bytes()).await;
+        let mut records = Vec::new();
+        if let Ok(bytes) = read {
+            let bytes = Bytes::from(bytes);
+            for entry in format::scan(&bytes, sequence) {
+                let format::Entry { offset, stored_len, plain_len, .. } = entry;
+                let from = Location { slot, offset, stored_len, plain_len };
+                let at = offset as usize;
+                let live = {
+                    let index = self.index.lock();
+                    index.table.get(&entry.hash) == Some(from) && index.knows(&entry.hash)
+                };
+                if live && let Some((head, body)) = RecordHeader::decode(&bytes[at..], sequence) {
+                    records.push(Sealed { head, body: bytes.slice_ref(body), from: Some(from) });
+                }
+            }
+        } else if let Err(error) = read {
+            tracing::warn!(slot, %error, "a segment that is to be cleaned cannot be read");
+        }
+        let copied = records.iter().map(|record| record.body.len() as u64).sum();
+        self.submit(records).await?;
+        let mut index = self.index.lock();
+        let entry = &mut index.slots[slot as usize];
+        if entry.sequence == sequence && entry.live_bytes > 0 {
+            entry.stuck = true;
+        }
+        Ok(copied)
+    }
+
+    fn victim(&self, newest: u64, choice: Choice) -> Option<(u32, u64)> {
+        let segment = self.device.segment_bytes() as u64;
+        let least = match choice {
+            Choice::Bargain => segment / 8,
+            Choice::Poorest => segment / 16,
+        };
+        let gain =
+            |slot: &Slot| segment.saturating_sub(u64::from(slot.live_bytes + slot.lost_bytes));
+        let score = |slot: &Slot| match choice {
+            Choice::Poorest => u128::from(gain(slot)),
+            Choice::Bargain => {
+                let age = u128::from(newest - slot.sequence + 1);
+                let gain = u128::from(gain(slot));
+                gain * age * 1024 / (2 * u128::from(segment) - gain)
+            }
+        };
+        let index = self.index.lock();
         (0..)
             .zip(&index.slots)
             .filter(|(_, slot)| {
                 slot.state == SlotState::Closed
                     && !slot.stuck
                     && slot.sequence <= newest
-                    && u64::from(slot.live_bytes) <= segment / 8 * 7
+                    && gain(slot) >= least
             })
-            .max_by_key(|(_, slot)| score(slot.live_bytes, slot.sequence))
+            .max_by_key(|(_, slot)| score(slot))
             .map(|(at, slot)| (at, slot.sequence))
     }
 }

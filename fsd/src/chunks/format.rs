@@ -65,6 +65,8 @@ pub struct RecordHeader {
     pub codec: u8,
     pub key_id: u32,
     pub nonce: [u8; 12],
+    /// crc32c of the stored bytes: made by whoever seals, so that the committer has little to do.
+    pub stored_crc: u32,
 }
 
 /// One line of a footer; also what a scan finds.
@@ -75,6 +77,17 @@ pub struct Entry {
     pub offset: u32,
     pub stored_len: u32,
     pub plain_len: u32,
+}
+
+/// Whether records can lie so: one after the other, in the segment.
+fn are_sane(entries: &[Entry], segment_bytes: usize) -> bool {
+    let mut end = BLOCK;
+    entries.iter().all(|entry| {
+        let offset = entry.offset as usize;
+        let follows = offset >= end && offset.is_multiple_of(RECORD_ALIGN);
+        end = offset + record_bytes(entry.stored_len);
+        follows && end <= segment_bytes
+    })
 }
 
 pub fn crc32c(parts: &[&[u8]]) -> u32 {
@@ -107,6 +120,20 @@ pub fn record_bytes(stored_len: u32) -> usize {
 /// Bytes of a footer, in whole blocks.
 pub fn footer_bytes(records: usize) -> usize {
     (records * FOOTER_ENTRY + FOOTER_TRAILER).next_multiple_of(BLOCK)
+}
+
+/// The reason why a store cannot have these parameters.
+pub fn check_parameters(shard_count: u32, segment_bytes: u32) -> Result<(), String> {
+    if !shard_count.is_power_of_two() || shard_count > 1 << 16 {
+        return Err(format!("{shard_count} shards are not a power of two up to 65536"));
+    }
+    let sizes = 64 << 10..=64 << 20;
+    if !segment_bytes.is_multiple_of(BLOCK as u32) || !sizes.contains(&segment_bytes) {
+        return Err(format!(
+            "segments of {segment_bytes} bytes are not a multiple of 4096 from 64 KiB to 64 MiB"
+        ));
+    }
+    Ok(())
 }
 
 impl VolumeHeader {
@@ -180,9 +207,8 @@ impl SegmentHeader {
 }
 
 impl RecordHeader {
-    /// Appends the record, header, stored bytes and padding.
-    pub fn append(&self, sequence: u64, stored: &[u8], out: &mut Vec<u8>) {
-        assert_eq!(stored.len(), self.stored_len as usize);
+    /// The header as it stands before the stored bytes.
+    pub fn encode(&self, sequence: u64) -> [u8; RECORD_HEADER] {
         let mut head = [0; RECORD_HEADER];
         head[..4].copy_from_slice(&RECORD_MAGIC.to_le_bytes());
         head[8..16].copy_from_slice(&sequence.to_le_bytes());
@@ -192,45 +218,49 @@ impl RecordHeader {
         head[56] = self.codec;
         head[60..64].copy_from_slice(&self.key_id.to_le_bytes());
         head[64..76].copy_from_slice(&self.nonce);
-        let crc = crc32c(&[&head[8..], stored]);
+        head[76..80].copy_from_slice(&self.stored_crc.to_le_bytes());
+        let crc = crc32c(&[&head[8..]]);
         head[4..8].copy_from_slice(&crc.to_le_bytes());
-        out.extend_from_slice(&head);
-        out.extend_from_slice(stored);
-        out.resize(out.len().next_multiple_of(RECORD_ALIGN), 0);
+        head
     }
 
-    /// The record at the start of `bytes`, if it belongs to `sequence` and its checksum holds.
-    pub fn decode(bytes: &[u8], sequence: u64) -> Option<(RecordHeader, &[u8])> {
-        if bytes.len() < RECORD_HEADER
-            || u32_at(bytes, 0) != RECORD_MAGIC
-            || u64_at(bytes, 8) != sequence
-        {
-            return None;
-        }
-        let stored_len = u32_at(bytes, 52);
-        let stored = bytes[RECORD_HEADER..].get(..stored_len as usize)?;
-        if u32_at(bytes, 4) != crc32c(&[&bytes[8..RECORD_HEADER], stored]) {
+    /// The header at the start of `bytes` and the sequence it names, if its checksum holds.
+    pub fn decode_head(bytes: &[u8]) -> Option<(RecordHeader, u64)> {
+        let bytes = bytes.get(..RECORD_HEADER)?;
+        if u32_at(bytes, 0) != RECORD_MAGIC || u32_at(bytes, 4) != crc32c(&[&bytes[8..]]) {
             return None;
         }
         let header = RecordHeader {
             hash: hash_at(bytes, 16),
             plain_len: u32_at(bytes, 48),
-            stored_len,
+            stored_len: u32_at(bytes, 52),
             codec: bytes[56],
             key_id: u32_at(bytes, 60),
             nonce: bytes[64..76].try_into().expect("twelve bytes"),
+            stored_crc: u32_at(bytes, 76),
         };
-        Some((header, stored))
+        Some((header, u64_at(bytes, 8)))
+    }
+
+    /// The record at the start of `bytes`, if it belongs to `sequence` and its checksums hold.
+    pub fn decode(bytes: &[u8], sequence: u64) -> Option<(RecordHeader, &[u8])> {
+        let (header, of) = RecordHeader::decode_head(bytes)?;
+        let stored = bytes[RECORD_HEADER..].get(..header.stored_len as usize)?;
+        (of == sequence && crc32c(&[stored]) == header.stored_crc).then_some((header, stored))
     }
 }
 
-/// The sequence that the first valid record names.
-pub fn sequence_of_first(segment: &[u8]) -> Option<u64> {
-    (BLOCK..segment.len().saturating_sub(RECORD_HEADER)).step_by(RECORD_ALIGN).find_map(|at| {
-        let bytes = &segment[at..];
-        let sequence = u64_at(bytes, 8);
-        RecordHeader::decode(bytes, sequence).map(|_| sequence)
-    })
+/// The newest sequence that a valid record names. Records of earlier lives of the slot may lie
+/// behind those of the last.
+pub fn newest_sequence(segment: &[u8]) -> Option<u64> {
+    (BLOCK..segment.len().saturating_sub(RECORD_HEADER))
+        .step_by(RECORD_ALIGN)
+        .filter_map(|at| {
+            let bytes = &segment[at..];
+            let (_, sequence) = RecordHeader::decode_head(bytes)?;
+            RecordHeader::decode(bytes, sequence).map(|_| sequence)
+        })
+        .max()
 }
 
 /// Every valid record of a segment: damage hides the damaged records alone.
@@ -276,16 +306,38 @@ pub fn encode_footer(sequence: u64, entries: &[Entry]) -> Vec<u8> {
     out
 }
 
-/// The footer at the end of a whole segment, if it is one of `sequence`.
-pub fn decode_footer(segment: &[u8], sequence: u64) -> Option<Vec<Entry>> {
-    let (rest, trailer) = segment.split_at(segment.len() - FOOTER_TRAILER);
+/// Whether blocks end in something like a footer, of whatever segment.
+pub fn has_footer(tail: &[u8]) -> bool {
+    u32_at(tail, tail.len() - FOOTER_TRAILER) == FOOTER_MAGIC
+}
+
+/// What the end of a segment says about its footer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Footer {
+    Lines(Vec<Entry>),
+    /// It is this many bytes long, whole blocks: read more of the end.
+    Longer(usize),
+    /// None of this sequence, or a damaged one: scan.
+    None,
+}
+
+/// The footer of `sequence` at the end of a segment of `segment_bytes`; `tail` is whole blocks.
+pub fn decode_footer(tail: &[u8], sequence: u64, segment_bytes: usize) -> Footer {
+    let (rest, trailer) = tail.split_at(tail.len() - FOOTER_TRAILER);
     if u32_at(trailer, 0) != FOOTER_MAGIC || u64_at(trailer, 8) != sequence {
-        return None;
+        return Footer::None;
     }
-    let len = (u32_at(trailer, 16) as usize).checked_mul(FOOTER_ENTRY)?;
-    let lines = &rest[rest.len().checked_sub(len)?..];
+    let count = u32_at(trailer, 16) as usize;
+    let longest = segment_bytes - BLOCK;
+    if count > longest / FOOTER_ENTRY || footer_bytes(count) > longest {
+        return Footer::None;
+    }
+    let Some(start) = rest.len().checked_sub(count * FOOTER_ENTRY) else {
+        return Footer::Longer(footer_bytes(count));
+    };
+    let lines = &rest[start..];
     if u32_at(trailer, 4) != crc32c(&[lines, &trailer[8..]]) {
-        return None;
+        return Footer::None;
     }
     let entry = |line: &[u8]| Entry {
         hash: hash_at(line, 0),
@@ -293,12 +345,12 @@ pub fn decode_footer(segment: &[u8], sequence: u64) -> Option<Vec<Entry>> {
         stored_len: u32_at(line, 36),
         plain_len: u32_at(line, 40),
     };
-    Some(lines.chunks_exact(FOOTER_ENTRY).map(entry).collect())
+    let entries: Vec<Entry> = lines.chunks_exact(FOOTER_ENTRY).map(entry).collect();
+    match are_sane(&entries, segment_bytes) {
+        true => Footer::Lines(entries),
+        false => Footer::None,
+    }
 }
 
-/// Records that the trailer in the last block promises, to know how much of the end to read.
-pub fn footer_count(last_block: &[u8], sequence: u64) -> Option<usize> {
-    let trailer = &last_block[last_block.len() - FOOTER_TRAILER..];
-    (u32_at(trailer, 0) == FOOTER_MAGIC && u64_at(trailer, 8) == sequence)
-        .then(|| u32_at(trailer, 16) as usize)
-}
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::error::{Error, Kind};
-use super::format::RecordHeader;
+use super::format::{self, RecordHeader};
 
 pub const TAG: usize = 16;
 const WRAP_MAGIC: &[u8; 8] = b"CFSWRAP1";
@@ -31,11 +31,11 @@ impl fmt::Debug for Keys {
     }
 }
 
-fn aead(secret: &[u8; 32]) -> LessSafeKey {
+pub(crate) fn aead(secret: &[u8; 32]) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, secret).expect("32 bytes are a key"))
 }
 
-fn random<const N: usize>() -> [u8; N] {
+pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::fill(&mut bytes).expect("the system has randomness");
     bytes
@@ -104,7 +104,7 @@ impl Keys {
         Ok(Keys::new(id, &secret))
     }
 
-    /// Seals in place and gives the header.
+    /// Seals in place, appends the tag and gives the header.
     pub(super) fn seal(
         &self,
         hash: raftmeta_types::ChunkHash,
@@ -114,7 +114,9 @@ impl Keys {
     ) -> RecordHeader {
         let stored_len = (body.len() + TAG) as u32;
         let nonce = random();
-        let head = RecordHeader { hash, plain_len, stored_len, codec, key_id: self.id, nonce };
+        let key_id = self.id;
+        let mut head =
+            RecordHeader { hash, plain_len, stored_len, codec, key_id, nonce, stored_crc: 0 };
         self.key
             .seal_in_place_append_tag(
                 Nonce::assume_unique_for_key(nonce),
@@ -122,6 +124,7 @@ impl Keys {
                 body,
             )
             .expect("a chunk is far below the limit of the cipher");
+        head.stored_crc = format::crc32c(&[body.as_slice()]);
         head
     }
 
@@ -151,7 +154,8 @@ fn record_aad(head: &RecordHeader) -> [u8; 48] {
     aad
 }
 
-fn read_master(path: &Path) -> Result<Zeroizing<[u8; 32]>, Error> {
+/// The node's master key, from a file that only its owner reads.
+pub(crate) fn read_master(path: &Path) -> Result<Zeroizing<[u8; 32]>, Error> {
     let bad = |why: String| Error::new(Kind::Key, format!("master key {}: {why}", path.display()));
     let mut file = std::fs::File::open(path).map_err(|error| bad(error.to_string()))?;
     let mode = file.metadata().map_err(|error| bad(error.to_string()))?.mode();

@@ -5,6 +5,12 @@ use uuid::Uuid;
 
 use super::*;
 
+mod crash;
+mod faults;
+mod orders;
+mod space;
+mod together;
+
 const CLUSTER: Uuid = Uuid::from_u128(7);
 
 struct Dice(u64);
@@ -14,6 +20,10 @@ impl Dice {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 16
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
     }
 
     fn chunk(&mut self, len: usize) -> (ChunkHash, Bytes) {
@@ -26,6 +36,11 @@ fn named(bytes: Vec<u8>) -> (ChunkHash, Bytes) {
     (ChunkHash(*blake3::hash(&bytes).as_bytes()), bytes.into())
 }
 
+/// A number of rounds that the environment may raise, for long runs.
+fn rounds(variable: &str, usual: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(usual)
+}
+
 async fn open(volume: SimVolume) -> ChunkStore<SimVolume> {
     let keys = Keys::new(1, &[9; 32]);
     let params = OpenParams { cluster_uuid: CLUSTER, keys, epochs: vec![] };
@@ -33,7 +48,12 @@ async fn open(volume: SimVolume) -> ChunkStore<SimVolume> {
 }
 
 async fn fresh(slots: u64) -> (SimVolume, ChunkStore<SimVolume>) {
-    let volume = SimVolume::new(4096, 16 + slots * 16);
+    fresh_of(4096, slots).await
+}
+
+async fn fresh_of(block_size: u32, slots: u64) -> (SimVolume, ChunkStore<SimVolume>) {
+    let blocks = (16 + slots * 16) * (4096 / u64::from(block_size));
+    let volume = SimVolume::new(block_size, blocks);
     let params = FormatParams { cluster_uuid: CLUSTER, shard_count: 2, segment_bytes: 64 << 10 };
     ChunkStore::format(&volume, params).await.unwrap();
     (volume.clone(), open(volume).await)
@@ -63,7 +83,20 @@ async fn what_was_put_is_got_once_and_after_reopening() {
 
 #[tokio::test]
 async fn strangers_are_refused_by_name() {
-    let (volume, _) = fresh(20).await;
+    let volume = SimVolume::new(4096, 400);
+    for (shard_count, segment_bytes) in [(3, 64 << 10), (2, 1000), (2, 128 << 20), (16, 64 << 10)] {
+        let params = FormatParams { cluster_uuid: CLUSTER, shard_count, segment_bytes };
+        let error = ChunkStore::format(&volume, params).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid, "{error}");
+    }
+    let (volume, store) = fresh(20).await;
+    let long = Dice(1).chunk((64 << 10) - 3 * 4096 + 1);
+    assert_eq!(store.put(vec![long]).await.unwrap_err().kind(), Kind::Invalid);
+    let longest = Dice(1).chunk((64 << 10) - 3 * 4096);
+    store.put(vec![longest.clone()]).await.unwrap();
+    assert_eq!(store.get(&longest.0).await.unwrap(), longest.1);
+    let foreign = store.delete(ShardId(2), Epoch(1), &[]).await.unwrap_err();
+    assert_eq!(foreign.kind(), Kind::Invalid);
     let keys = || Keys::new(1, &[9; 32]);
     let other = Uuid::from_u128(8);
     let params = OpenParams { cluster_uuid: other, keys: keys(), epochs: vec![] };
@@ -79,7 +112,7 @@ async fn a_flipped_bit_is_damage_and_a_new_put_heals_it() {
     let (volume, store) = fresh(20).await;
     let chunk = dice.chunk(9000);
     store.put(vec![chunk.clone()]).await.unwrap();
-    let at = *store.inner.index.lock().map.get(&chunk.0).unwrap();
+    let at = store.inner.index.lock().table.get(&chunk.0).unwrap();
     let start = store.inner.device.slot_start(at.slot) as usize + at.offset as usize;
     for byte in (0..format::RECORD_HEADER + 9000).step_by(37) {
         let (lba, offset) = ((start + byte) as u64 / 4096, (start + byte) % 4096);
@@ -89,104 +122,8 @@ async fn a_flipped_bit_is_damage_and_a_new_put_heals_it() {
         volume.corrupt(lba, offset, mask);
     }
     store.put(vec![chunk.clone()]).await.unwrap();
-    assert_ne!(*store.inner.index.lock().map.get(&chunk.0).unwrap(), at);
+    assert_ne!(store.inner.index.lock().table.get(&chunk.0).unwrap(), at);
     assert_eq!(store.get(&chunk.0).await.unwrap(), chunk.1);
-}
-
-#[tokio::test]
-async fn a_full_store_recovers_space() {
-    let (_, store) = fresh(30).await;
-    let mut dice = Dice(3);
-    let mut stored = Vec::new();
-    loop {
-        let chunk = dice.chunk(7000);
-        match store.put(vec![chunk.clone()]).await {
-            Ok(_) => stored.push(chunk),
-            Err(error) => {
-                assert_eq!(error.kind(), Kind::NoSpace);
-                break;
-            }
-        }
-    }
-    let (gone, kept): (Vec<_>, Vec<_>) = stored.iter().enumerate().partition(|(n, _)| n % 3 != 0);
-    for shard in [ShardId(0), ShardId(1)] {
-        let of = gone.iter().map(|(_, c)| c.0).filter(|hash| hash.shard(2) == shard);
-        store.delete(shard, Epoch(1), &of.collect::<Vec<_>>()).await.unwrap();
-    }
-    assert!(store.clean(u64::MAX).await.unwrap().segments > 0);
-    for _ in 0..gone.len() / 2 {
-        assert!(store.put(vec![dice.chunk(7000)]).await.is_ok());
-    }
-    for (_, (hash, bytes)) in kept {
-        assert_eq!(&store.get(hash).await.unwrap(), bytes);
-    }
-}
-
-#[tokio::test]
-async fn no_power_cut_takes_an_acknowledged_chunk() {
-    for seed in 0..60 {
-        let mut dice = Dice(seed);
-        let (mut volume, mut store) = fresh(40).await;
-        let mut kept: HashMap<ChunkHash, Bytes> = HashMap::new();
-        let mut epoch = 0;
-        for round in 0..4 {
-            volume.halt_after(dice.next() % 120);
-            loop {
-                let done = match dice.next() % 8 {
-                    0 => store.clean(200_000).await.map(|_| ()),
-                    1 => {
-                        epoch += 1;
-                        let mut result = Ok(());
-                        for shard in [ShardId(0), ShardId(1)] {
-                            let some = dice.next() % 3;
-                            let of = |hash: &ChunkHash| {
-                                hash.shard(2) == shard && u64::from(hash.0[9] % 3) == some
-                            };
-                            let gone: Vec<_> =
-                                kept.keys().filter(|hash| of(hash)).copied().collect();
-                            gone.iter().for_each(|hash| drop(kept.remove(hash)));
-                            result = result.and(store.delete(shard, Epoch(epoch), &gone).await);
-                        }
-                        result
-                    }
-                    _ => {
-                        let count = 1 + dice.next() % 4;
-                        let put: Vec<_> = (0..count)
-                            .map(|_| {
-                                let len = dice.next() as usize % 12_000;
-                                dice.chunk(len)
-                            })
-                            .collect();
-                        let result = store.put(put.clone()).await;
-                        if result.is_ok() {
-                            kept.extend(put);
-                        }
-                        result.map(|_| ())
-                    }
-                };
-                match done {
-                    Err(error) if error.kind() != Kind::NoSpace => break,
-                    _ => {}
-                }
-            }
-            volume = volume.power_cut(dice.next());
-            store = open(volume.clone()).await;
-            for (hash, bytes) in &kept {
-                let got = store.get(hash).await;
-                assert_eq!(got.as_ref().ok(), Some(bytes), "seed {seed} round {round}: {got:?}");
-            }
-            assert!(store.verify(|_, _| ()).await.is_empty(), "seed {seed} round {round}");
-            let mut before = store.iter_hashes(None);
-            volume = volume.reopen();
-            store = open(volume.clone()).await;
-            let mut after = store.iter_hashes(None);
-            before.sort();
-            after.sort();
-            assert_eq!(before, after, "seed {seed} round {round}");
-            // Epochs live in the state machine; this store starts from 0 again.
-            epoch = 0;
-        }
-    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ fn well() -> Facts {
         replicas_least: 2,
         blockd_down: None,
         metadata_down: None,
+        log_failed: None,
         used_bytes: 10,
         total_bytes: 100,
         damaged_chunks: 0,
@@ -24,7 +25,12 @@ fn each_fault_is_named_at_its_level() {
         (Facts { replicas_least: 1, ..well() }, "REDUNDANCY", Level::Warn),
         (Facts { replicas_least: 0, ..well() }, "REDUNDANCY", Level::Err),
         (Facts { blockd_down: down.clone(), ..well() }, "BLOCKD_DOWN", Level::Err),
-        (Facts { metadata_down: down, ..well() }, "METADATA_DOWN", Level::Err),
+        (Facts { metadata_down: down.clone(), ..well() }, "METADATA_DOWN", Level::Err),
+        (
+            Facts { metadata_down: down.clone(), log_failed: down, ..well() },
+            "LOG_FAILED",
+            Level::Err,
+        ),
         (Facts { damaged_chunks: 1, ..well() }, "DAMAGED", Level::Err),
         (Facts { used_bytes: 80, ..well() }, "FLASH_NEARFULL", Level::Warn),
         (Facts { used_bytes: 95, ..well() }, "FLASH_FULL", Level::Err),
@@ -61,4 +67,22 @@ fn the_worst_level_is_the_word() {
     assert_eq!(judge(&facts).word, Level::Err);
     assert_eq!(judge(&facts).checks.len(), 2);
     assert_eq!(judge(&facts).word.to_string(), "HEALTH_ERR");
+}
+
+#[test]
+fn every_fault_says_what_to_do() {
+    let why = Some("it broke".to_owned());
+    let facts = Facts {
+        replicas_least: 0,
+        blockd_down: why.clone(),
+        log_failed: why,
+        damaged_chunks: 1,
+        used_bytes: 99,
+        ..well()
+    };
+    let health = judge(&facts);
+    assert_eq!(health.checks.len(), 5);
+    for check in health.checks {
+        assert!(!check.next.is_empty(), "{}", check.name);
+    }
 }

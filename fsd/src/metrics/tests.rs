@@ -3,10 +3,10 @@ use super::*;
 async fn ask(request: &[u8]) -> String {
     let metrics = Metrics::new().unwrap();
     metrics.set(Gauges { inodes: 42, used_bytes: 4096, raft_term: 3 });
-    metrics.operation("lookup", Duration::from_millis(2));
+    metrics.operation(Operation::Lookup, Duration::from_millis(2));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(metrics.serve(listener));
+    let server = tokio::spawn(metrics.serve(listener, || {}));
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request).await.unwrap();
     let mut answer = Vec::new();

@@ -57,13 +57,17 @@ fn time_that_goes_back_does_not_shorten_a_lease() {
 }
 
 #[test]
-fn a_further_connection_does_not_close_what_is_open() {
-    let mut sessions = Sessions::default();
-    sessions.hello(A, [], START).unwrap();
-    sessions.open(A, FILE).unwrap();
-    sessions.hello(A, [OTHER], START).unwrap();
-    assert_eq!(sessions.holders(FILE), [A]);
+fn only_the_list_of_an_awaited_session_counts() {
+    let mut sessions = Sessions::restarted([A], START);
+    assert_eq!(sessions.hello(A, [FILE], START), Ok(true));
+    assert_eq!(sessions.open(A, OTHER), Ok(true));
+    sessions.close(A, FILE);
+    // A further connection whose list was made before the close.
+    assert_eq!(sessions.hello(A, [FILE], START), Ok(false));
+    assert_eq!(sessions.holders(FILE), []);
     assert_eq!(sessions.holders(OTHER), [A]);
+    assert!(sessions.holds(A, OTHER) && !sessions.holds(A, FILE) && !sessions.holds(B, OTHER));
+    assert_eq!(sessions.activity(A, LEASE), Some((LEASE, 1)));
 }
 
 #[test]
@@ -76,10 +80,10 @@ fn an_unknown_session_holds_nothing() {
 
 #[test]
 fn one_session_cannot_open_without_bound() {
-    let mut sessions = Sessions::default();
+    let mut sessions = Sessions::restarted([A], START);
     sessions.hello(A, (0..OPEN_MAX as u64).map(Ino), START).unwrap();
     assert_eq!(sessions.open(A, Ino(OPEN_MAX as u64)), Err(TooManyOpen(A)));
-    assert_eq!(sessions.open(A, Ino(0)), Ok(()), "open already");
+    assert_eq!(sessions.open(A, Ino(0)), Ok(false), "open already");
     sessions.close(A, Ino(0));
-    assert_eq!(sessions.open(A, Ino(OPEN_MAX as u64)), Ok(()));
+    assert_eq!(sessions.open(A, Ino(OPEN_MAX as u64)), Ok(true));
 }

@@ -16,6 +16,12 @@ const ZERO_EXTENT_MAX: u64 = 1 << 31;
 /// extents that one command writes stays bounded (8192).
 const RESERVE_MAX: u64 = 1 << 44;
 
+/// Extents looked at in one go.
+const PAGE_EXTENTS: usize = 1024;
+
+/// Most extents that collapse and insert move: they cannot stop in between.
+const MOVED_MAX: usize = 65536;
+
 pub(super) fn allocate(state: &mut State<'_>, allocate: &Allocate) -> Step<Reply> {
     let mut inode = state.file(allocate.ino)?;
     if allocate.len == 0 {
@@ -26,38 +32,51 @@ pub(super) fn allocate(state: &mut State<'_>, allocate: &Allocate) -> Step<Reply
         _ => return Err(MetaError::FileTooLarge.into()),
     };
     let from = allocate.offset;
+    let mut done = true;
     match allocate.mode {
-        AllocateMode::PunchHole => extents::clear(state, &mut inode, from, end)?,
+        AllocateMode::PunchHole => done = extents::clear_some(state, &mut inode, from, end)?,
         AllocateMode::Reserve => reserve(state, &mut inode, from, end)?,
         AllocateMode::ZeroRange => {
-            extents::clear(state, &mut inode, from, end)?;
-            reserve(state, &mut inode, from, end)?;
+            check_reserve(from, end)?;
+            done = extents::clear_some(state, &mut inode, from, end)?;
+            if done {
+                reserve(state, &mut inode, from, end)?;
+            }
         }
         AllocateMode::Collapse => collapse(state, &mut inode, from, end)?,
         AllocateMode::Insert => insert(state, &mut inode, from, allocate.len)?,
     }
     let grows = matches!(allocate.mode, AllocateMode::Reserve | AllocateMode::ZeroRange);
-    if grows && !allocate.keep_size {
+    if done && grows && !allocate.keep_size {
         inode.size = inode.size.max(end);
     }
     inode.mtime = state.now;
     inode.ctime = state.now;
     inode.data_version = state.version;
     state.put_inode(&mut inode)?;
-    Ok(Reply::Inode(inode))
+    Ok(if done { Reply::Inode(inode) } else { Reply::More })
+}
+
+fn check_reserve(from: u64, to: u64) -> Step<()> {
+    if to - from > RESERVE_MAX { Err(MetaError::NoSpace.into()) } else { Ok(()) }
 }
 
 /// Backs the holes of `from..to` with zeros.
 fn reserve(state: &mut State<'_>, inode: &mut Inode, from: u64, to: u64) -> Step<()> {
-    if to - from > RESERVE_MAX {
-        return Err(MetaError::NoSpace.into());
-    }
+    check_reserve(from, to)?;
     let mut at = from;
-    for extent in extents::meeting(state, inode.ino, from, to, usize::MAX)? {
-        zeros(state, inode, at, extent.offset)?;
-        at = extents::end(&extent);
+    while at < to {
+        let page = extents::meeting(state, inode.ino, at, to, PAGE_EXTENTS)?;
+        let last = page.len() < PAGE_EXTENTS;
+        for extent in page {
+            zeros(state, inode, at, extent.offset)?;
+            at = extents::end(&extent);
+        }
+        if last {
+            return zeros(state, inode, at, to);
+        }
     }
-    zeros(state, inode, at, to)
+    Ok(())
 }
 
 fn zeros(state: &mut State<'_>, inode: &mut Inode, from: u64, to: u64) -> Step<()> {
@@ -77,9 +96,9 @@ fn collapse(state: &mut State<'_>, inode: &mut Inode, from: u64, to: u64) -> Ste
     if to >= inode.size {
         return invalid("the range to collapse reaches the end of the file");
     }
+    check_moved(&moving(state, inode, from)?)?;
     extents::clear(state, inode, from, to)?;
-    let moved = extents::meeting(state, inode.ino, to, u64::MAX, usize::MAX)?;
-    for mut extent in moved {
+    for mut extent in moving(state, inode, to)? {
         extents::drop(state, inode, &extent)?;
         extent.offset -= to - from;
         extent.version = state.version;
@@ -94,7 +113,8 @@ fn insert(state: &mut State<'_>, inode: &mut Inode, at: u64, len: u64) -> Step<(
     if at >= inode.size {
         return invalid("the place to insert is at or beyond the end of the file");
     }
-    let moved = extents::meeting(state, inode.ino, at, u64::MAX, usize::MAX)?;
+    let moved = moving(state, inode, at)?;
+    check_moved(&moved)?;
     let last = moved.last().map_or(0, extents::end).max(inode.size);
     if last.checked_add(len).is_none_or(|end| end > FILE_SIZE_MAX) {
         return Err(MetaError::FileTooLarge.into());
@@ -111,6 +131,19 @@ fn insert(state: &mut State<'_>, inode: &mut Inode, at: u64, len: u64) -> Step<(
         extents::add(state, inode, &tail)?;
     }
     inode.size += len;
+    Ok(())
+}
+
+/// The extents from `from` on, up to one more than may be moved.
+fn moving(state: &State<'_>, inode: &Inode, from: u64) -> Step<Vec<Extent>> {
+    extents::meeting(state, inode.ino, from, u64::MAX, MOVED_MAX + 1)
+}
+
+fn check_moved(moved: &[Extent]) -> Step<()> {
+    if moved.len() > MOVED_MAX {
+        let reason = "collapse or insert in a file of so many extents";
+        return Err(MetaError::Unsupported(reason.into()).into());
+    }
     Ok(())
 }
 

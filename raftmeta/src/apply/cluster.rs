@@ -104,13 +104,21 @@ pub(super) fn use_token(
     if state.now >= token.expires {
         return refuse(TokenRefusal::Expired);
     }
-    let certificate_key = keys::certificate(certificate.serial);
-    if state.has(&certificate_key)? {
-        return Err(MetaError::Exists.into());
-    }
+    record_certificate(state, certificate)?;
     token.uses_left -= 1;
     state.put(&key, &token)?;
-    state.put(&certificate_key, certificate)?;
+    Ok(Reply::Done)
+}
+
+pub(super) fn record_certificate(
+    state: &mut State<'_>,
+    certificate: &CertificateInfo,
+) -> Step<Reply> {
+    let key = keys::certificate(certificate.serial);
+    if state.has(&key)? {
+        return Err(MetaError::Exists.into());
+    }
+    state.put(&key, certificate)?;
     Ok(Reply::Done)
 }
 

@@ -6,7 +6,8 @@ use raftmeta_types::{FILE_SIZE_MAX, MetaError, Reply};
 use super::extents;
 use super::state::{State, Step, invalid};
 
-/// Most extents that one command copies; a longer range is copied short, as the call allows.
+/// Most extents that one command copies, and most that it replaces; a longer range is copied short, as the
+/// call allows.
 const COPY_EXTENTS_MAX: usize = 4096;
 
 pub(super) fn copy_range(state: &mut State<'_>, copy: &CopyRange) -> Step<Reply> {
@@ -29,6 +30,13 @@ pub(super) fn copy_range(state: &mut State<'_>, copy: &CopyRange) -> Step<Reply>
         && let Some(beyond) = copied.pop()
     {
         len = beyond.offset - from;
+    }
+    let target_end = copy.target_offset + len;
+    let replaced =
+        extents::meeting(state, copy.target, copy.target_offset, target_end, COPY_EXTENTS_MAX + 1)?;
+    if let Some(beyond) = replaced.get(COPY_EXTENTS_MAX) {
+        len = beyond.offset - copy.target_offset;
+        copied.retain(|extent| extent.offset < from + len);
     }
     let end = copy.target_offset + len;
     // The references of the source are live, so the copies need no receipts; they are added before

@@ -10,7 +10,7 @@
 use raftmeta_types::{Epoch, Extent, ExtentData, Ino, Inode, MetaError};
 
 use super::gc;
-use super::state::{State, Step};
+use super::state::{EXTENTS_AT_ONCE_MAX, State, Step};
 use crate::keys;
 use crate::records::{self, ExtentRecord};
 
@@ -123,6 +123,31 @@ pub(super) fn clear(state: &mut State<'_>, inode: &mut Inode, from: u64, to: u64
         }
     }
     Ok(())
+}
+
+/// The same from the front, a bounded number of extents at once; `false` if more of them are left.
+pub(super) fn clear_some(
+    state: &mut State<'_>,
+    inode: &mut Inode,
+    from: u64,
+    to: u64,
+) -> Step<bool> {
+    let first = meeting(state, inode.ino, from, to, EXTENTS_AT_ONCE_MAX + 1)?;
+    let beyond = first.get(EXTENTS_AT_ONCE_MAX).map(|extent| extent.offset);
+    clear(state, inode, from, beyond.unwrap_or(to))?;
+    Ok(beyond.is_none())
+}
+
+/// The same from the end of the file down to `from`; returns where the file is cut by now.
+pub(super) fn cut_some(state: &mut State<'_>, inode: &mut Inode, from: u64) -> Step<u64> {
+    let range = (keys::extent(inode.ino, from), keys::extents(inode.ino).1);
+    let last = state.scan(&range, EXTENTS_AT_ONCE_MAX, true)?;
+    let down_to = match last.last() {
+        Some((key, _)) if last.len() == EXTENTS_AT_ONCE_MAX => keys::second_number(key),
+        _ => from,
+    };
+    clear(state, inode, down_to, u64::MAX)?;
+    Ok(down_to)
 }
 
 /// Puts the extent over whatever its range held.

@@ -10,7 +10,11 @@
 //!
 //! A commit may reference a chunk that has references already (it cannot have been marked), or whose
 //! receipt is of the shard's present epoch: the put came after the last deletion was carried out, so
-//! that deletion cannot take it. Anything else has to be put again.
+//! that deletion cannot take it. It may also have an older receipt if none of the deletions since has
+//! marked the chunk: the state machine remembers what the last ones marked ([`deletions`]). Anything else has
+//! to be put again.
+
+mod deletions;
 
 use raftmeta_types::cluster::{ClusterInfo, ShardInfo};
 use raftmeta_types::{ChunkHash, Epoch, MetaError, Reply, ShardId};
@@ -19,7 +23,10 @@ use super::state::{State, Step, invalid};
 use crate::keys;
 use crate::records::PendingDelete;
 
-fn shard_of(state: &State<'_>, hash: &ChunkHash) -> Step<ShardId> {
+/// Most chunks that one deletion may name.
+pub const DELETION_MAX: usize = 65536;
+
+pub(super) fn shard_of(state: &State<'_>, hash: &ChunkHash) -> Step<ShardId> {
     let cluster: ClusterInfo = state.get(keys::CLUSTER)?.ok_or(MetaError::NotFound)?;
     Ok(hash.shard(cluster.shard_count))
 }
@@ -33,7 +40,8 @@ pub(super) fn may_reference(state: &State<'_>, hash: &ChunkHash, receipt: Epoch)
     if state.has(&keys::references(hash))? {
         return Ok(true);
     }
-    Ok(receipt >= shard(state, shard_of(state, hash)?)?.gc_epoch)
+    let shard = shard(state, shard_of(state, hash)?)?;
+    Ok(receipt >= shard.gc_epoch || deletions::spared(state, shard.id, hash, receipt)?)
 }
 
 pub(super) fn add_reference(state: &mut State<'_>, hash: &ChunkHash) -> Step<()> {
@@ -64,6 +72,9 @@ pub(super) fn begin_delete(
     epoch: Epoch,
     hashes: &[ChunkHash],
 ) -> Step<Reply> {
+    if hashes.len() > DELETION_MAX {
+        return invalid(format!("a deletion of {} chunks, at most {DELETION_MAX}", hashes.len()));
+    }
     let mut info = shard(state, id)?;
     let pending_key = keys::pending_delete(id);
     if let Some(pending) = state.get::<PendingDelete>(&pending_key)? {
@@ -91,6 +102,7 @@ pub(super) fn begin_delete(
     marked.dedup();
     info.gc_epoch = epoch;
     state.put(&keys::shard(id), &info)?;
+    deletions::remember(state, id, epoch, &marked)?;
     state.put(&pending_key, &PendingDelete { epoch, hashes: marked.clone() })?;
     Ok(Reply::Deleting { epoch, hashes: marked })
 }

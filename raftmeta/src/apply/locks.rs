@@ -6,6 +6,9 @@ use raftmeta_types::{Ino, MetaError, Reply, SessionId};
 use super::state::{State, Step, invalid};
 use crate::keys;
 
+/// Most locks on one inode; they are one record.
+const LOCKS_MAX: usize = 4096;
+
 fn load(state: &State<'_>, ino: Ino) -> Step<Vec<Lock>> {
     Ok(state.get(&keys::locks(ino))?.unwrap_or_default())
 }
@@ -60,6 +63,9 @@ pub(super) fn lock(state: &mut State<'_>, wanted: &Lock) -> Step<Reply> {
     cut(&mut locks, &wanted);
     locks.push(wanted.clone());
     join(&mut locks);
+    if locks.len() > LOCKS_MAX {
+        return Err(MetaError::NoSpace.into());
+    }
     save(state, wanted.ino, &locks)?;
     Ok(Reply::Done)
 }

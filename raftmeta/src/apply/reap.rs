@@ -7,25 +7,21 @@ use super::state::{State, Step};
 use crate::keys;
 use crate::records::Orphan;
 
-/// Most extents that go with their inode in one command; more are left to `Reap`, so that the
-/// unlink of a huge file holds nobody up.
-pub const EXTENTS_FREED_AT_ONCE_MAX: usize = 1024;
-
-/// Removes an inode without links and all that hangs on it.
+/// Removes an inode without links and all that hangs on it. Its extents go with it while the command may
+/// free some; else they are left to `Reap`, so that the end of a huge file holds nobody up.
 pub(super) fn free(state: &mut State<'_>, inode: &Inode) -> Step<()> {
     let ino = inode.ino;
     state.delete_inode(inode)?;
     state.delete(&keys::orphan(ino))?;
     state.delete(&keys::locks(ino))?;
     state.delete_range(&keys::xattrs(ino))?;
-    let limit = EXTENTS_FREED_AT_ONCE_MAX;
+    let limit = state.free_extents;
     let found = extents::meeting(state, ino, 0, u64::MAX, limit + 1)?;
     if found.len() > limit {
-        // Its inline data needs no settling any more.
-        state.delete_range(&keys::unsettled_of(ino))?;
         let version = state.version;
         return state.put(&keys::dead(ino), &version);
     }
+    state.free_extents -= found.len();
     found.iter().try_for_each(|extent| extents::drop_record(state, ino, extent))
 }
 

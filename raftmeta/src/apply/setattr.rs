@@ -12,8 +12,12 @@ pub(super) fn set_attr(state: &mut State<'_>, set: &SetAttr) -> Step<Reply> {
         Some(_) => state.file(set.ino)?,
         None => state.inode(set.ino)?,
     };
-    if let Some(size) = set.size {
-        resize(state, &mut inode, size)?;
+    if let Some(size) = set.size
+        && !resize(state, &mut inode, size)?
+    {
+        inode.ctime = state.now;
+        state.put_inode(&mut inode)?;
+        return Ok(Reply::More);
     }
     change(state, &mut inode, &set.change)?;
     inode.ctime = state.now;
@@ -21,18 +25,21 @@ pub(super) fn set_attr(state: &mut State<'_>, set: &SetAttr) -> Step<Reply> {
     Ok(Reply::Inode(inode))
 }
 
-fn resize(state: &mut State<'_>, inode: &mut Inode, size: u64) -> Step<()> {
+/// Cuts the file down or leaves a hole up to `size`; `false` if it is longer still, because it had too many
+/// extents to lose them in one command.
+fn resize(state: &mut State<'_>, inode: &mut Inode, size: u64) -> Step<bool> {
     if size > FILE_SIZE_MAX {
         return Err(MetaError::FileTooLarge.into());
     }
     // What lies beyond the new end goes, so that it reads as zeros when the file grows again.
-    if size < inode.size {
-        extents::clear(state, inode, size, u64::MAX)?;
-    }
-    inode.size = size;
+    let reached = match size < inode.size {
+        true => extents::cut_some(state, inode, size)?,
+        false => size,
+    };
+    inode.size = if reached > size { reached.min(inode.size) } else { size };
     inode.mtime = state.now;
     inode.data_version = state.version;
-    Ok(())
+    Ok(reached <= size)
 }
 
 /// Changes the attributes; ctime is the caller's.

@@ -48,11 +48,23 @@ pub(super) struct State<'a> {
     pub version: Version,
     pub now: Time,
     pub session: SessionId,
+    /// Extents that this command may still free at once.
+    pub free_extents: usize,
 }
+
+/// Most extents that one command takes away or moves, where it can stop in between; what is left of a
+/// larger job is done by proposing the command again, or by `Reap`.
+pub const EXTENTS_AT_ONCE_MAX: usize = 1024;
 
 impl<'a> State<'a> {
     pub fn new(kv: &'a mut dyn Kv, version: Version, envelope: &Envelope) -> State<'a> {
-        State { kv, version, now: envelope.time, session: envelope.session }
+        State {
+            kv,
+            version,
+            now: envelope.time,
+            session: envelope.session,
+            free_extents: EXTENTS_AT_ONCE_MAX,
+        }
     }
 
     pub fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Step<Option<T>> {

@@ -1,3 +1,9 @@
+mod any;
+mod model;
+mod orders;
+mod property;
+mod repair;
+
 use bytes::Bytes;
 use raftmeta_types::cluster::{CertificateInfo, ClusterInfo, SessionInfo, TokenInfo, TokenRefusal};
 use raftmeta_types::command::*;
@@ -84,6 +90,28 @@ impl Fs {
 
     fn file(&mut self, parent: Ino, name: &str) -> Ino {
         self.make(parent, name, FileKind::Regular, 0o666).unwrap().ino
+    }
+
+    /// A file with these extents, made by the server.
+    fn server_file(&mut self, extents: Vec<NewExtent>) -> Ino {
+        let create = Create {
+            parent: Ino::ROOT,
+            name: "server's".into(),
+            kind: FileKind::Regular,
+            mode: 0o600,
+            umask: 0,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            target: Bytes::new(),
+            exclusive: true,
+        };
+        let Ok(Reply::Created { inode, .. }) = self.server(Command::Create(create)) else {
+            panic!("created");
+        };
+        let write = Write { ino: inode.ino, extents, change: AttrChange::default() };
+        self.server(Command::Write(write)).unwrap();
+        inode.ino
     }
 
     fn dir(&mut self, parent: Ino, name: &str) -> Ino {
@@ -362,76 +390,63 @@ fn settling_never_undoes_a_newer_write() {
     assert_eq!(read::references(&fs.kv, &hash(3)).unwrap(), 1);
 }
 
-/// Every order of put, commit, cut, begin, delete and end, with two receipts in flight, to this
-/// depth. A crash of the shard's store loses nothing that is not in `Shard`, so it is every order too.
-const STEPS: usize = 6;
-
-#[derive(Clone, Copy)]
-struct Shard {
-    epoch: u64,
-    has_chunk: bool,
-    receipts: [Option<u64>; 2],
-}
-
-fn explore(kv: &MemKv, shard: Shard, ino: Ino, depth: usize) {
-    let referenced = read::references(kv, &hash(1)).unwrap() > 0;
-    assert!(!referenced || shard.has_chunk, "a referenced chunk is lost");
-    if depth == STEPS {
-        return;
-    }
-    let id = hash(1).shard(2);
-    let pending = read::pending_delete(kv, id).unwrap();
-    for step in 0..8 {
-        let (mut kv, mut next) = (kv.clone(), shard);
-        let command = match step {
-            0 | 1 => {
-                next.has_chunk = true;
-                next.receipts[step] = Some(next.epoch);
-                None
-            }
-            2 | 3 => next.receipts[step - 2].take().map(|receipt| {
-                let data = ExtentData::Chunk { hash: hash(1), chunk_offset: 0 };
-                let extent = NewExtent { offset: 0, len: 9, data, receipt: Epoch(receipt) };
-                let change = AttrChange::default();
-                Command::Write(Write { ino, extents: vec![extent], change })
-            }),
-            4 => {
-                let change = AttrChange::default();
-                Some(Command::SetAttr(SetAttr { ino, change, size: Some(0) }))
-            }
-            5 => {
-                let epoch = read::shard(&kv, id).unwrap().unwrap().gc_epoch.0 + 1;
-                let hashes = vec![hash(1)];
-                Some(Command::BeginDelete { shard: id, epoch: Epoch(epoch), hashes })
-            }
-            6 => match &pending {
-                Some(pending) if pending.epoch.0 > next.epoch => {
-                    next.has_chunk &= !pending.hashes.contains(&hash(1));
-                    next.epoch = pending.epoch.0;
-                    None
-                }
-                _ => continue,
-            },
-            _ => match &pending {
-                Some(pending) if pending.epoch.0 == next.epoch => {
-                    Some(Command::EndDelete { shard: id, epoch: pending.epoch })
-                }
-                _ => continue,
-            },
+#[test]
+fn more_than_a_command_may_free_is_left_to_later_ones() {
+    let mut fs = Fs::new();
+    let extents = |count: u64| {
+        let extent = |at: u64| NewExtent {
+            offset: at * 8,
+            len: 4,
+            data: ExtentData::Zero,
+            receipt: Epoch(0),
         };
-        if let Some(command) = command {
-            let session = SessionId::SERVER;
-            let time = Time::default();
-            let envelope = Envelope { session, slot: 0, seq: 0, time, command };
-            let _refusals_are_fine = apply(&mut kv, Version(depth as u64 + 9), &envelope).unwrap();
-        }
-        explore(&kv, next, ino, depth + 1);
+        (0..count).map(extent).collect()
+    };
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let ino = fs.make(Ino::ROOT, "", FileKind::Regular, 0o600).unwrap().ino;
+        let write = Write { ino, extents: extents(500), change: AttrChange::default() };
+        fs.run(Command::Write(write)).unwrap();
+        held.push(ino);
     }
+    fs.server(Command::CloseSession { session: S }).unwrap();
+    assert!(held.iter().all(|&ino| fs.inode(ino).is_none()));
+    let reaped = fs.server(Command::Reap { limit: 10_000 }).unwrap();
+    assert_eq!(reaped, Reply::Reaped { extents: 500, more: false });
+
+    let file = fs.server_file(extents(2500));
+    let punch = Command::Allocate(Allocate {
+        ino: file,
+        mode: AllocateMode::PunchHole,
+        offset: 8,
+        len: 8 * 2400,
+        keep_size: true,
+    });
+    let mut steps = 1;
+    while fs.server(punch.clone()).unwrap() == Reply::More {
+        steps += 1;
+    }
+    assert_eq!(steps, 3);
+    assert_eq!(fs.inode(file).unwrap().allocated, 4 * 100);
 }
 
 #[test]
-fn no_order_of_garbage_steps_loses_a_referenced_chunk() {
+fn a_step_of_a_large_command_keeps_no_reply() {
     let mut fs = Fs::new();
-    let ino = fs.file(Ino::ROOT, "f");
-    explore(&fs.kv, Shard { epoch: 0, has_chunk: false, receipts: [None; 2] }, ino, 0);
+    let file = fs.file(Ino::ROOT, "f");
+    let extent =
+        |at: u64| NewExtent { offset: at * 8, len: 4, data: ExtentData::Zero, receipt: Epoch(0) };
+    let write = Write {
+        ino: file,
+        extents: (0..1500).map(extent).collect(),
+        change: AttrChange::default(),
+    };
+    fs.run(Command::Write(write)).unwrap();
+    assert_eq!(fs.set(file, AttrChange::default(), Some(1)), Ok(Reply::More));
+    assert!(fs.inode(file).unwrap().size > 1);
+    fs.seq -= 1;
+    let done = fs.set(file, AttrChange::default(), Some(1)).unwrap();
+    assert_eq!(fs.inode(file).unwrap().size, 1);
+    fs.seq -= 1;
+    assert_eq!(fs.set(file, AttrChange::default(), Some(1)).unwrap(), done);
 }

@@ -91,6 +91,9 @@ fn note_acl(state: &State<'_>, inode: &mut Inode) -> Step<()> {
 
 pub(super) fn remove(state: &mut State<'_>, ino: Ino, name: &[u8]) -> Step<Reply> {
     let mut inode = state.inode(ino)?;
+    if name.len() > XATTR_NAME_MAX {
+        return Err(MetaError::NameTooLong.into());
+    }
     let key = keys::xattr(ino, name);
     if !state.has(&key)? {
         return Err(MetaError::NoXattr.into());

@@ -79,6 +79,8 @@ pub enum Command {
     Reap {
         limit: u32,
     },
+    /// Corrects what fsck found.
+    Repair(Vec<Repair>),
     // --- chunk garbage (DESIGN.md §5) --------------------------------------------------------
     /// Raises the shard's gc epoch to `epoch` and marks those of `hashes` that nothing references.
     BeginDelete {
@@ -105,6 +107,10 @@ pub enum Command {
     },
     RevokeCertificate {
         serial: u64,
+    },
+    /// A certificate that was issued without a token: a renewal.
+    RecordCertificate {
+        certificate: CertificateInfo,
     },
 }
 
@@ -266,4 +272,42 @@ pub struct Settle {
     pub hash: ChunkHash,
     pub chunk_offset: u32,
     pub receipt: Epoch,
+}
+
+/// One correction of what is kept twice. Numbers are what is to be added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Repair {
+    Counters {
+        inodes: i64,
+        logical_bytes: i64,
+    },
+    /// References of a chunk; at 0 it becomes garbage.
+    References {
+        hash: ChunkHash,
+        by: i64,
+    },
+    /// Fields of an inode that count something else; `directory_size` in bytes.
+    Inode {
+        ino: Ino,
+        links: i32,
+        allocated: i64,
+        directory_size: i64,
+    },
+    /// The mark that an inode has ACLs.
+    AclMark {
+        ino: Ino,
+    },
+    /// The entry of an extent in the index of inline data that waits to be settled.
+    Unsettled {
+        ino: Ino,
+        offset: u64,
+    },
+    /// An unlinked inode that no live session holds, or a record of one that holds nothing.
+    Orphan {
+        ino: Ino,
+    },
+    /// What hangs on an inode that does not exist.
+    Leftovers {
+        ino: Ino,
+    },
 }

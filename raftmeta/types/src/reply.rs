@@ -40,4 +40,7 @@ pub enum Reply {
         epoch: Epoch,
         hashes: Vec<ChunkHash>,
     },
+    /// A bounded part of the work is done, and the same command, proposed again, does the next one. Its
+    /// slot keeps no reply. `Group::propose` does that itself: nobody else sees this.
+    More,
 }

@@ -1,4 +1,4 @@
-//! `cfs server`: for now it checks the configuration of a storage node, and says so.
+//! `cfs server`: runs a storage node in this process, and its block daemon as a child.
 
 use std::path::PathBuf;
 
@@ -6,21 +6,39 @@ use anyhow::Result;
 use clap::Args;
 use fsd::config::Config;
 
+use crate::advertise::advertise;
+use crate::mount::control::runtime_dir;
+
 #[derive(Debug, Args)]
 pub struct Server {
     /// The node's configuration
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// Check the file, name what is wrong in it, and start nothing
-    #[arg(long, required = true)]
+    #[arg(long)]
     check_config: bool,
 }
 
 impl Server {
     pub fn run(self) -> Result<()> {
-        assert!(self.check_config, "clap requires the flag");
         let config = Config::load(&self.config)?;
-        println!("{}: good, node {}", self.config.display(), config.node.name);
+        if self.check_config {
+            println!("{}: good, node {}", self.config.display(), config.node.name);
+            return Ok(());
+        }
+        fsd::node::log_to_stderr();
+        let mut advertised = None;
+        fsd::node::serve(config, |ready| {
+            match advertise(&runtime_dir(), &ready.unix) {
+                Ok(link) => advertised = link,
+                // Not root, usually: commands are told the socket then.
+                Err(error) => {
+                    tracing::info!(%error, "no link to the socket in the runtime directory")
+                }
+            }
+            println!("{ready}");
+        })?;
+        drop(advertised);
         Ok(())
     }
 }

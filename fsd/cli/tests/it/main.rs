@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod mount;
+mod node;
+mod world;
+
 use std::process::{Command, Output};
 
 fn cfs(arguments: &[&str]) -> Output {
@@ -54,4 +58,29 @@ fn completion_and_manual_page_know_the_verbs() {
     }
     let output = cfs(&["man"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains(".TH cfs"));
+    let output = cfs(&["man", "admin", "token", "create"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("ttl"), "{}", stderr(&output));
+    assert_eq!(cfs(&["man", "frobnicate"]).status.code(), Some(5));
+    let directory = tempfile::tempdir().unwrap();
+    let output = cfs(&["man", "--dir", directory.path().to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    for page in ["cfs.1", "cfs-mount.1", "cfsctl-status.1", "mount.cfs.1"] {
+        assert!(directory.path().join(page).exists(), "{page}");
+    }
+    for of in ["cfsctl", "mount.cfs"] {
+        let output = cfs(&["completion", "bash", "--of", of]);
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn cfsctl_is_cfs_admin() {
+    let ctl = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_cfsctl")).args(arguments).output().unwrap()
+    };
+    let help = ctl(&["--help"]);
+    assert!(String::from_utf8_lossy(&help.stdout).contains("fsck"));
+    let absent = ctl(&["--socket", "/nonexistent/fsd.sock", "status"]);
+    assert_eq!(absent.status.code(), Some(6));
+    assert!(stderr(&absent).contains("/nonexistent/fsd.sock"));
 }

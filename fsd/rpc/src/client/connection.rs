@@ -8,15 +8,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustls::{ClientConnection, StreamOwned};
 
-use super::{CallError, Endpoint};
 use crate::frame::{self, FrameError, Kind};
 use crate::message::{Event, Request, Response};
-use crate::tls;
 
 /// Small replies come with one system call; larger reads go around this buffer.
 const READ_BUFFER_BYTES: usize = 16 << 10;
 
-pub(super) struct Connection {
+pub(crate) struct Connection {
     /// Key of its [`Closer`].
     pub(super) id: u64,
     /// The session in which it greeted.
@@ -25,7 +23,7 @@ pub(super) struct Connection {
     timeout: Duration,
 }
 
-enum Stream {
+pub(crate) enum Stream {
     Unix(UnixStream),
     Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
@@ -47,37 +45,20 @@ impl Closer {
 }
 
 impl Connection {
-    pub(super) fn open(
-        endpoint: &Endpoint,
-        id: u64,
-        until: Instant,
-    ) -> Result<Connection, CallError> {
-        let stream = match endpoint {
-            Endpoint::Unix(path) => {
-                Stream::Unix(UnixStream::connect(path).map_err(FrameError::Io)?)
-            }
-            Endpoint::Tcp { addrs, identity } => {
-                let config = tls::client_config(identity)?;
-                let tcp = dial(addrs, until).map_err(FrameError::Io)?;
-                let tls = ClientConnection::new(config, tls::server_name())
-                    .map_err(|error| CallError::Tls(error.into()))?;
-                Stream::Tls(Box::new(StreamOwned::new(tls, tcp)))
-            }
-        };
+    pub(crate) fn new(stream: Stream, id: u64) -> Connection {
         let stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
-        Ok(Connection { id, generation: 0, stream, timeout: Duration::ZERO })
+        Connection { id, generation: 0, stream, timeout: Duration::ZERO }
     }
 
-    pub(super) fn closer(&self) -> Result<Closer, CallError> {
-        let closer = match self.stream.get_ref() {
+    pub(super) fn closer(&self) -> io::Result<Closer> {
+        match self.stream.get_ref() {
             Stream::Unix(stream) => stream.try_clone().map(Closer::Unix),
             Stream::Tls(stream) => stream.sock.try_clone().map(Closer::Tcp),
-        };
-        closer.map_err(|error| FrameError::Io(error).into())
+        }
     }
 
     /// Writes a request and reads its reply. After an error the connection is useless.
-    pub(super) fn exchange(
+    pub(crate) fn exchange(
         &mut self,
         request: &Request,
         data: &[&[u8]],
@@ -118,21 +99,6 @@ impl Connection {
             }
         }
     }
-}
-
-fn dial(addrs: &[std::net::SocketAddr], until: Instant) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "no address of a storage node given");
-    for addr in addrs {
-        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        match TcpStream::connect_timeout(addr, left.min(Duration::from_secs(5))) {
-            Ok(tcp) => {
-                tcp.set_nodelay(true)?;
-                return Ok(tcp);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }
 
 impl Read for Stream {

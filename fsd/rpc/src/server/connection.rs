@@ -1,19 +1,31 @@
 //! The life of one connection: handshake, greeting, requests, end.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufReader};
-use tokio::sync::mpsc;
+use bytes::Bytes;
+use raftmeta_types::Ino;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 
+use super::doors::Accepted;
+use super::local::{self, Left};
 use super::{
-    ALIVE_EVERY, Accepted, Conn, HANDSHAKE_MAX, Handler, IDLE_MAX, Peer, SESSION_CONNECTIONS_MAX,
-    STALL_MAX, Shared,
+    ALIVE_EVERY, Conn, GREETING_MAX, HANDSHAKE_MAX, HELLO_META_LEN_MAX, Handler, IDLE_MAX, Peer,
+    SESSION_CONNECTIONS_MAX, STALL_MAX, Shared,
 };
 use crate::frame::{self, Frame, FrameError, HEADER_LEN, Kind};
 use crate::message::{Event, Failure, Hello, PROTOCOL_VERSION, Request, Response, Role};
 
-const READ_BUFFER_BYTES: usize = 16 << 10;
+pub(super) const READ_BUFFER_BYTES: usize = 16 << 10;
+/// How long, and for how many bytes, a connection that was told off may go on talking.
+const LINGER_MAX: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: u64 = 16 << 20;
 
 pub(super) async fn serve<H: Handler>(shared: Arc<Shared<H>>, accepted: Accepted, id: u64) {
     match accepted {
@@ -24,45 +36,139 @@ pub(super) async fn serve<H: Handler>(shared: Arc<Shared<H>>, accepted: Accepted
                 gid: credentials.gid(),
                 pid: credentials.pid(),
             };
-            talk(&shared, stream, peer, id).await;
+            talk_locally(&shared, stream, peer, id).await;
         }
-        Accepted::Tcp(stream, address, acceptor) => {
-            let stream = match timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake"),
-                Err(_) => return tracing::debug!(%address, "TLS handshake timed out"),
+        Accepted::Tcp(stream, address) => {
+            let Ok(stranger) = shared.strangers.clone().try_acquire_owned() else {
+                return tracing::debug!(%address, "closed: too many strangers");
             };
-            let certificate = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
-            let peer = match certificate.map(|der| crate::tls::subject_and_serial(der)) {
-                None => Peer::TlsAnonymous { address },
-                Some(Some((subject, serial))) => Peer::Tls { subject, serial, address },
-                Some(None) => return tracing::warn!(%address, "unreadable certificate"),
-            };
-            talk(&shared, stream, peer, id).await;
+            let Some((stream, peer)) = shake_hands(&shared, stream, address).await else { return };
+            let entry = shared.live.enter(id, &peer);
+            tokio::select! {
+                () = talk(&shared, stream, peer, id, stranger) => {}
+                () = entry.ended() => {}
+            }
         }
     }
 }
 
-async fn talk<H: Handler>(
+/// TLS, and whose certificate it is.
+async fn shake_hands<H: Handler>(
     shared: &Shared<H>,
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    stream: TcpStream,
+    address: SocketAddr,
+) -> Option<(TlsStream<TcpStream>, Peer)> {
+    // An error means that it is closed already.
+    let _ = stream.set_nodelay(true);
+    let acceptor = shared.control.tls.lock().clone()?;
+    let stream = match timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%address, %error, "TLS handshake");
+            return None;
+        }
+        Err(_) => {
+            tracing::debug!(%address, "TLS handshake timed out");
+            return None;
+        }
+    };
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let peer = match certificate.map(|der| crate::tls::facts(der)) {
+        None => Peer::TlsAnonymous { address },
+        Some(Some(certificate)) => Peer::Tls { certificate, address },
+        Some(None) => {
+            tracing::warn!(%address, "unreadable certificate");
+            return None;
+        }
+    };
+    Some((stream, peer))
+}
+
+/// `stranger` is given back once the peer has greeted.
+async fn talk<H: Handler>(
+    shared: &Arc<Shared<H>>,
+    stream: TlsStream<TcpStream>,
     peer: Peer,
     id: u64,
+    stranger: OwnedSemaphorePermit,
 ) {
     let mut stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
-    let greeted = match timeout(HANDSHAKE_MAX, greet(shared, &mut stream, &peer, id)).await {
-        Ok(Ok(greeted)) => greeted,
-        Ok(Err(error)) => return tracing::debug!(?peer, %error, "greeting"),
-        Err(_) => return tracing::debug!(?peer, "no greeting in time"),
-    };
-    let Some(ended) = greeted else { return };
-    if let Err(error) = requests(shared, &mut stream, &ended.conn).await {
+    let Some(ended) = greet_in_time(shared, &mut stream, &peer, id).await else { return };
+    drop(stranger);
+    if let Err(error) = requests(&ended, &mut stream).await {
         tracing::debug!(peer = ?ended.conn.peer, %error, "connection ended");
         if !matches!(error, FrameError::Io(_)) {
             let failure = Failure::Protocol(error.to_string());
             let _ = reply(&mut stream, &Response::Failed(failure), &[]).await;
+            linger(&mut stream).await;
         }
     }
+}
+
+async fn talk_locally<H: Handler>(
+    shared: &Arc<Shared<H>>,
+    stream: UnixStream,
+    peer: Peer,
+    id: u64,
+) {
+    let mut stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
+    let Some(ended) = greet_in_time(shared, &mut stream, &peer, id).await else { return };
+    let ended = Arc::new(ended);
+    let buffered = stream.buffer().to_vec();
+    let served = async {
+        match local::serve(ended.clone(), stream.into_inner().into_std()?, buffered).await? {
+            Left::Over => {}
+            Left::Lingering(stream) => linger(&mut from_thread(stream)?).await,
+            Left::Subscribed(stream, events) => {
+                push(shared, &mut from_thread(stream)?, events).await?;
+            }
+        }
+        Ok::<(), FrameError>(())
+    };
+    if let Err(error) = served.await {
+        tracing::debug!(peer = ?ended.conn.peer, %error, "connection ended");
+    }
+}
+
+fn from_thread(stream: std::os::unix::net::UnixStream) -> io::Result<BufReader<UnixStream>> {
+    stream.set_nonblocking(true)?;
+    Ok(BufReader::new(UnixStream::from_std(stream)?))
+}
+
+/// `None`: the connection is over.
+async fn greet_in_time<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &Arc<Shared<H>>,
+    stream: &mut BufReader<S>,
+    peer: &Peer,
+    id: u64,
+) -> Option<Ended<H>> {
+    match timeout(GREETING_MAX, greet(shared, stream, peer, id)).await {
+        Ok(Ok(Some(ended))) => Some(ended),
+        Ok(Ok(None)) => {
+            linger(stream).await;
+            None
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(?peer, %error, "greeting");
+            None
+        }
+        Err(_) => {
+            tracing::debug!(?peer, "no greeting in time");
+            None
+        }
+    }
+}
+
+/// Lets the peer read the last reply: what it sent and nobody reads would make the system reset the
+/// connection and throw the reply away.
+async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut BufReader<S>) {
+    let drain = async {
+        stream.get_mut().shutdown().await?;
+        let rest = &mut stream.take(LINGER_BYTES_MAX);
+        tokio::io::copy(rest, &mut tokio::io::sink()).await
+    };
+    // Whatever happens here, the connection is over.
+    let _ = timeout(LINGER_MAX, drain).await;
 }
 
 impl<H> Shared<H> {
@@ -77,12 +183,12 @@ impl<H> Shared<H> {
 }
 
 /// Says that the connection ended, also when its task is dropped in the middle.
-struct Ended<'a, H: Handler> {
-    shared: &'a Shared<H>,
-    conn: Conn,
+pub(super) struct Ended<H: Handler> {
+    pub(super) shared: Arc<Shared<H>>,
+    pub(super) conn: Conn,
 }
 
-impl<H: Handler> Drop for Ended<'_, H> {
+impl<H: Handler> Drop for Ended<H> {
     fn drop(&mut self) {
         let mut sessions = self.shared.sessions.lock();
         if let Some(count) = sessions.get_mut(&self.conn.session) {
@@ -99,31 +205,30 @@ impl<H: Handler> Drop for Ended<'_, H> {
 async fn reply<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut BufReader<S>,
     response: &Response,
-    data: &[bytes::Bytes],
+    data: &[Bytes],
 ) -> Result<(), FrameError> {
     let written = frame::write_async(stream.get_mut(), Kind::Reply, response, data);
     timeout(STALL_MAX, written).await.unwrap_or(Err(stalled()))
 }
 
 fn stalled() -> FrameError {
-    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
+    io::Error::from(io::ErrorKind::TimedOut).into()
 }
 
 /// Reads the greeting and answers it. `None`: the connection is over (enrolled or refused).
-async fn greet<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
-    shared: &'a Shared<H>,
+async fn greet<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &Arc<Shared<H>>,
     stream: &mut BufReader<S>,
     peer: &Peer,
     id: u64,
-) -> Result<Option<Ended<'a, H>>, FrameError> {
-    let first = frame::read_async(stream).await.and_then(|f| f.message(Kind::Request));
-    let hello = match first {
-        Ok(Request::Hello(hello)) => hello,
-        Ok(_) => {
-            return refuse(stream, Failure::Protocol("the first request is Hello".into())).await;
-        }
+) -> Result<Option<Ended<H>>, FrameError> {
+    let hello = match read_hello(stream).await {
+        Ok(hello) => hello,
         Err(error @ FrameError::Io(_)) => return Err(error),
         Err(error) => return refuse(stream, Failure::Protocol(error.to_string())).await,
+    };
+    let Some(hello) = hello else {
+        return refuse(stream, Failure::Protocol("the first request is Hello".into())).await;
     };
     if hello.protocol != PROTOCOL_VERSION {
         let why = format!(
@@ -138,6 +243,10 @@ async fn greet<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
             let why = "no client certificate: enrol first (`cfs mount --token`)";
             return refuse(stream, Failure::Refused(why.into())).await;
         }
+        (Peer::Tls { .. }, _) if !shared.admits(peer) => {
+            let why = "the certificate was revoked: enrol again with a new token";
+            return refuse(stream, Failure::Refused(why.into())).await;
+        }
         (Peer::Unix { uid, .. }, _) if !shared.allowed_uids.contains(uid) => {
             let why = format!("uid {uid} may not use this socket");
             return refuse(stream, Failure::Refused(why)).await;
@@ -147,13 +256,42 @@ async fn greet<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     welcome(shared, stream, peer, hello, id).await
 }
 
-async fn welcome<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
-    shared: &'a Shared<H>,
+/// The first frame. `None` when it is another request.
+async fn read_hello<S: AsyncRead + Unpin>(
+    stream: &mut BufReader<S>,
+) -> Result<Option<Hello>, FrameError> {
+    let mut header = [0; HEADER_LEN];
+    stream.read_exact(&mut header).await?;
+    let announced = frame::parse_header(&header)?;
+    // Who has not greeted yet gets no memory for what no greeting has.
+    if announced.meta_len > HELLO_META_LEN_MAX {
+        return Err(FrameError::MetaTooLong(announced.meta_len as u64));
+    }
+    let frame = frame::read_body(stream, &header).await?;
+    let Request::Hello(mut hello) = frame.message(Kind::Request)? else { return Ok(None) };
+    let inos = match &mut hello.role {
+        Role::Session { open, .. } => open,
+        Role::NewSession { .. } | Role::Admin | Role::Enrol if frame.data.is_empty() => {
+            return Ok(Some(hello));
+        }
+        Role::NewSession { .. } | Role::Admin | Role::Enrol => {
+            return Err(FrameError::DataTooLong(frame.data.len() as u64));
+        }
+    };
+    let (open, []) = frame.data.as_chunks() else {
+        return Err(FrameError::Trailing(frame.data.len() % size_of::<u64>()));
+    };
+    *inos = open.iter().map(|ino| Ino(u64::from_le_bytes(*ino))).collect();
+    Ok(Some(hello))
+}
+
+async fn welcome<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &Arc<Shared<H>>,
     stream: &mut BufReader<S>,
     peer: &Peer,
     hello: Hello,
     id: u64,
-) -> Result<Option<Ended<'a, H>>, FrameError> {
+) -> Result<Option<Ended<H>>, FrameError> {
     let welcome = match shared.handler.hello(peer, &hello).await {
         Ok(welcome) => welcome,
         Err(failure) => return refuse(stream, failure).await,
@@ -169,28 +307,28 @@ async fn welcome<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
         }
     };
     let conn = Conn { id, peer: peer.clone(), session, hello };
-    let ended = Ended { shared, conn };
+    let ended = Ended { shared: shared.clone(), conn };
     reply(stream, &Response::Welcome(welcome), &[]).await?;
     Ok(Some(ended))
 }
 
-async fn refuse<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
+async fn refuse<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut BufReader<S>,
     failure: Failure,
-) -> Result<Option<Ended<'a, H>>, FrameError> {
+) -> Result<Option<Ended<H>>, FrameError> {
     reply(stream, &Response::Failed(failure), &[]).await?;
     Ok(None)
 }
 
-async fn enrol<'a, H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
-    shared: &'a Shared<H>,
+async fn enrol<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &Arc<Shared<H>>,
     stream: &mut BufReader<S>,
     peer: &Peer,
-) -> Result<Option<Ended<'a, H>>, FrameError> {
+) -> Result<Option<Ended<H>>, FrameError> {
     reply(stream, &Response::Done, &[]).await?;
     match frame::read_async(stream).await?.message(Kind::Request)? {
-        Request::Enrol { token, csr_der } => {
-            let answer = shared.handler.enrol(peer, token, csr_der).await;
+        Request::Enrol(enrolment) => {
+            let answer = shared.handler.enrol(peer, enrolment).await;
             reply(stream, &answer.unwrap_or_else(Response::Failed), &[]).await?;
             Ok(None)
         }
@@ -224,31 +362,63 @@ async fn next<S: AsyncRead + Unpin, H>(
 }
 
 async fn requests<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
-    shared: &Shared<H>,
+    ended: &Ended<H>,
     stream: &mut BufReader<S>,
-    conn: &Conn,
 ) -> Result<(), FrameError> {
-    while let Some(frame) = next(shared, stream).await? {
-        let (response, data) = match frame.message(Kind::Request)? {
-            Request::Hello(_) | Request::Enrol { .. } => {
-                let why = Failure::Protocol("this connection has greeted already".into());
-                (Response::Failed(why), Vec::new())
-            }
-            Request::Subscribe => match shared.handler.subscribe(conn) {
-                Ok(events) => {
-                    reply(stream, &Response::Done, &[]).await?;
-                    return push(shared, stream, events).await;
-                }
-                Err(failure) => (Response::Failed(failure), Vec::new()),
-            },
-            request => shared.handler.call(conn, request, frame.data).await,
-        };
+    while let Some(frame) = next(&ended.shared, stream).await? {
+        let Step { response, data, events } = answer(ended, frame).await?;
         reply(stream, &response, &data).await?;
+        if let Some(events) = events {
+            return push(&ended.shared, stream, events).await;
+        }
         if matches!(response, Response::Failed(Failure::Protocol(_))) {
+            linger(stream).await;
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// What a request leads to.
+pub(super) struct Step {
+    /// A `Failure::Protocol` ends the connection after it.
+    pub(super) response: Response,
+    pub(super) data: Vec<Bytes>,
+    /// To be pushed from now on.
+    pub(super) events: Option<mpsc::Receiver<Event>>,
+}
+
+/// # Errors
+/// The frame is no request.
+pub(super) async fn answer<H: Handler>(ended: &Ended<H>, frame: Frame) -> Result<Step, FrameError> {
+    let Ended { shared, conn } = ended;
+    let mut events = None;
+    let (response, data) = match frame.message(Kind::Request)? {
+        Request::Hello(_) | Request::Enrol(_) => {
+            let why = "this connection has greeted already";
+            (Response::Failed(Failure::Protocol(why.into())), Vec::new())
+        }
+        Request::Renew { csr_der } => (renew(shared, conn, csr_der).await, Vec::new()),
+        Request::Subscribe => match shared.handler.subscribe(conn) {
+            Ok(receiver) => {
+                events = Some(receiver);
+                (Response::Done, Vec::new())
+            }
+            Err(failure) => (Response::Failed(failure), Vec::new()),
+        },
+        request => shared.handler.call(conn, request, frame.data).await,
+    };
+    Ok(Step { response, data, events })
+}
+
+async fn renew<H: Handler>(shared: &Shared<H>, conn: &Conn, csr_der: Bytes) -> Response {
+    let answer = match &conn.peer {
+        Peer::Tls { certificate, .. } => shared.handler.renew(certificate, csr_der).await,
+        Peer::Unix { .. } | Peer::TlsAnonymous { .. } => {
+            Err(Failure::Refused("there is no certificate to renew on this connection".into()))
+        }
+    };
+    answer.unwrap_or_else(Response::Failed)
 }
 
 async fn push<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(

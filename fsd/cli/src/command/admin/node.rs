@@ -1,0 +1,121 @@
+//! `cfs admin node list [--show-shards]`.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use fsd_rpc::admin::{self, AdminReply, AdminRequest};
+use serde::Serialize;
+
+use super::Context;
+use crate::connect::unexpected;
+use crate::failed::Exit;
+use crate::output::{self, Shown};
+use crate::units;
+
+#[derive(Debug, Subcommand)]
+pub enum Node {
+    /// List the storage nodes
+    List(List),
+}
+
+#[derive(Debug, Args)]
+pub struct List {
+    /// And every shard: epochs, primary, replicas in sync, chunks
+    #[arg(long)]
+    show_shards: bool,
+}
+
+#[derive(Serialize)]
+struct View {
+    items: Vec<admin::Node>,
+}
+
+impl Node {
+    pub(super) fn run(self, context: &Context) -> Result<Exit> {
+        let doing = "cannot list the nodes";
+        let Node::List(List { show_shards }) = self;
+        let request = AdminRequest::NodeList { with_shards: show_shards };
+        let items = match context.connect()?.ask(doing, request)? {
+            AdminReply::Nodes(items) => items,
+            _ => return Err(unexpected(doing).into()),
+        };
+        output::print(context.format, &View { items })?;
+        Ok(Exit::Ok)
+    }
+}
+
+impl Shown for View {
+    const KIND: &'static str = "node-list";
+
+    fn table(&self, _wide: bool) -> String {
+        let row = |node: &admin::Node| {
+            vec![
+                format!("n{}", node.id),
+                node.name.clone(),
+                node.state.clone(),
+                if node.leader { "leader" } else { "" }.into(),
+                units::bytes(node.capacity_bytes),
+                node.shards_primary.to_string(),
+                node.address.clone(),
+            ]
+        };
+        let head = ["NODE", "NAME", "STATE", "METADATA", "CAPACITY", "SHARDS", "ADDRESS"];
+        let mut text = output::columns(&head, &[4, 5], self.items.iter().map(row).collect());
+        let shards: Vec<Vec<String>> =
+            self.items.iter().flat_map(|node| &node.shards).map(shard).collect();
+        if !shards.is_empty() {
+            let head = ["SHARD", "PRIMARY", "IN SYNC", "EPOCH", "GC EPOCH", "CHUNKS", "STORED"];
+            text += "\n";
+            text += &output::columns(&head, &[0, 3, 4, 5, 6], shards);
+        }
+        text
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.items.iter().map(|node| node.name.clone()).collect()
+    }
+}
+
+fn shard(shard: &admin::Shard) -> Vec<String> {
+    let in_sync: Vec<String> = shard.in_sync.iter().map(|node| format!("n{node}")).collect();
+    vec![
+        shard.id.to_string(),
+        format!("n{}", shard.primary),
+        in_sync.join(","),
+        shard.epoch.to_string(),
+        shard.gc_epoch.to_string(),
+        units::count(shard.chunks),
+        units::bytes(shard.stored_bytes),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_and_their_shards() {
+        let shard = admin::Shard {
+            id: 3,
+            epoch: 1,
+            gc_epoch: 4,
+            primary: 1,
+            in_sync: vec![1, 2],
+            chunks: 1200,
+            stored_bytes: 4096,
+        };
+        let node = admin::Node {
+            id: 1,
+            name: "dev".into(),
+            address: "127.0.0.1:9400".into(),
+            state: "up".into(),
+            capacity_bytes: 4 << 30,
+            leader: true,
+            shards_primary: 16,
+            shards: vec![shard],
+        };
+        let text = View { items: vec![node] }.table(false);
+        for part in ["n1", "up", "leader", "4.0 GiB", "n1,n2", "1,200"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Reaching a storage node: a Unix socket, or the first address that answers, under TLS.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+
+use super::connection::Stream;
+use super::{CallError, Endpoint};
+use crate::frame::FrameError;
+use crate::tls::{self, Identity};
+
+/// Longest wait for one of several addresses.
+const ADDRESS_MAX: Duration = Duration::from_secs(5);
+
+pub(crate) enum Dial {
+    Unix(PathBuf),
+    Tcp { addrs: Vec<SocketAddr>, tls: Mutex<Arc<ClientConfig>> },
+}
+
+impl Dial {
+    pub(super) fn new(endpoint: Endpoint) -> Result<Dial, CallError> {
+        Ok(match endpoint {
+            Endpoint::Unix(path) => Dial::Unix(path),
+            Endpoint::Tcp { addrs, identity } => {
+                Dial::Tcp { addrs, tls: Mutex::new(tls::client_config(&identity)?) }
+            }
+        })
+    }
+
+    /// Connections from now on show this certificate.
+    pub(super) fn set_identity(&self, identity: &Identity) -> Result<(), CallError> {
+        match self {
+            Dial::Unix(_) => {}
+            Dial::Tcp { tls, .. } => *tls.lock() = tls::client_config(identity)?,
+        }
+        Ok(())
+    }
+
+    /// Connects; TLS shakes hands with the first bytes. `go_on` is asked between addresses.
+    pub(super) fn dial(
+        &self,
+        until: Instant,
+        go_on: impl Fn() -> Result<(), CallError>,
+    ) -> Result<Stream, CallError> {
+        match self {
+            Dial::Unix(path) => {
+                let stream = dial_unix(path).map_err(|error| unreachable(&path.display(), &error));
+                Ok(Stream::Unix(stream.map_err(FrameError::Io)?))
+            }
+            Dial::Tcp { addrs, tls } => {
+                let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address given");
+                for addr in addrs {
+                    go_on()?;
+                    match dial_tcp(addr, until) {
+                        Ok(tcp) => return over_tls(tcp, tls.lock().clone()),
+                        Err(error) => last = unreachable(addr, &error),
+                    }
+                }
+                Err(FrameError::Io(last).into())
+            }
+        }
+    }
+}
+
+/// TLS over a connection; hands are shaken with the first bytes.
+pub(crate) fn over_tls(tcp: TcpStream, config: Arc<ClientConfig>) -> Result<Stream, CallError> {
+    let tls = ClientConnection::new(config, tls::server_name())
+        .map_err(|error| CallError::Tls(error.into()))?;
+    Ok(Stream::Tls(Box::new(StreamOwned::new(tls, tcp))))
+}
+
+/// Never waits: when the server does not take connections, that is an error to try again.
+fn dial_unix(path: &std::path::Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+pub(crate) fn dial_tcp(addr: &SocketAddr, until: Instant) -> io::Result<TcpStream> {
+    let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let tcp = TcpStream::connect_timeout(addr, left.min(ADDRESS_MAX))?;
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
+}
+
+/// A failure to connect, with where to.
+pub(crate) fn unreachable(place: &dyn std::fmt::Display, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot reach the storage node at {place}: {error}"))
+}

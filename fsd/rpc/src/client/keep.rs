@@ -1,0 +1,54 @@
+//! The thread that keeps a session: pings, and renewal of the certificate before it ends.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Weak, mpsc};
+use std::time::{Duration, Instant};
+
+use super::pool::Inner;
+use crate::credentials::{Credentials, CredentialsError};
+use crate::message::Request;
+
+/// How often the certificate's end is looked at.
+const RENEWAL_EVERY: Duration = Duration::from_secs(6 * 3600);
+
+/// Until `stopped` has no sender any more or the client is gone.
+pub(super) fn session(weak: &Weak<Inner>, every: Duration, stopped: &mpsc::Receiver<()>) {
+    let mut look = Instant::now();
+    loop {
+        if let (true, Some(inner)) = (Instant::now() >= look, weak.upgrade()) {
+            look = Instant::now() + RENEWAL_EVERY;
+            if let Some(dir) = &inner.options.credentials
+                && let Err(error) = renew(&inner, dir)
+            {
+                tracing::warn!(%error, "the certificate was not renewed, next attempt in 6 hours");
+            }
+        }
+        match stopped.recv_timeout(every) {
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        }
+        let Some(inner) = weak.upgrade() else { return };
+        if inner.aborted.load(Ordering::Acquire) {
+            return;
+        }
+        let until = Instant::now() + every;
+        if let Err(error) = inner.attempt(None, &Request::Ping, &[], until).answer {
+            tracing::debug!(%error, "ping");
+        }
+    }
+}
+
+/// Renews the certificate in the directory if it is time, and shows from now on the one that is there.
+fn renew(inner: &Inner, dir: &Path) -> Result<(), CredentialsError> {
+    let mut credentials = Credentials::load(dir)?;
+    if credentials.is_near_its_end()? {
+        let until = Instant::now() + inner.options.deadline;
+        let ask = |request: &Request| inner.attempt(None, request, &[], until).answer;
+        credentials = credentials.renewed(|request| Ok(ask(request)?.0))?;
+        credentials.save(dir)?;
+        tracing::info!(cluster = %credentials.cluster_name, "the certificate was renewed");
+    }
+    inner.dial.set_identity(&credentials.identity)?;
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! `Status`: one screen about the cluster, as this node sees it.
+
+use std::sync::Arc;
+
+use fsd_rpc::admin::{AdminReply, BlockdStatus, DataStatus, MetadataStatus, Status};
+use fsd_rpc::message::Failure;
+use raftmeta::read;
+use raftmeta_types::cluster::NodeState;
+
+use crate::node::{Node, now};
+use crate::service::storage;
+use crate::supervise::State;
+
+pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
+    let view = node.group.view();
+    let group = node.group.status();
+    let counters = read::counters(&view).map_err(storage)?;
+    let nodes = read::nodes(&view).map_err(storage)?;
+    let nodes = nodes.iter().filter(|node| node.state != NodeState::Removed);
+    let up = nodes.clone().filter(|node| node.state == NodeState::Up).count();
+    Ok(AdminReply::Status(Box::new(Status {
+        cluster_name: node.cluster.name.clone(),
+        cluster_uuid: node.cluster.uuid,
+        node: node.config.node.name.clone(),
+        build: env!("CARGO_PKG_VERSION").into(),
+        time: now().into(),
+        uptime_ms: u64::try_from(node.uptime().as_millis()).unwrap_or(u64::MAX),
+        health: node.health(),
+        nodes_up: up as u32,
+        nodes: nodes.count() as u32,
+        metadata: MetadataStatus {
+            term: group.term,
+            leader: group.leader,
+            last_log: group.last_log,
+            applied: group.applied,
+            log_bytes: group.log_bytes,
+            inodes: counters.inodes,
+            logical_bytes: counters.logical_bytes,
+        },
+        data: data(node),
+        blockd: blockd(node),
+        clients: node.sessions.lock().count() as u32,
+        jobs: node.admin.running(),
+    })))
+}
+
+/// The space of the chunk store.
+pub(super) fn data(node: &Node) -> DataStatus {
+    let usage = node.chunks.usage();
+    DataStatus {
+        chunks: usage.chunks,
+        total_bytes: usage.total,
+        used_bytes: usage.used,
+        live_bytes: usage.live,
+        reserve_bytes: usage.reserve,
+        free_bytes: usage.free,
+        segments_free: usage.segments_free,
+        segments_open: usage.segments_open,
+        segments_closed: usage.segments_closed,
+        damaged_chunks: node.facts().damaged_chunks,
+    }
+}
+
+fn blockd(node: &Node) -> BlockdStatus {
+    let state = node.blockd.as_ref().map(|state| state.borrow().clone());
+    let (state, pid, restarts) = match state {
+        Some(State::Running { pid, restarts }) => ("running".into(), Some(pid), restarts),
+        Some(State::Waiting { why }) => (format!("down: {why}"), None, 0),
+        Some(State::Stopped) => ("stopped".into(), None, 0),
+        None => ("run by something else".into(), None, 0),
+    };
+    let volume = node.chunks.volume();
+    BlockdStatus { state, pid, restarts, memory: volume.backing().name().to_owned() }
+}

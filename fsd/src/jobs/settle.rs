@@ -1,0 +1,116 @@
+//! Puts inline data into chunks some time after it was written (docs/decisions.md, D3).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fsd_rpc::message::Failure;
+use raftmeta::read::{self, Unsettled};
+use raftmeta::store::View;
+use raftmeta_types::command::Settle;
+use raftmeta_types::{ChunkHash, Command, Epoch, ExtentData, Ino, MetaError, Version};
+
+use super::Found;
+use crate::node::Node;
+use crate::service::storage;
+
+/// Younger extents may yet be overwritten, deleted or joined.
+pub(super) const AGE: Duration = Duration::from_secs(10);
+/// Extents looked at in one round.
+const LOOKED_AT_MAX: usize = 4096;
+/// Extents, and bytes, settled by one command.
+const BATCH: usize = 256;
+const BATCH_BYTES: usize = 4 << 20;
+/// A put that is refused again and again because its shard deletes is left to the next round.
+const TRIES: usize = 4;
+
+/// Where the last round stopped looking.
+#[derive(Debug, Default)]
+pub(super) struct Cursor(Option<(Ino, u64)>);
+
+struct Item {
+    unsettled: Unsettled,
+    hash: ChunkHash,
+    data: Bytes,
+}
+
+/// Settles what was written before entry `old` of the log, and rests half of the time while it does.
+pub(super) async fn settle(
+    node: &Arc<Node>,
+    cursor: &mut Cursor,
+    old: Option<u64>,
+) -> Result<Found, Failure> {
+    let found = read::unsettled(&node.group.view(), cursor.0, LOOKED_AT_MAX).map_err(storage)?;
+    if found.is_empty() {
+        let from_start = cursor.0.take().is_none();
+        return Ok(if from_start { Found::Nothing } else { Found::Something });
+    }
+    let full = found.len() == LOOKED_AT_MAX;
+    // From the start again after the end.
+    cursor.0 = found.last().filter(|_| full).map(|last| (last.ino, last.offset));
+    let Some(old) = old else { return Ok(Found::Something) };
+    let mut ripe = found.into_iter().filter(|unsettled| unsettled.version <= Version(old));
+    let mut any = false;
+    loop {
+        let since = Instant::now();
+        let batch = gather(node, &mut ripe)?;
+        if batch.is_empty() {
+            return Ok(if any && full { Found::More } else { Found::Something });
+        }
+        store(node, &batch).await?;
+        any = true;
+        tokio::time::sleep(since.elapsed()).await;
+    }
+}
+
+fn gather(node: &Node, ripe: &mut impl Iterator<Item = Unsettled>) -> Result<Vec<Item>, Failure> {
+    let view = node.group.view();
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    while batch.len() < BATCH && bytes < BATCH_BYTES {
+        let Some(unsettled) = ripe.next() else { break };
+        if let Some(data) = inline(&view, &unsettled)? {
+            bytes += data.len();
+            let hash = ChunkHash(*blake3::hash(&data).as_bytes());
+            batch.push(Item { unsettled, hash, data });
+        }
+    }
+    Ok(batch)
+}
+
+/// The data of the extent, unless it was replaced meanwhile.
+fn inline(view: &View, unsettled: &Unsettled) -> Result<Option<Bytes>, Failure> {
+    let Unsettled { ino, offset, version } = *unsettled;
+    let found = read::extents(view, ino, offset, offset + 1, 1).map_err(storage)?;
+    Ok(found.into_iter().find_map(|extent| match extent.data {
+        ExtentData::Inline(data) if extent.offset == offset && extent.version == version => {
+            Some(data)
+        }
+        ExtentData::Inline(_) | ExtentData::Chunk { .. } | ExtentData::Zero => None,
+    }))
+}
+
+async fn store(node: &Arc<Node>, batch: &[Item]) -> Result<(), Failure> {
+    for _ in 0..TRIES {
+        let chunks = batch.iter().map(|item| (item.hash, item.data.clone())).collect();
+        let stored = node.chunks.put(chunks).await;
+        let receipts = stored.map_err(|error| node.chunk_failure(&error, None))?;
+        let item = |(item, receipt): (&Item, Epoch)| Settle {
+            ino: item.unsettled.ino,
+            offset: item.unsettled.offset,
+            len: item.data.len() as u32,
+            version: item.unsettled.version,
+            hash: item.hash,
+            chunk_offset: 0,
+            receipt,
+        };
+        let items = batch.iter().zip(receipts).map(item).collect();
+        match node.command(Command::Settle(items), false).await {
+            Err(Failure::Meta(MetaError::RetryPut(hashes))) => {
+                node.upkeep.hold_deletions(&hashes, node.cluster.shard_count);
+            }
+            answer => return answer.map(drop),
+        }
+    }
+    Ok(())
+}

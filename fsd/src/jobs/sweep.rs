@@ -1,0 +1,97 @@
+//! Finds chunks that nothing ever referenced: put by a client that died before it committed, or left by a
+//! deletion that a crash interrupted (docs/decisions.md, D7).
+//!
+//! A chunk that was put a moment ago and waits for its commit looks the same. Deleting it would be safe,
+//! for the commit is refused then and the chunk put again, but it would be a nuisance: so a chunk is
+//! deleted only if the sweep before found it unreferenced, too.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use fsd_rpc::message::Failure;
+use raftmeta::read;
+use raftmeta_types::{ChunkHash, ShardId};
+
+use super::{Found, gc};
+use crate::node::Node;
+use crate::service::storage;
+
+/// Between two sweeps.
+const EVERY: Duration = Duration::from_secs(600);
+/// Chunks looked up without a pause.
+const STRIDE: usize = 256;
+/// Candidates remembered between two sweeps; more wait for later sweeps.
+const CANDIDATES_MAX: usize = 1 << 20;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    /// End of the last sweep; of the start before the first.
+    last: Option<Instant>,
+    /// Next shard of the sweep under way.
+    next: Option<u32>,
+    candidates: HashSet<ChunkHash>,
+    found: HashSet<ChunkHash>,
+}
+
+impl Sweep {
+    /// Whether it is time, and something was put since the last one or has to be confirmed.
+    pub fn is_due(&self, node: &Node) -> bool {
+        self.next.is_some()
+            || (self.last.is_some_and(|at| at.elapsed() >= EVERY)
+                && (node.upkeep.puts.load(Ordering::Relaxed) || !self.candidates.is_empty()))
+    }
+
+    /// One shard of a sweep that is due.
+    pub async fn step(&mut self, node: &Arc<Node>) -> Result<Found, Failure> {
+        if self.last.is_none() {
+            self.last = Some(Instant::now());
+        }
+        if !self.is_due(node) {
+            return Ok(Found::Nothing);
+        }
+        let id = self.next.unwrap_or_else(|| {
+            node.upkeep.puts.store(false, Ordering::Relaxed);
+            0
+        });
+        let shard = ShardId(id as u16);
+        let unreferenced = look(node, shard).await?;
+        let (again, new): (Vec<ChunkHash>, Vec<ChunkHash>) =
+            unreferenced.into_iter().partition(|hash| self.candidates.contains(hash));
+        self.found.extend(new);
+        if !again.is_empty() {
+            let _turn = node.upkeep.turn.lock().await;
+            let (chunks, bytes) = gc::delete(node, shard, again).await?;
+            tracing::info!(%shard, chunks, bytes, "chunks that nothing referenced are deleted");
+        }
+        self.next = Some(id + 1).filter(|next| *next < node.cluster.shard_count);
+        if self.next.is_none() {
+            self.candidates = std::mem::take(&mut self.found);
+            self.last = Some(Instant::now());
+            return Ok(Found::Nothing);
+        }
+        Ok(Found::Something)
+    }
+}
+
+/// Chunks of the shard without references; those that are known garbage are left to gc.
+async fn look(node: &Arc<Node>, shard: ShardId) -> Result<Vec<ChunkHash>, Failure> {
+    let mut unreferenced = Vec::new();
+    for hashes in node.chunks.iter_hashes(Some(shard)).chunks(STRIDE) {
+        let since = Instant::now();
+        let view = node.group.view();
+        for hash in hashes {
+            if unreferenced.len() < CANDIDATES_MAX
+                && read::references(&view, hash).map_err(storage)? == 0
+            {
+                unreferenced.push(*hash);
+            }
+        }
+        drop(view);
+        // Nine tenths of the time for others.
+        tokio::time::sleep(since.elapsed() * 9).await;
+    }
+    Ok(unreferenced)
+}

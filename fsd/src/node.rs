@@ -1,0 +1,290 @@
+//! A storage node: everything that one server process holds, joined.
+//!
+//! ```text
+//!   doors ──▶ service (one file per family of requests) ──▶ Node
+//!                                                            ├── group     metadata: propose and view
+//!   jobs  ──▶ expiry, reap, settle, gc, clean, checkpoint ──▶├── chunks    data, on a volume of blockd
+//!                                                            ├── sessions  who has what open
+//!   admin ──▶ status, fsck, du, … ─────────────────────────▶ ├── events    who hears of changes
+//!                                                            └── metrics
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | `identity` | who the node is, and how far its first start has come |
+//! | `blocks` | the block daemon below, and the volume of it that chunks live on |
+//! | `open` | from a configuration to a node, also for the first time |
+//! | `run` | doors, jobs, signals, the end |
+
+mod blocks;
+mod error;
+mod identity;
+mod open;
+mod run;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use blockd_ipc::RemoteVolume;
+use parking_lot::Mutex;
+use raftmeta::group::{Group, GroupError};
+use raftmeta::read;
+use raftmeta_types::cluster::ClusterInfo;
+use raftmeta_types::{Command, Envelope, MetaError, NodeId, Reply, SessionId, Time};
+use tokio::sync::watch;
+
+use fsd_rpc::message::Failure;
+use fsd_rpc::server::Control;
+
+pub use blocks::VOLUME;
+pub use error::NodeError;
+pub use run::{Ready, log_to_stderr, serve};
+
+use crate::authority::Authority;
+use crate::chunks::{ChunkStore, Kind};
+use crate::config::Config;
+use crate::data_dir::DataDir;
+use crate::events::Events;
+use crate::health::{self, Facts, Health};
+use crate::jobs::Upkeep;
+use crate::metrics::{Gauges, Metrics};
+use crate::service::Order;
+use crate::sessions::Sessions;
+use crate::supervise::{self, Supervisor};
+
+/// See the module. Shared as an `Arc`.
+pub struct Node {
+    pub(crate) config: Config,
+    pub(crate) id: NodeId,
+    pub(crate) cluster: ClusterInfo,
+    pub(crate) group: Group,
+    pub(crate) chunks: ChunkStore<RemoteVolume>,
+    pub(crate) sessions: Mutex<Sessions>,
+    /// Who waits for whom among the requests under way.
+    pub(crate) order: Order,
+    pub(crate) events: Events,
+    pub(crate) metrics: Metrics,
+    /// What the background work knows.
+    pub(crate) upkeep: Upkeep,
+    pub(crate) authority: Authority,
+    /// What administrators have under way.
+    pub(crate) admin: crate::admin::Jobs,
+    /// Steers the doors while they are open.
+    pub(crate) doors: OnceLock<Control>,
+    pub(crate) started: Instant,
+    /// Chunks found damaged since the start.
+    pub(crate) damaged: AtomicU64,
+    /// The block daemon, if this node runs it.
+    pub(crate) blockd: Option<watch::Receiver<supervise::State>>,
+    /// Why the metadata group failed last, if its last command did.
+    metadata_failure: Mutex<Option<String>>,
+    /// Turns true when the node stops; every wait ends then.
+    stopping: watch::Sender<bool>,
+    /// Says why the node cannot go on.
+    fatal: watch::Sender<Option<String>>,
+    supervisor: Mutex<Option<Supervisor>>,
+    directory: DataDir,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("id", &self.id)
+            .field("cluster", &self.cluster.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The wall clock, as records carry it.
+pub(crate) fn now() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time { secs: since.as_secs() as i64, nanos: since.subsec_nanos() }
+}
+
+impl Node {
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn cluster(&self) -> &ClusterInfo {
+        &self.cluster
+    }
+
+    /// Time since the start: the clock of [`Sessions`].
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Turns true when the node stops.
+    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
+    }
+
+    /// The node cannot go on: it stops in order, and its process fails with the reason.
+    pub(crate) fn fail(&self, why: String) {
+        tracing::error!(why, "the node stops");
+        self.fatal.send_if_modified(|reason| {
+            let first = reason.is_none();
+            if first {
+                *reason = Some(why);
+            }
+            first
+        });
+    }
+
+    /// Runs a command of the node itself.
+    pub(crate) async fn command(&self, command: Command, durable: bool) -> Result<Reply, Failure> {
+        self.propose(SessionId::SERVER, 0, 0, command, durable).await
+    }
+
+    /// Runs a command of a session, exactly once for its slot and number.
+    pub(crate) async fn propose(
+        &self,
+        session: SessionId,
+        slot: u16,
+        seq: u64,
+        command: Command,
+        durable: bool,
+    ) -> Result<Reply, Failure> {
+        let envelope = Envelope { session, slot, seq, time: Time::default(), command };
+        match self.group.propose(envelope, durable).await {
+            Ok(answer) => {
+                if self.metadata_failure.lock().take().is_some() {
+                    tracing::info!("the metadata group takes commands again");
+                }
+                answer.map_err(Failure::Meta)
+            }
+            Err(error @ GroupError::TooLarge { .. }) => Err(Failure::Refused(error.to_string())),
+            Err(error) if *self.stopping.borrow() => {
+                Err(Failure::NotReady(format!("the node is stopping: {error}")))
+            }
+            Err(error) => {
+                tracing::error!(%error, "a command failed");
+                *self.metadata_failure.lock() = Some(error.to_string());
+                Err(Failure::Storage(error.to_string()))
+            }
+        }
+    }
+
+    /// What a client hears of a failure of the chunk store.
+    pub(crate) fn chunk_failure(
+        &self,
+        error: &crate::chunks::Error,
+        hash: Option<raftmeta_types::ChunkHash>,
+    ) -> Failure {
+        match (error.kind(), hash) {
+            (Kind::NoSpace, _) => Failure::NoSpace,
+            (Kind::NotFound, Some(hash)) => Failure::NoChunk(hash),
+            (Kind::Damaged, Some(hash)) => {
+                self.damaged.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%error, "damaged data");
+                Failure::Damaged { hash, reason: error.to_string() }
+            }
+            (Kind::HashMismatch | Kind::Invalid, _) => Failure::Refused(error.to_string()),
+            (Kind::Poisoned, _) => {
+                self.fail(format!("{error}: what was written since is not known, restart"));
+                Failure::Storage(error.to_string())
+            }
+            (
+                Kind::NotFound
+                | Kind::Damaged
+                | Kind::Foreign
+                | Kind::NewerFormat
+                | Kind::BadHeader
+                | Kind::Key
+                | Kind::Io,
+                _,
+            ) => {
+                tracing::error!(%error, "the chunk store failed");
+                Failure::Storage(error.to_string())
+            }
+        }
+    }
+
+    /// Ends a session: its locks go and so do the unlinked files that only it held.
+    pub(crate) async fn end_session(&self, session: SessionId) -> Result<(), Failure> {
+        self.command(Command::CloseSession { session }, false).await?;
+        self.sessions.lock().end(session);
+        self.events.end_session(session);
+        self.order.locks.wake_all();
+        self.upkeep.kick();
+        Ok(())
+    }
+
+    /// After a revocation: connections whose certificate is good no more end.
+    pub(crate) fn recheck_certificates(&self) {
+        if let Some(doors) = self.doors.get() {
+            doors.recheck();
+        }
+    }
+
+    /// A new certificate of this node for its network door; its key never leaves this process.
+    pub(crate) fn tls(&self) -> Result<Arc<rustls::ServerConfig>, NodeError> {
+        let (identity, _) = self.authority.node_identity(self.id, now())?;
+        Ok(fsd_rpc::tls::server_config(&identity)?)
+    }
+
+    /// What health is judged by, now.
+    pub fn facts(&self) -> Facts {
+        let total_bytes = self.chunks.usage().total;
+        let shards = read::shards(&self.group.view()).unwrap_or_default();
+        let copies = shards.iter().map(|shard| shard.in_sync.len() as u32).min();
+        let blockd = self.blockd.as_ref().map(|state| state.borrow().clone());
+        let unreached = (!self.chunks.volume().is_connected())
+            .then(|| format!("nobody answers on {}", self.config.blockd.socket.display()));
+        let leader = self.group.status().leader;
+        let metadata = self.metadata_failure.lock().clone();
+        Facts {
+            replicas_wanted: u32::from(self.config.cluster.protection.replicas),
+            replicas_least: copies.unwrap_or(0),
+            blockd_down: match blockd {
+                Some(supervise::State::Waiting { why }) => Some(why),
+                Some(supervise::State::Stopped) => Some("it was stopped".into()),
+                Some(supervise::State::Running { .. }) | None => unreached,
+            },
+            metadata_down: metadata.or(match leader {
+                Some(leader) if leader == self.id.0 => None,
+                Some(leader) => Some(format!("node {leader} leads it")),
+                None => Some("it has no leader".into()),
+            }),
+            log_failed: self.group.failure(),
+            used_bytes: total_bytes.saturating_sub(self.available_bytes()),
+            total_bytes,
+            damaged_chunks: self.damaged.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What writers can still get: free segments outside the reserve, and what cleaning gives back.
+    pub(crate) fn available_bytes(&self) -> u64 {
+        let usage = self.chunks.usage();
+        // A segment of which more than 7/8 lives is not cleaned.
+        let reclaimable = usage.used.saturating_sub(usage.live) / 8 * 7;
+        usage.total.min(usage.free + reclaimable)
+    }
+
+    pub fn health(&self) -> Health {
+        health::judge(&self.facts())
+    }
+
+    /// Brings the gauges up to date.
+    pub(crate) fn measure(&self) {
+        let counters = read::counters(&self.group.view()).unwrap_or_default();
+        self.metrics.set(Gauges {
+            inodes: counters.inodes,
+            used_bytes: self.chunks.usage().used,
+            raft_term: self.group.status().term,
+        });
+    }
+
+    /// A session that was superseded or a command that came too late is no failure of the node.
+    pub(crate) fn is_passing(failure: &Failure) -> bool {
+        matches!(
+            failure,
+            Failure::Meta(
+                MetaError::Superseded | MetaError::StaleEpoch(_) | MetaError::RetryPut(_)
+            ) | Failure::NotReady(_)
+        )
+    }
+}

@@ -1,0 +1,195 @@
+//! Chunks: put, get, and the extents of a file with theirs.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fsd_rpc::frame::DATA_LEN_MAX;
+use fsd_rpc::message::{ChunkPut, Failure, Response};
+use raftmeta::read;
+use raftmeta_types::{CHUNK_MAX, ChunkHash, Extent, ExtentData, FileKind, Ino, MetaError};
+use tokio::task::JoinSet;
+
+use super::read::{ANSWER_BYTES_MAX, storage};
+use super::{Answer, plain};
+use crate::chunks::Kind;
+use crate::jobs;
+use crate::node::Node;
+
+/// Most chunks in one request.
+const CHUNKS_MAX: usize = 4096;
+/// Most extents of one answer.
+const EXTENTS_MAX: usize = 8192;
+/// Encoded bytes of an extent besides its inline data, at most.
+const EXTENT_BYTES: usize = 64;
+/// Chunks read at once for one request.
+const READS_MAX: usize = 16;
+
+/// `Request::PutChunks`.
+pub(super) async fn put(node: &Arc<Node>, chunks: &[ChunkPut], data: &Bytes) -> Answer {
+    let malformed = |why: &str| Err(Failure::Protocol(format!("chunks to put: {why}")));
+    if chunks.len() > CHUNKS_MAX {
+        return malformed("more than 4096 of them");
+    }
+    let mut at = 0_usize;
+    let mut pieces = Vec::with_capacity(chunks.len());
+    for chunk in chunks {
+        let len = chunk.len as usize;
+        if len == 0 || len > CHUNK_MAX {
+            return malformed("one is empty or longer than 1 MiB");
+        }
+        if len > data.len() - at {
+            return malformed("their lengths exceed the data");
+        }
+        pieces.push((chunk.hash, data.slice(at..at + len)));
+        at += len;
+    }
+    if at != data.len() {
+        return malformed("the data goes on behind them");
+    }
+    let mut stored = node.chunks.put(pieces.clone()).await;
+    if stored.as_ref().is_err_and(|error| error.kind() == Kind::NoSpace) && make_room(node).await {
+        stored = node.chunks.put(pieces).await;
+    }
+    let receipts = stored.map_err(|error| node.chunk_failure(&error, None))?;
+    node.upkeep.note_put();
+    plain(Response::Receipts(receipts))
+}
+
+/// Frees what deleted files have left; whether there is hope for another try.
+async fn make_room(node: &Arc<Node>) -> bool {
+    match jobs::make_room(node).await {
+        Ok(freed) => freed,
+        Err(failure) => {
+            tracing::warn!(%failure, "making room");
+            false
+        }
+    }
+}
+
+/// `Request::GetChunks`: as many of them, from the first on, as one answer takes.
+pub(super) async fn get(node: &Arc<Node>, hashes: &[ChunkHash]) -> Answer {
+    if hashes.len() > CHUNKS_MAX {
+        return Err(Failure::Protocol("more than 4096 chunks to get".into()));
+    }
+    let fitting = fitting(node, hashes, DATA_LEN_MAX);
+    if let (0, Some(first)) = (fitting, hashes.first()) {
+        return Err(Failure::NoChunk(*first));
+    }
+    let hashes = &hashes[..fitting];
+    let mut chunks = Vec::with_capacity(hashes.len());
+    let mut data = Vec::with_capacity(hashes.len());
+    for (hash, found) in hashes.iter().zip(fetch(node, hashes).await) {
+        let bytes = found?;
+        chunks.push(ChunkPut { hash: *hash, len: bytes.len() as u32 });
+        data.push(bytes);
+    }
+    Ok((Response::Chunks(chunks), data))
+}
+
+/// How many of the chunks, from the first on, are known and have at most `most` bytes together.
+fn fitting(node: &Node, hashes: &[ChunkHash], most: usize) -> usize {
+    let mut bytes = 0;
+    let fits = |hash: &&ChunkHash| match node.chunks.plain_len(hash) {
+        Some(len) => {
+            bytes += len as usize;
+            bytes <= most
+        }
+        None => false,
+    };
+    hashes.iter().take_while(fits).count()
+}
+
+/// The chunks or what is wrong with each, in their order.
+async fn fetch(node: &Arc<Node>, hashes: &[ChunkHash]) -> Vec<Result<Bytes, Failure>> {
+    let one = |hash: ChunkHash| {
+        let node = Arc::clone(node);
+        async move {
+            let found = node.chunks.get(&hash).await;
+            found.map_err(|error| node.chunk_failure(&error, Some(hash)))
+        }
+    };
+    if let [hash] = hashes {
+        return vec![one(*hash).await];
+    }
+    let mut found: Vec<Option<Result<Bytes, Failure>>> = hashes.iter().map(|_| None).collect();
+    let mut reads = JoinSet::new();
+    let mut next = 0;
+    loop {
+        while next < hashes.len() && reads.len() < READS_MAX {
+            let (place, chunk) = (next, one(hashes[next]));
+            reads.spawn(async move { (place, chunk.await) });
+            next += 1;
+        }
+        match reads.join_next().await {
+            Some(Ok((place, chunk))) => found[place] = Some(chunk),
+            Some(Err(error)) => tracing::error!(%error, "reading a chunk"),
+            None => break,
+        }
+    }
+    let lost = || Err(Failure::Storage("reading a chunk was stopped".into()));
+    found.into_iter().map(|chunk| chunk.unwrap_or_else(lost)).collect()
+}
+
+/// `Request::Extents`.
+pub(super) async fn extents(
+    node: &Arc<Node>,
+    ino: Ino,
+    offset: u64,
+    len: u64,
+    chunk_bytes_max: u32,
+) -> Answer {
+    let to = offset.saturating_add(len);
+    let (inode, extents, end) = {
+        let view = node.group.view();
+        let inode = read::inode(&view, ino).map_err(storage)?.ok_or(MetaError::Stale)?;
+        if inode.kind == FileKind::Directory {
+            return Err(MetaError::IsDirectory.into());
+        }
+        let found = read::extents(&view, ino, offset, to, EXTENTS_MAX).map_err(storage)?;
+        let (extents, end) = cut(found, to);
+        (inode, extents, end)
+    };
+    let mut seen = HashSet::new();
+    let wanted: Vec<ChunkHash> = extents
+        .iter()
+        .filter_map(|extent| match &extent.data {
+            ExtentData::Chunk { hash, .. } => seen.insert(*hash).then_some(*hash),
+            ExtentData::Inline(_) | ExtentData::Zero => None,
+        })
+        .collect();
+    let most = (chunk_bytes_max as usize).min(DATA_LEN_MAX);
+    let wanted = &wanted[..fitting(node, &wanted, most)];
+    let (mut chunks, mut data) = (Vec::new(), Vec::new());
+    for (hash, found) in wanted.iter().zip(fetch(node, wanted).await) {
+        // One that cannot be read is left out: who needs it asks for it and hears why.
+        if let Ok(bytes) = found {
+            chunks.push(ChunkPut { hash: *hash, len: bytes.len() as u32 });
+            data.push(bytes);
+        }
+    }
+    Ok((Response::Extents { inode, extents, end, chunks }, data))
+}
+
+/// Takes away what one answer does not hold, and says how far the rest reaches.
+fn cut(mut extents: Vec<Extent>, to: u64) -> (Vec<Extent>, u64) {
+    let mut bytes = 0;
+    let fits = |extent: &&Extent| {
+        let inline = match &extent.data {
+            ExtentData::Inline(data) => data.len(),
+            ExtentData::Chunk { .. } | ExtentData::Zero => 0,
+        };
+        bytes += EXTENT_BYTES + inline;
+        bytes <= ANSWER_BYTES_MAX
+    };
+    // At least one: an extent is far smaller than an answer.
+    let count = extents.iter().take_while(fits).count();
+    let complete = count == extents.len() && count < EXTENTS_MAX;
+    extents.truncate(count);
+    let reached = extents.last().map(|last| last.offset + u64::from(last.len));
+    let end = match (complete, reached) {
+        (false, Some(reached)) => reached.min(to),
+        (true, _) | (false, None) => to,
+    };
+    (extents, end)
+}

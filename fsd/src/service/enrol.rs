@@ -1,0 +1,76 @@
+//! Certificates of clients: given for a token, renewed, and looked up at the door.
+
+use std::sync::Arc;
+
+use fsd_rpc::message::{Enrolment, Failure, Response};
+use fsd_rpc::server::Peer;
+use fsd_rpc::tls::Facts;
+use fsd_rpc::token::Token;
+use raftmeta::read;
+use raftmeta_types::cluster::TokenRefusal;
+use raftmeta_types::{Command, MetaError};
+
+use super::read::storage;
+use crate::authority::{AuthorityError, Issued};
+use crate::node::{Node, now};
+
+/// Whether the cluster knows the certificate and has not revoked it.
+pub(super) fn admits(node: &Node, peer: &Peer) -> bool {
+    let Peer::Tls { certificate, .. } = peer else { return true };
+    match read::certificate(&node.group.view(), certificate.serial) {
+        Ok(known) => known.is_some_and(|known| !known.revoked),
+        Err(error) => {
+            tracing::error!(%error, subject = certificate.subject, "looking up a certificate");
+            false
+        }
+    }
+}
+
+pub(super) async fn enrol(
+    node: &Arc<Node>,
+    peer: &Peer,
+    enrolment: Enrolment,
+) -> Result<Response, Failure> {
+    let token: Token =
+        enrolment.token.parse().map_err(|error| Failure::Refused(format!("{error}")))?;
+    let hash = token.hash();
+    // Nothing is signed for strangers; whether the token is still good is decided by the command.
+    if read::token(&node.group.view(), &hash).map_err(storage)?.is_none() {
+        return Err(MetaError::Token(TokenRefusal::Unknown).into());
+    }
+    let issued = node.authority.client_certificate(&enrolment.csr_der, &enrolment.name, now());
+    let Issued { certificate_pem, info } = issued.map_err(refusal)?;
+    let subject = info.subject.clone();
+    let command = Command::UseToken { token_hash: hash, certificate: info };
+    node.command(command, true).await?;
+    tracing::info!(subject, ?peer, "a client is enrolled");
+    Ok(enrolled(node, certificate_pem))
+}
+
+pub(super) async fn renew(
+    node: &Arc<Node>,
+    certificate: &Facts,
+    csr_der: &[u8],
+) -> Result<Response, Failure> {
+    let Some(name) = certificate.subject.strip_prefix("client:") else {
+        return Err(Failure::Refused(format!("{} is no client", certificate.subject)));
+    };
+    let issued = node.authority.client_certificate(csr_der, name, now()).map_err(refusal)?;
+    let command = Command::RecordCertificate { certificate: issued.info };
+    node.command(command, true).await?;
+    tracing::info!(subject = certificate.subject, "a certificate is renewed");
+    Ok(enrolled(node, issued.certificate_pem))
+}
+
+fn enrolled(node: &Node, certificate_pem: String) -> Response {
+    Response::Enrolled {
+        certificate_pem,
+        ca_pem: node.authority.ca_pem().to_owned(),
+        cluster_uuid: node.cluster.uuid,
+        cluster_name: node.cluster.name.clone(),
+    }
+}
+
+fn refusal(error: AuthorityError) -> Failure {
+    Failure::Refused(error.to_string())
+}

@@ -1,0 +1,75 @@
+//! `fcntl` and `flock` locks.
+
+use fsd_rpc::message::{Request, Response};
+use raftmeta_types::lock::{Lock, LockFamily, LockKind, LockOwner};
+use raftmeta_types::{Command, Ino};
+
+use super::{Core, Result, unexpected};
+use crate::errno;
+
+/// A lock was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Locked {
+    /// What the kernel holds of the file is good.
+    Fresh,
+    /// The content has changed elsewhere since.
+    Stale,
+}
+
+impl Core {
+    /// The lock that stands in the way.
+    pub(crate) fn get_lock(&self, wanted: Lock) -> Result<Option<Lock>> {
+        match self.call(&Request::GetLock(wanted))?.0 {
+            Response::Lock(found) => Ok(found),
+            _ => unexpected(),
+        }
+    }
+
+    /// Takes or drops a lock; `AGAIN` if another stands in the way. Unlocking commits what was written
+    /// under the lock; whoever locks sees what was committed before.
+    pub(crate) fn set_lock(&self, lock: &Lock) -> Result<Locked> {
+        if lock.kind == LockKind::Unlock {
+            self.commit(lock.ino)?;
+        }
+        // Locks are taken on a read-only mount, too.
+        let set = self.backend.mutate(false, Command::Lock(lock.clone()));
+        set.map_err(|error| errno::of(&error))?;
+        if lock.kind == LockKind::Unlock {
+            return Ok(Locked::Fresh);
+        }
+        if lock.family == LockFamily::Posix {
+            self.lock_owners.lock().insert((lock.ino, lock.owner.owner));
+        }
+        let seen = self.seen.lock().get(&lock.ino).copied();
+        let inode = self.getattr(lock.ino)?;
+        if seen.is_none_or(|seen| seen == inode.data_version) {
+            return Ok(Locked::Fresh);
+        }
+        self.seen.lock().insert(lock.ino, inode.data_version);
+        self.invalidate(lock.ino, false);
+        Ok(Locked::Stale)
+    }
+
+    /// POSIX: a process that closes any descriptor of a file drops its `fcntl` locks on it.
+    pub(crate) fn unlock_owner(&self, ino: Ino, owner: u64) -> Result<()> {
+        if !self.lock_owners.lock().remove(&(ino, owner)) {
+            return Ok(());
+        }
+        let dropped = self.backend.mutate(false, Command::UnlockOwner { ino, owner });
+        dropped.map(drop).map_err(|error| errno::of(&error))
+    }
+
+    /// The same for `flock`, at the end of an open file description.
+    pub(crate) fn unlock_flock(&self, ino: Ino, owner: u64) -> Result<()> {
+        let unlock = Lock {
+            ino,
+            family: LockFamily::Flock,
+            owner: LockOwner { session: self.backend.session(), owner },
+            kind: LockKind::Unlock,
+            start: 0,
+            end: u64::MAX,
+            pid: 0,
+        };
+        self.set_lock(&unlock).map(drop)
+    }
+}

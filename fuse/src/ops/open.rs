@@ -1,0 +1,151 @@
+//! Opening and closing files.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fsd_rpc::message::{Request, Response};
+use parking_lot::{Condvar, Mutex};
+use raftmeta_types::Ino;
+use raftmeta_types::command::{AttrChange, SetAttr, SetTime};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::flush::Depth;
+use super::{Core, File, Handle, Result, State, unexpected};
+use crate::buffer::Dirty;
+
+/// An opened file.
+pub(crate) struct Opened {
+    pub(crate) fh: u64,
+    /// The pages that the kernel holds are still good.
+    pub(crate) keep_pages: bool,
+    /// The kernel may remember attributes of before another's change.
+    pub(crate) changed: bool,
+}
+
+impl Core {
+    fn file(&self, ino: Ino) -> Arc<File> {
+        let new = || {
+            let (flushing, state, loaded) = (Mutex::default(), Mutex::default(), Condvar::new());
+            Arc::new(File { ino, flushing, state, loaded })
+        };
+        self.files.lock().entry(ino).or_insert_with(new).clone()
+    }
+
+    /// Opens a file, as of now on the server. `made`: the caller has just made it.
+    pub(crate) fn open(&self, ino: Ino, flags: OFlags, made: bool) -> Result<Opened> {
+        let file = loop {
+            let file = self.file(ino);
+            let mut state = file.state.lock();
+            if !state.dead {
+                // Counted before the server is asked, so that no release retires it meanwhile.
+                state.opens += 1;
+                drop(state);
+                break file;
+            }
+        };
+        let inode = match self.call(&Request::Open { ino }) {
+            Ok((Response::Inode(inode), _)) => inode,
+            other => {
+                self.close(&file, false);
+                return other.and_then(|_| unexpected());
+            }
+        };
+        let mut state = file.state.lock();
+        let seen = self.seen.lock().insert(ino, inode.data_version);
+        state.adopt(&inode);
+        state.undurable |= made;
+        let heard = state.failures;
+        drop(state);
+        let handle = Handle {
+            file,
+            writable: flags.intersects(OFlags::WRONLY | OFlags::RDWR),
+            keeps_atime: flags.contains(OFlags::NOATIME),
+            heard: AtomicU64::new(heard),
+            pattern: Mutex::default(),
+        };
+        let mut handles = self.handles.lock();
+        handles.next += 1;
+        let fh = handles.next;
+        handles.files.insert(fh, Arc::new(handle));
+        drop(handles);
+        let truncate = flags.contains(OFlags::TRUNC) && !made;
+        if truncate {
+            let set = SetAttr { ino, change: AttrChange::default(), size: Some(0) };
+            if let Err(error) = self.setattr(set) {
+                self.release(fh);
+                return Err(error);
+            }
+        }
+        let keep_pages = seen == Some(inode.data_version) && !truncate;
+        Ok(Opened { fh, keep_pages, changed: !made && !keep_pages })
+    }
+
+    pub(crate) fn release(&self, fh: u64) {
+        let handle = self.handles.lock().files.remove(&fh);
+        if let Some(handle) = handle {
+            self.close(&handle.file, true);
+        }
+    }
+
+    /// One handle less. The last one sends what is left and tells the server, if it was `told` of the
+    /// file.
+    fn close(&self, file: &Arc<File>, told: bool) {
+        let mut state = file.state.lock();
+        state.opens -= 1;
+        while state.opens == 0 && !state.dead {
+            // Left after the flush of `close`: pages written through a mapping, an access time.
+            if !state.is_settled() {
+                drop(state);
+                let flushed = self.flush(file, Depth::Last);
+                state = file.state.lock();
+                match flushed {
+                    Err(error) if state.opens == 0 => self.give_up(file, &mut state, error),
+                    Ok(()) | Err(_) => {}
+                }
+                continue;
+            }
+            state.dead = true;
+            // Told while the file is still in the table: an open that comes now waits for the
+            // state's lock and asks the server afterwards, so that it is not undone by this.
+            if told && let Err(error) = self.call(&Request::Close { inos: vec![file.ino] }) {
+                tracing::warn!(ino = file.ino.0, %error, "close not reported");
+            }
+            self.files.lock().remove(&file.ino);
+        }
+    }
+
+    /// No handle is left that could try again.
+    fn give_up(&self, file: &File, state: &mut State, error: Errno) {
+        let bytes = state.dirty.bytes();
+        if bytes > 0 {
+            tracing::error!(ino = file.ino.0, %error, bytes, "written data lost at the last close");
+            self.lost.store(true, Ordering::Relaxed);
+            self.budget.changed(bytes, 0);
+        }
+        state.dirty = Dirty::default();
+        state.held = AttrChange::default();
+    }
+}
+
+impl State {
+    /// Nothing here that the server does not have.
+    fn is_settled(&self) -> bool {
+        self.is_clean() && self.held == AttrChange::default()
+    }
+
+    /// `relatime`: an access is noted if the last noted one is older than the last change, or a day.
+    pub(super) fn note_access(&mut self) {
+        const DAY_SECS: i64 = 86_400;
+        let Some(inode) = &self.inode else { return };
+        let mut shown = inode.clone();
+        self.show(&mut shown);
+        let now = super::now();
+        let due = shown.atime <= shown.mtime
+            || shown.atime <= shown.ctime
+            || now.secs - shown.atime.secs >= DAY_SECS;
+        if due && shown.atime < now {
+            self.held.atime = Some(SetTime::At(now));
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Everything that has to hold before a change lands, in order, stopping at the first stage that fails: format,
+//! lints, tidiness, tests, the crash test with all its rounds, and the world's suites on a mount.
+//!
+//! The last line says how many tests ran, whatever happened.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::tidy;
+
+/// Rounds of the crash test; `CRASH_ROUNDS` overrides.
+const CRASH_ROUNDS: &str = "200";
+/// Rounds within the workspace's tests, where the crash test only has to work.
+const CRASH_ROUNDS_BRIEF: &str = "3";
+/// A run of CI that takes longer than this hangs, and so does a stage that takes longer than its own.
+const SECONDS_MAX: u64 = 60 * 60;
+const BUILD_SECONDS_MAX: u64 = 30 * 60;
+const TESTS_SECONDS_MAX: u64 = 25 * 60;
+const CRASH_SECONDS_MAX: u64 = 20 * 60;
+const SUITES_SECONDS_MAX: u64 = 25 * 60;
+/// pjdfstest and fsx on a mount, beside the tests that cargo knows.
+const SUITES: &str = "scripts/suites";
+
+pub fn run(quick: bool) -> Result<()> {
+    let mut tally = Tally::default();
+    let result = stages(quick, &mut tally);
+    if tally != Tally::default() {
+        println!("tests: {tally}");
+    }
+    result
+}
+
+fn stages(quick: bool, tally: &mut Tally) -> Result<()> {
+    let clock = Clock { started: Instant::now() };
+    let mut stage = |name: &str, command: &mut Command| {
+        let started = Instant::now();
+        eprintln!("+ {name}");
+        let status = tally.follow(command)?;
+        eprintln!("+ {name}: {} s", started.elapsed().as_secs());
+        ensure!(status.success(), "{name} failed: {status}");
+        anyhow::Ok(())
+    };
+    let cargo = |seconds_max: u64| {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        clock.bounded(&cargo, seconds_max)
+    };
+    stage("cargo fmt", cargo(BUILD_SECONDS_MAX).args(["fmt", "--all", "--check"]))?;
+    let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--"];
+    stage("cargo clippy", cargo(BUILD_SECONDS_MAX).args(clippy).args(["--deny", "warnings"]))?;
+    tidy::check()?;
+    // The integration tests start the daemons' binaries: all of them are built first.
+    let build = ["build", "--locked", "--workspace", "--bins"];
+    stage("cargo build", cargo(BUILD_SECONDS_MAX).args(build))?;
+    let test = ["test", "--locked", "--workspace", "--no-fail-fast"];
+    // Compiling is not testing: its time is not theirs.
+    stage("building the tests", cargo(BUILD_SECONDS_MAX).args(test).arg("--no-run"))?;
+    if quick {
+        return stage("unit tests", cargo(TESTS_SECONDS_MAX).args(test).args(["--lib", "--bins"]));
+    }
+    let mut tests = cargo(TESTS_SECONDS_MAX);
+    stage("tests", tests.args(test).env("CRASH_ROUNDS", CRASH_ROUNDS_BRIEF))?;
+    let rounds = std::env::var("CRASH_ROUNDS").unwrap_or_else(|_| CRASH_ROUNDS.to_owned());
+    let mut crash = cargo(CRASH_SECONDS_MAX);
+    crash.args(["test", "--locked", "--workspace", "--test", "crash"]);
+    crash.args(["--", "--exact", "--nocapture", "crash"]).env("CRASH_ROUNDS", &rounds);
+    stage(&format!("crash test, {rounds} rounds"), &mut crash)?;
+    if Path::new(SUITES).exists() {
+        stage("suites", &mut clock.bounded(SUITES, SUITES_SECONDS_MAX))?;
+    }
+    Ok(())
+}
+
+/// Since when the run lasts.
+struct Clock {
+    started: Instant,
+}
+
+impl Clock {
+    /// In CI a stage that hangs is ended, with all that it started. Elsewhere somebody watches, and Ctrl-C has to
+    /// reach it.
+    fn bounded(&self, program: &str, seconds_max: u64) -> Command {
+        if std::env::var_os("CI").is_none() {
+            return Command::new(program);
+        }
+        let left = SECONDS_MAX.saturating_sub(self.started.elapsed().as_secs()).max(1);
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=10", &seconds_max.min(left).to_string(), program]);
+        command
+    }
+}
+
+/// Tests that ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Tally { passed, failed, skipped } = self;
+        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
+impl Tally {
+    /// Runs a command, repeats its stdout and counts the tests that it tells of.
+    fn follow(&mut self, command: &mut Command) -> Result<std::process::ExitStatus> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {:?}", command.get_program()))?;
+        let stdout = child.stdout.take().context("the pipe that was asked for")?;
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.context("reading a command's output")?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            self.count(&line);
+        }
+        child.wait().context("waiting for a command")
+    }
+
+    /// Adds what libtest's `test result:` lines, and lines of the form `WORD: N passed, N failed`, tell.
+    fn count(&mut self, line: &str) {
+        let line = line.strip_prefix("test result: ").unwrap_or(line);
+        let Some((before, _)) = line.split_once(" passed") else { return };
+        let words = before.split([' ', ':', '.']).filter(|word| !word.is_empty()).count();
+        // Prose is no count: at most a word stands before the number.
+        if words > 2 || !line.contains(" failed") {
+            return;
+        }
+        for part in line.split([',', ';']) {
+            let mut words = part.split_whitespace().rev();
+            let (Some(kind), Some(number)) = (words.next(), words.next()) else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match kind {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" | "skipped" => self.skipped += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts() {
+        let mut tally = Tally::default();
+        for line in [
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.1s",
+            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
+            "pjdfstest: 383 passed, 0 failed, 15 skipped",
+            "4 passed, 2 failed",
+            "a sentence in which 5 passed, 6 failed",
+            "running 12 tests",
+        ] {
+            tally.count(line);
+        }
+        assert_eq!(tally, Tally { passed: 401, failed: 3, skipped: 16 });
+        assert_eq!(tally.to_string(), "401 passed, 3 failed, 16 skipped");
+    }
+
+    #[test]
+    fn a_failure_is_told_and_counted() {
+        let mut tally = Tally::default();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "echo 'test result: ok. 1 passed; 2 failed; 0 ignored'; exit 3"]);
+        assert_eq!(tally.follow(&mut shell).unwrap().code(), Some(3));
+        assert_eq!(tally, Tally { passed: 1, failed: 2, skipped: 0 });
+    }
+}
