@@ -13,6 +13,7 @@ use crate::config::VolumeConfig;
 use crate::daemon::Daemon;
 use crate::engine::FaultSettings;
 use crate::error::Error;
+use crate::nvmet::{Export, Host, Target};
 use crate::volume::Volume;
 
 /// Longest request line in bytes; a longer one ends its connection.
@@ -142,6 +143,23 @@ struct Seeded {
     seed: u64,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unexport {
+    volume: String,
+    nqn: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Hosts {
+    nqn: String,
+    #[serde(default)]
+    any_host: bool,
+    #[serde(default, rename = "host")]
+    hosts: Vec<Host>,
+}
+
 #[derive(Serialize)]
 struct VolumeStatus<'a> {
     name: &'a str,
@@ -184,6 +202,18 @@ fn perform(method: &str, given: Value, daemon: &Daemon, stop: &Stop) -> Result<V
             let Resize { name, size } = params(given)?;
             Ok(describe(&*daemon.find(&name)?.resize(&name, size)?))
         }
+        "nvmet.list" => Ok(target(daemon)?.registry.describe()),
+        "nvmet.export" => Ok(json!(target(daemon)?.export(params::<Export>(given)?, daemon)?)),
+        "nvmet.unexport" => {
+            let Unexport { volume, nqn } = params(given)?;
+            let (removed, returns) = target(daemon)?.unexport(&volume, nqn.as_deref())?;
+            Ok(json!({ "removed": removed, "until_restart": returns }))
+        }
+        "nvmet.hosts" => {
+            let Hosts { nqn, any_host, hosts } = params(given)?;
+            target(daemon)?.hosts(&nqn, &hosts, any_host)?;
+            Ok(Value::Null)
+        }
         "stats" => Ok(stats(daemon)),
         "fault.set" => {
             let settings: FaultSettings = params(given)?;
@@ -208,6 +238,11 @@ fn perform(method: &str, given: Value, daemon: &Daemon, stop: &Stop) -> Result<V
 fn params<T: DeserializeOwned>(given: Value) -> Result<T, Failure> {
     serde_json::from_value(given)
         .map_err(|e| Failure { code: INVALID_PARAMS, message: format!("params: {e}") })
+}
+
+fn target(daemon: &Daemon) -> Result<&Target, Failure> {
+    let message = "there is no NVMe/TCP target: add [nvmet] to the configuration".to_owned();
+    daemon.nvmet().ok_or(Failure { code: FAILED, message })
 }
 
 fn no_fault() -> Failure {

@@ -1,11 +1,13 @@
 //! The configuration file, TOML. A key that is not known is refused by name.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use crate::engine::FaultSettings;
 use crate::error::{Error, Result};
+use crate::nvmet::Export;
 
 /// Most reactors; a larger number of cores is refused.
 pub const CORES_MAX: usize = 256;
@@ -28,6 +30,81 @@ pub struct Config {
     pub device: Vec<DeviceConfig>,
     #[serde(default)]
     pub volume: Vec<VolumeConfig>,
+    /// The NVMe/TCP target; without it there is none.
+    pub nvmet: Option<NvmetConfig>,
+    #[serde(default)]
+    pub export: Vec<Export>,
+}
+
+/// `[nvmet]`: where hosts connect, and how much of the daemon they may use.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NvmetConfig {
+    /// Addresses for I/O and admin queues. Port 4420 is the usual one.
+    #[serde(default = "io_addresses")]
+    pub listen: Vec<SocketAddr>,
+    /// Addresses of the discovery controller, port 8009.
+    #[serde(default = "discovery_addresses")]
+    pub discovery: Vec<SocketAddr>,
+    /// Address that discovery gives, where hosts reach this machine by another one than it knows.
+    pub advertise: Option<IpAddr>,
+    /// Keeps what the admin method `nvmet.export` makes.
+    pub exports_file: Option<PathBuf>,
+    #[serde(default = "connections")]
+    pub connections_max: usize,
+    /// I/O queues of one controller.
+    #[serde(default = "queues")]
+    pub queues_max: u16,
+    /// Entries of a queue.
+    #[serde(default = "depth")]
+    pub queue_depth: u16,
+    /// Bytes of buffers that one connection may use; commands beyond wait.
+    #[serde(default = "buffers")]
+    pub buffer_bytes: usize,
+}
+
+fn io_addresses() -> Vec<SocketAddr> {
+    vec![SocketAddr::from(([0, 0, 0, 0], 4420))]
+}
+
+fn discovery_addresses() -> Vec<SocketAddr> {
+    vec![SocketAddr::from(([0, 0, 0, 0], 8009))]
+}
+
+fn connections() -> usize {
+    256
+}
+
+fn queues() -> u16 {
+    16
+}
+
+fn depth() -> u16 {
+    128
+}
+
+fn buffers() -> usize {
+    16 << 20
+}
+
+impl NvmetConfig {
+    fn check(&self) -> Result<()> {
+        let ranges: [(&str, usize, usize, usize); 4] = [
+            ("connections_max", self.connections_max, 1, 65_536),
+            ("queues_max", self.queues_max.into(), 1, 256),
+            ("queue_depth", self.queue_depth.into(), 16, 1024),
+            ("buffer_bytes", self.buffer_bytes, 2 << 20, 1 << 30),
+        ];
+        for (key, value, low, high) in ranges {
+            if !(low..=high).contains(&value) {
+                return Err(Error::Config(format!("[nvmet] {key} = {value}: {low} to {high}")));
+            }
+        }
+        if self.listen.is_empty() {
+            return Err(Error::Config("[nvmet] listen is empty: name an address".to_owned()));
+        }
+        Ok(())
+    }
 }
 
 /// One `[[device]]`: a pool of its own.
@@ -144,6 +221,14 @@ impl Config {
                 ));
             }
         }
+        if let Some(nvmet) = &self.nvmet {
+            nvmet.check()?;
+        } else if let Some(export) = self.export.first() {
+            return wrong(format!("export of {:?}: there is no [nvmet]", export.volume));
+        }
+        for export in &self.export {
+            export.check().map_err(|e| Error::Config(e.to_string()))?;
+        }
         Ok(())
     }
 }
@@ -162,6 +247,13 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_configuration_is_sound() {
+        let config = Config::parse(include_str!("../../config/blockd.toml")).unwrap();
+        assert_eq!(config.export[0].volume, config.volume[0].name);
+        assert!(config.nvmet.is_some());
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let cases = [
             ("colour = 1\n[[device]]\npath = '/d'\n", "colour"),
@@ -174,6 +266,15 @@ mod tests {
             (
                 "[[device]]\npath = '/d'\n[[volume]]\nname = 'v'\nsize = 1\ndevice = '/e'\n",
                 "not listed",
+            ),
+            ("[[device]]\npath = '/d'\n[[export]]\nvolume = 'v'\nany_host = true\n", "[nvmet]"),
+            ("[nvmet]\n[[device]]\npath = '/d'\n[[export]]\nvolume = 'v'\n", "any_host"),
+            ("[nvmet]\nqueue_depth = 1\n[[device]]\npath = '/d'\n", "queue_depth"),
+            ("[nvmet]\nlisten = []\n[[device]]\npath = '/d'\n", "listen"),
+            (
+                "[nvmet]\n[[device]]\npath = '/d'\n[[export]]\nvolume = 'v'\n\
+                 [[export.host]]\nnqn = 'iqn.x'\n",
+                "iqn.x",
             ),
         ];
         for (text, word) in cases {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::config::{Config, DeviceConfig, EngineKind, VolumeConfig};
 use crate::engine::{Device, Fault, Mem, Uring};
 use crate::error::{Error, Result};
+use crate::nvmet;
 use crate::pool::Pool;
 use crate::reactor::{self, Client, Handle, Share, Stats};
 use crate::volume::Volume;
@@ -21,6 +22,7 @@ pub struct Daemon {
     reactors: Mutex<Vec<Handle>>,
     stats: Vec<Arc<Stats>>,
     next_core: AtomicUsize,
+    nvmet: Option<nvmet::Target>,
 }
 
 impl Daemon {
@@ -42,15 +44,29 @@ impl Daemon {
             reactors.push(handle);
         }
         let stats = reactors.iter().map(|r| Arc::clone(&r.stats)).collect();
-        let daemon =
-            Daemon { pools, reactors: Mutex::new(reactors), stats, next_core: AtomicUsize::new(0) };
+        let mut daemon = Daemon {
+            pools,
+            reactors: Mutex::new(reactors),
+            stats,
+            next_core: AtomicUsize::new(0),
+            nvmet: None,
+        };
         for volume in &config.volume {
             if daemon.find(&volume.name).is_err() {
                 daemon.create(volume)?;
                 tracing::info!(volume = volume.name, bytes = volume.size, "volume created");
             }
         }
+        if let Some(nvmet) = &config.nvmet {
+            daemon.nvmet = Some(nvmet::Target::start(nvmet, &config.export, &daemon)?);
+        }
         Ok(daemon)
+    }
+
+    /// The NVMe/TCP target, if there is one.
+    #[must_use]
+    pub fn nvmet(&self) -> Option<&nvmet::Target> {
+        self.nvmet.as_ref()
     }
 
     #[must_use]

@@ -1,6 +1,7 @@
-//! blockd: the daemon that owns block devices and serves volumes over shared memory.
+//! blockd: the daemon that owns block devices and serves volumes over shared memory and NVMe/TCP.
 //!
 //! ```text
+//!  host ──NVMe/TCP────────┐
 //!  client ──ipc rings──► reactor (one thread per core) ──► engine queue ──► device
 //!                          │  translates volume offsets            uring | mem | fault
 //!                          ▼
@@ -17,12 +18,11 @@
 pub mod admin;
 pub mod config;
 pub mod daemon;
-
 pub mod door;
 pub mod engine;
 pub mod error;
+pub mod nvmet;
 pub mod pool;
-
 pub mod reactor;
 pub mod volume;
 

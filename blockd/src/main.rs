@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use blockd::config::Config;
 use blockd::daemon::{self, Daemon};
-use blockd::{admin, door};
+use blockd::{admin, door, nvmet};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -60,6 +60,13 @@ fn main() -> anyhow::Result<()> {
     });
     let admin_socket = daemon::bind(&config.admin_socket)?;
     let ipc_socket = door::bind(&config.ipc_socket)?;
+    if let (Some(config), Some(target)) = (&config.nvmet, daemon.nvmet()) {
+        let listeners = nvmet::Listeners::bind(config, target)?;
+        let (io, discovery) = (listeners.addresses(false), listeners.addresses(true));
+        tracing::info!(?io, ?discovery, "serving NVMe/TCP");
+        let for_hosts = Arc::clone(&daemon);
+        std::thread::spawn(move || nvmet::serve(&listeners, &for_hosts));
+    }
     let for_admin = Arc::clone(&daemon);
     std::thread::spawn(move || admin::serve(&admin_socket, &for_admin, &stop));
     let for_door = Arc::clone(&daemon);

@@ -1,0 +1,72 @@
+//! Commands of the admin queue (NVMe base 2.0 §5).
+
+use super::connection::{Connection, Outcome, Reply, Stage};
+use super::controller::{EVENT_DISCOVERY, EVENT_NAMESPACE};
+use super::status::Status;
+use super::{features, identify, log_page};
+
+pub const GET_LOG_PAGE: u8 = 0x02;
+pub const IDENTIFY: u8 = 0x06;
+pub const ABORT: u8 = 0x08;
+pub const SET_FEATURES: u8 = 0x09;
+pub const GET_FEATURES: u8 = 0x0a;
+pub const EVENT_REQUEST: u8 = 0x0c;
+pub const KEEP_ALIVE: u8 = 0x18;
+
+/// Event requests at once.
+pub const EVENT_REQUESTS_MAX: usize = 4;
+
+pub fn execute(connection: &mut Connection, slot: usize) -> Outcome {
+    connection.alive();
+    let controller = connection.controller.clone().ok_or(Status::SEQUENCE)?;
+    let sqe = connection.command(slot).sqe;
+    match sqe.opcode() {
+        IDENTIFY => identify::execute(connection, &controller, &sqe).map(Reply::Data),
+        GET_LOG_PAGE => {
+            let len = connection.command(slot).len;
+            log_page::execute(connection, &controller, &sqe, len).map(Reply::Data)
+        }
+        SET_FEATURES => features::set(connection, &controller, &sqe).map(Reply::Done),
+        GET_FEATURES => features::get(connection, slot, &controller, &sqe),
+        EVENT_REQUEST => {
+            if connection.events.len() >= EVENT_REQUESTS_MAX {
+                return Err(Status::EVENTS_LIMIT);
+            }
+            connection.command(slot).stage = Stage::Event;
+            connection.events.push(slot);
+            Ok(Reply::Pending)
+        }
+        KEEP_ALIVE => Ok(Reply::Done(0)),
+        ABORT => Ok(Reply::Done(u64::from(!abort(connection, sqe.dword(10))))),
+        _ => Err(Status::INVALID_OPCODE),
+    }
+}
+
+/// Dword 0 of an event request's completion: type notice, information, log page.
+pub fn event_result(event: u32) -> u64 {
+    match event {
+        EVENT_NAMESPACE => 0x02 | u64::from(log_page::CHANGED_NAMESPACES) << 16,
+        EVENT_DISCOVERY => 0x02 | 0xf0 << 8 | u64::from(log_page::DISCOVERY) << 16,
+        _ => unreachable!("the controller has no other events"),
+    }
+}
+
+/// Aborts an event request. Other commands end by themselves: what is with a device is not called back.
+fn abort(connection: &mut Connection, which: u32) -> bool {
+    let (queue, id) = (which as u16, (which >> 16) as u16);
+    if queue != 0 {
+        return false;
+    }
+    let events = connection.events.clone();
+    let Some(at) = events.iter().position(|slot| connection.command(*slot).sqe.id() == id) else {
+        return false;
+    };
+    let slot = connection.events.remove(at);
+    connection.finish(slot, Status::ABORT_REQUESTED, 0);
+    true
+}
+
+/// The numbers of the namespaces, ascending.
+pub fn namespace_ids(connection: &mut Connection) -> Vec<u32> {
+    connection.namespaces().iter().map(|n| n.nsid).collect()
+}

@@ -1,0 +1,221 @@
+//! A connection on its socket, as a client of a reactor: the only file of the target that moves bytes.
+//!
+//! The reactor polls; a socket that had nothing for a while is looked at less often, and when the reactor sleeps it
+//! waits for the socket's epoll descriptor, which also holds the event by which other threads wake the connection.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::RecvFlags;
+
+use super::connection::{Connection, Place};
+use super::controller::Link;
+use super::registry::Registry;
+use crate::engine::socket;
+use crate::reactor::{Client, Request};
+
+/// Received at once, unless it is data that goes to its buffer directly.
+const RECEIVE_BYTES: usize = 64 << 10;
+/// Data longer than this is received into its buffer; shorter is copied, and shares its call with what follows.
+const DIRECT_BYTES_MIN: usize = 16 << 10;
+/// A quiet socket is passed over this many rounds at most.
+const SKIP_MAX: u32 = 64;
+
+/// See the module.
+pub struct Socket {
+    // Dropped first: the queue's number is free before the host sees the end of the stream.
+    connection: Connection,
+    stream: TcpStream,
+    wake: Arc<OwnedFd>,
+    poller: OwnedFd,
+    interest: EventFlags,
+    input: Box<[u8]>,
+    /// Rounds without data, and rounds to pass over.
+    quiet: u32,
+    skip: u32,
+    /// The last receive took all there was.
+    drained: bool,
+    blocked: bool,
+    shut: bool,
+    gone: bool,
+}
+
+impl Socket {
+    pub fn new(stream: TcpStream, registry: &Arc<Registry>, only: bool) -> io::Result<Socket> {
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        let place = Place { local: stream.local_addr()?, discovery_only: only };
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&poller, &stream, EventData::new_u64(0), EventFlags::IN)?;
+        epoll::add(&poller, &*wake, EventData::new_u64(1), EventFlags::IN)?;
+        let bell = Arc::clone(&wake);
+        let link = Link::new(move || {
+            // Fails only when the counter is full, and then it is readable.
+            let _ = rustix::io::write(&*bell, &1_u64.to_ne_bytes());
+        });
+        let connection = Connection::new(Arc::clone(registry), link, place);
+        Ok(Socket {
+            stream,
+            wake,
+            poller,
+            interest: EventFlags::IN,
+            connection,
+            input: vec![0; RECEIVE_BYTES].into_boxed_slice(),
+            quiet: 0,
+            skip: 0,
+            drained: false,
+            blocked: false,
+            shut: false,
+            gone: false,
+        })
+    }
+
+    fn receive(&mut self) {
+        if self.connection.is_stuffed() {
+            self.drained = true;
+            return;
+        }
+        let direct = self.connection.direct().filter(|(_, _, len)| *len >= DIRECT_BYTES_MIN);
+        let (received, wanted) = match direct {
+            Some((memory, at, len)) => {
+                let n = socket::receive(self.stream.as_fd(), memory, at, len);
+                if let Ok(n @ 1..) = n {
+                    self.connection.received_direct(n);
+                }
+                (n, len)
+            }
+            None => {
+                let buffer = &mut self.input[..];
+                let wanted = buffer.len();
+                let n = rustix::net::recv(&self.stream, buffer, RecvFlags::DONTWAIT);
+                let n = n.map(|(n, _)| n).map_err(io::Error::from);
+                if let Ok(n @ 1..) = n {
+                    self.connection.receive(&self.input[..n]);
+                }
+                (n, wanted)
+            }
+        };
+        match received {
+            Ok(0) => self.gone = true,
+            Ok(n) => {
+                self.quiet = 0;
+                self.drained = n < wanted;
+            }
+            Err(error) => {
+                self.drained = true;
+                match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {
+                        self.quiet = self.quiet.saturating_add(1);
+                    }
+                    _ => self.gone = true,
+                }
+            }
+        }
+    }
+
+    fn send(&mut self) {
+        if self.connection.is_ended() && !self.connection.lingers() {
+            // Closed from here or from there: what is left to say interests nobody.
+            self.gone = true;
+            return;
+        }
+        while !self.connection.outbox().is_empty() {
+            let pieces = self.connection.outbox().pieces();
+            match socket::send(self.stream.as_fd(), &pieces) {
+                Ok(n) => {
+                    self.blocked = false;
+                    self.connection.sent(n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked = true;
+                    return;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.gone = true;
+                    return;
+                }
+            }
+        }
+        if self.connection.is_ended() && !self.shut {
+            // A close with bytes of the host unread would reset the connection, and the host lose the reason.
+            self.shut = true;
+            self.gone |= self.stream.shutdown(std::net::Shutdown::Write).is_err();
+        }
+    }
+}
+
+impl Client for Socket {
+    fn next(&mut self) -> Option<Request> {
+        loop {
+            if self.gone {
+                return None;
+            }
+            if let Some(request) = self.connection.next_request() {
+                return Some(request);
+            }
+            if self.drained || self.skip > 0 {
+                // The round ends: everything that it left to say goes out at once.
+                self.connection.poll();
+                self.send();
+                if let Some(request) = self.connection.next_request() {
+                    return Some(request);
+                }
+                self.skip = match self.skip {
+                    0 => (self.quiet / 4).min(SKIP_MAX),
+                    left => left - 1,
+                };
+                self.drained = false;
+                return None;
+            }
+            self.receive();
+        }
+    }
+
+    fn complete(&mut self, tag: u64, errno: i32) {
+        self.connection.completed(tag, errno);
+        self.skip = 0;
+        // The host's next command is likely to follow soon.
+        self.quiet = 0;
+    }
+
+    fn wait_fds(&self) -> [RawFd; 2] {
+        [self.poller.as_raw_fd(); 2]
+    }
+
+    fn arm(&mut self) -> bool {
+        self.send();
+        let wanted =
+            if self.connection.is_stuffed() { EventFlags::empty() } else { EventFlags::IN }
+                | if self.blocked { EventFlags::OUT } else { EventFlags::empty() };
+        if wanted != self.interest {
+            let changed = epoll::modify(&self.poller, &self.stream, EventData::new_u64(0), wanted);
+            self.gone |= changed.is_err();
+            self.interest = wanted;
+        }
+        !self.connection.has_request() && !self.gone
+    }
+
+    fn disarm(&mut self) {
+        self.skip = 0;
+        self.quiet = 0;
+        // Empties the counter; that it is empty already is no error.
+        let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
+    }
+
+    fn is_gone(&mut self) -> bool {
+        self.gone
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.connection.registry.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,324 @@
+//! The core without sockets: random, mutated and random-but-well-formed input. proptest prints what fails, and keeps it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::connection::{Connection, Place};
+use super::controller::Link;
+use super::export::Access;
+use super::pdu;
+use super::registry::{Limits, Registry};
+use crate::engine::Mem;
+use crate::engine::socket::Piece;
+use crate::pool::Pool;
+use crate::reactor::{Ask, Share};
+
+const NQN: &str = "nqn.2025-01.org.example:v";
+const LIMITS: Limits =
+    Limits { connections_max: 8, queues_max: 4, depth: 32, buffer_bytes: 4 << 20 };
+
+fn registry() -> Arc<Registry> {
+    let pool = Pool::open("ram", Arc::new(Mem::new(32 << 20)), true).unwrap();
+    pool.create("v", 8 << 20, false).unwrap();
+    let registry = Registry::new(LIMITS, None);
+    let access = Access::load(&[], true).unwrap();
+    let share = Arc::new(Share { pool: 0, volume: pool.connect("v").unwrap() });
+    registry.add(NQN, None, &access, false, share, [1; 16]).unwrap();
+    Arc::new(registry)
+}
+
+fn connection(registry: &Arc<Registry>) -> Connection {
+    let local = "127.0.0.1:4420".parse().unwrap();
+    let link = Link::new(|| {});
+    Connection::new(Arc::clone(registry), link, Place { local, discovery_only: false })
+}
+
+fn handshake(digests: u8, r2t_max: u8) -> Vec<u8> {
+    let mut b = vec![0; 128];
+    (b[2], b[4], b[11], b[12]) = (128, 128, digests, r2t_max);
+    b
+}
+
+/// A command capsule with its digests.
+fn capsule(sqe: &[u8; 64], data: &[u8], digests: u8) -> Vec<u8> {
+    let mut header = vec![0; 72];
+    header[8..].copy_from_slice(sqe);
+    with_digests(pdu::COMMAND, header, 0, data, digests)
+}
+
+fn with_digests(kind: u8, mut header: Vec<u8>, flags: u8, data: &[u8], digests: u8) -> Vec<u8> {
+    let tail = if data.is_empty() { 0 } else { digests & 2 };
+    let front = header.len() + if digests & 1 == 0 { 0 } else { 4 };
+    let total = front + data.len() + if tail == 0 { 0 } else { 4 };
+    let offset = if data.is_empty() { 0 } else { front as u8 };
+    pdu::common(&mut header, kind, flags | digests & 1 | tail, offset, total as u32);
+    let mut bytes = header.clone();
+    if digests & 1 != 0 {
+        bytes.extend(super::digest::of(&header).to_le_bytes());
+    }
+    bytes.extend_from_slice(data);
+    if tail != 0 {
+        bytes.extend(super::digest::of(data).to_le_bytes());
+    }
+    bytes
+}
+
+fn connect(queue: u16, controller: u16, digests: u8) -> Vec<u8> {
+    let mut sqe = [0; 64];
+    (sqe[0], sqe[1], sqe[4], sqe[39]) = (0x7f, 0x40, 1, 1);
+    sqe[32..36].copy_from_slice(&1024_u32.to_le_bytes());
+    sqe[42..44].copy_from_slice(&queue.to_le_bytes());
+    sqe[44..46].copy_from_slice(&31_u16.to_le_bytes());
+    let mut data = vec![0; 1024];
+    data[16..18].copy_from_slice(&controller.to_le_bytes());
+    data[256..256 + NQN.len()].copy_from_slice(NQN.as_bytes());
+    let host = "nqn.2014-08.org.example:h";
+    data[512..512 + host.len()].copy_from_slice(host.as_bytes());
+    capsule(&sqe, &data, digests)
+}
+
+fn enable(digests: u8) -> Vec<u8> {
+    let mut sqe = [0; 64];
+    (sqe[0], sqe[1], sqe[39]) = (0x7f, 0x40, 0x5a);
+    sqe[44..56].copy_from_slice(&[0x14, 0, 0, 0, 1, 0, 0x46, 0, 0, 0, 0, 0]);
+    capsule(&sqe, &[], digests)
+}
+
+/// Answers what is asked of the volume, and takes what is to be sent.
+fn drive(connection: &mut Connection, errno: i32) -> Vec<u8> {
+    let mut out = Vec::new();
+    loop {
+        connection.poll();
+        let mut any = false;
+        while let Some(request) = connection.next_request() {
+            any = true;
+            if let Ask::Read { memory, .. } | Ask::Write { memory, .. } = &request.ask {
+                assert!(memory.len() <= super::buffers::BUFFER_BYTES_MAX);
+            }
+            connection.completed(request.tag, errno);
+        }
+        let before = out.len();
+        for piece in connection.outbox().pieces() {
+            match piece {
+                Piece::Bytes(bytes) => out.extend_from_slice(bytes),
+                Piece::Memory { memory, at, len } => {
+                    let mut bytes = vec![0; len];
+                    memory.read(at, &mut bytes);
+                    out.extend(bytes);
+                }
+            }
+        }
+        connection.sent(out.len() - before);
+        if !any && out.len() == before {
+            return out;
+        }
+    }
+}
+
+/// PDUs out of what was sent: type, header, whole length.
+fn parse(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut pdus = Vec::new();
+    while bytes.len() >= 8 {
+        let total = pdu::u32_at(bytes, 4) as usize;
+        assert!(total >= 8 && total <= bytes.len(), "our own PDUs are whole");
+        pdus.push(bytes[..total].to_vec());
+        bytes = &bytes[total..];
+    }
+    assert!(bytes.is_empty());
+    pdus
+}
+
+/// An admin queue that is enabled, and the number of its controller.
+fn admin(registry: &Arc<Registry>) -> (Connection, u16) {
+    let mut admin = connection(registry);
+    admin.receive(&[handshake(0, 0), connect(0, 0xffff, 0)].concat());
+    let pdus = parse(&drive(&mut admin, 0));
+    assert_eq!(pdus[1][22..24], [0, 0], "connected");
+    let controller = pdu::u16_at(&pdus[1], 8);
+    admin.receive(&enable(0));
+    assert_eq!(parse(&drive(&mut admin, 0))[0][22..24], [0, 0], "enabled");
+    (admin, controller)
+}
+
+fn feed(connection: &mut Connection, mut bytes: &[u8], cuts: &[usize]) {
+    for cut in cuts {
+        let n = (*cut).min(bytes.len());
+        connection.receive(&bytes[..n]);
+        bytes = &bytes[n..];
+        drive(connection, 0);
+    }
+    connection.receive(bytes);
+    drive(connection, 0);
+}
+
+/// A command with fields that are often right.
+fn any_command() -> impl Strategy<Value = ([u8; 64], usize)> {
+    let opcode = prop_oneof![
+        4 => prop::sample::select(vec![0, 1, 2, 5, 8, 9, 0x0c, 0x19, 6, 0x0a]),
+        1 => any::<u8>(),
+    ];
+    let blocks = prop_oneof![3 => 0_u16..4, 1 => 0_u16..300, 1 => any::<u16>()];
+    let lba = prop_oneof![4 => 0_u64..2048, 1 => any::<u64>()];
+    let sgl = prop::sample::select(vec![1_u8, 1, 0x5a, 0x5a, 0x5a, 0, 0x40]);
+    let fits = prop::bool::weighted(0.8);
+    (opcode, 0_u32..3, lba, blocks, sgl, fits, any::<u32>(), any::<[u8; 8]>()).prop_map(
+        |(opcode, nsid, lba, blocks, sgl, fits, len, noise)| {
+            let mut b = [0; 64];
+            (b[0], b[1]) = (opcode, 0x40);
+            b[4..8].copy_from_slice(&nsid.to_le_bytes());
+            b[40..48].copy_from_slice(&lba.to_le_bytes());
+            b[48..50].copy_from_slice(&blocks.to_le_bytes());
+            b[51] = noise[0] & 0x40;
+            b[56..64].copy_from_slice(&noise);
+            let wanted = match opcode {
+                0 | 8 | 0x0c => 0,
+                6 => 4096,
+                9 => (lba as usize % 256 + 1) * 16,
+                0x19 => (usize::from(blocks % 256) + 1) * 32,
+                _ => (usize::from(blocks) + 1) * 4096,
+            };
+            let len = if fits { wanted } else { len as usize % (2 << 20) };
+            let from_host = opcode & 3 == 1;
+            let in_capsule = sgl == 1 && from_host && len <= 8192;
+            b[39] = if in_capsule || sgl != 1 { sgl } else { 0x5a };
+            b[32..36].copy_from_slice(&(len as u32).to_le_bytes());
+            (b, if in_capsule { len } else { 0 })
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn noise_is_survived(bytes in prop::collection::vec(any::<u8>(), 0..2000), valid in any::<bool>()) {
+        let registry = registry();
+        let mut connection = connection(&registry);
+        if valid {
+            connection.receive(&handshake(0, 0));
+        }
+        connection.receive(&bytes);
+        drive(&mut connection, 0);
+    }
+
+    #[test]
+    fn mutated_conversations_are_survived(
+        digests in 0_u8..4,
+        commands in prop::collection::vec(any_command(), 1..20),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        removed in prop::option::of((any::<prop::sample::Index>(), 1_usize..40)),
+        cuts in prop::collection::vec(1_usize..3000, 0..10),
+        io in any::<bool>(),
+    ) {
+        let registry = registry();
+        let (_admin, controller) = admin(&registry);
+        let (queue, controller) = if io { (1, controller) } else { (0, 0xffff) };
+        let mut bytes = [handshake(digests, 3), connect(queue, controller, digests)].concat();
+        if !io {
+            bytes.extend(enable(digests));
+        }
+        for (sqe, in_capsule) in &commands {
+            bytes.extend(capsule(sqe, &vec![3; *in_capsule], digests));
+        }
+        for (at, value) in &flips {
+            let at = at.index(bytes.len());
+            bytes[at] ^= value;
+        }
+        if let Some((at, n)) = removed {
+            let at = at.index(bytes.len());
+            bytes.drain(at..(at + n).min(bytes.len()));
+        }
+        let mut connection = connection(&registry);
+        feed(&mut connection, &bytes, &cuts);
+        drop(connection);
+    }
+
+    #[test]
+    fn every_command_is_answered_once(
+        digests in 0_u8..4,
+        r2t_max in 0_u8..4,
+        errno in prop::sample::select(vec![0, 0, 0, libc::EIO, libc::ENOSPC]),
+        commands in prop::collection::vec(any_command(), 1..31),
+    ) {
+        let registry = registry();
+        let (_admin, controller) = admin(&registry);
+        let mut io = connection(&registry);
+        io.receive(&handshake(digests, r2t_max));
+        io.receive(&connect(1, controller, digests));
+        drive(&mut io, 0);
+        let mut open = HashSet::new();
+        for (id, (sqe, in_capsule)) in commands.iter().enumerate() {
+            let mut sqe = *sqe;
+            sqe[2] = id as u8;
+            open.insert(id as u16);
+            io.receive(&capsule(&sqe, &vec![5; *in_capsule], digests));
+        }
+        loop {
+            let pdus = parse(&drive(&mut io, errno));
+            if pdus.is_empty() {
+                break;
+            }
+            for p in pdus {
+                match p[0] {
+                    pdu::RESPONSE => prop_assert!(open.remove(&pdu::u16_at(&p, 20)), "answered once"),
+                    pdu::C2H_DATA => prop_assert!(open.contains(&pdu::u16_at(&p, 8))),
+                    pdu::R2T => {
+                        let mut header = vec![0; 24];
+                        header[8..20].copy_from_slice(&p[8..20]);
+                        let data = vec![9; pdu::u32_at(&p, 16) as usize];
+                        io.receive(&with_digests(pdu::H2C_DATA, header, 4, &data, digests));
+                    }
+                    other => prop_assert!(false, "PDU type {other}"),
+                }
+            }
+        }
+        prop_assert!(open.is_empty(), "not answered: {open:?}");
+        prop_assert!(!io.is_ended());
+        prop_assert_eq!(io.buffers_used(), 0, "all buffers came back");
+    }
+}
+
+#[test]
+fn a_host_that_takes_nothing_is_not_fed() {
+    let registry = registry();
+    let (_admin, controller) = admin(&registry);
+    let mut io = connection(&registry);
+    io.receive(&[handshake(0, 0), connect(1, controller, 0)].concat());
+    drive(&mut io, 0);
+    // Reads of 1 MiB, answered by the volume and never taken by the host.
+    let mut id = 0_u16;
+    while !io.is_stuffed() {
+        assert!(id < 31, "stuffed before the queue is full");
+        let mut sqe = [0; 64];
+        (sqe[0], sqe[1], sqe[4], sqe[39]) = (2, 0x40, 1, 0x5a);
+        sqe[2..4].copy_from_slice(&id.to_le_bytes());
+        sqe[32..36].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+        sqe[48] = 255;
+        io.receive(&capsule(&sqe, &[], 0));
+        while let Some(request) = io.next_request() {
+            io.completed(request.tag, 0);
+        }
+        id += 1;
+        if io.buffers_used() >= LIMITS.buffer_bytes {
+            break;
+        }
+    }
+    assert!(io.buffers_used() <= LIMITS.buffer_bytes + (1 << 20));
+}
+
+#[test]
+fn queues_end_with_their_controller() {
+    let registry = registry();
+    let (admin, controller) = admin(&registry);
+    let mut io = connection(&registry);
+    io.receive(&[handshake(0, 0), connect(1, controller, 0)].concat());
+    drive(&mut io, 0);
+    assert_eq!(registry.describe()["controllers"][0]["queues"], 2);
+    drop(admin);
+    io.poll();
+    assert!(io.is_ended());
+    drop(io);
+    assert_eq!(registry.describe()["controllers"], serde_json::json!([]));
+}
