@@ -1,7 +1,7 @@
 //! Names: lookup, create, link, rename, unlink, symbolic links.
 
 use bytes::Bytes;
-use fsd_rpc::message::Request;
+use fsd_rpc::message::{Request, Response};
 use raftmeta_types::command::{Create, Rename, RenameMode, Unlink};
 use raftmeta_types::{Command, Ino, Inode, NAME_MAX, Reply};
 use rustix::io::Errno;
