@@ -37,6 +37,8 @@ pub struct File {
     pub bytes: Vec<u8>,
     durable: Vec<u8>,
     changes: Vec<Change>,
+    /// Something was changed since the last acknowledgement that covered the file: `close` has to wait.
+    pending: bool,
 }
 
 /// An open descriptor.
@@ -60,27 +62,26 @@ pub struct Model {
 
 impl File {
     pub fn settled(bytes: Vec<u8>) -> File {
-        File { durable: bytes.clone(), bytes, changes: Vec::new() }
-    }
-
-    fn is_dirty(&self) -> bool {
-        !self.changes.is_empty()
+        File { durable: bytes.clone(), bytes, ..File::default() }
     }
 
     fn write(&mut self, offset: usize, bytes: Vec<u8>) {
         overwrite(&mut self.bytes, offset, &bytes);
         self.changes.push(Change::Write { offset, bytes });
+        self.pending = true;
     }
 
     fn resize(&mut self, size: usize) {
         self.bytes.resize(size, 0);
         self.changes.push(Change::Size(size));
+        self.pending = true;
     }
 
     fn settle(&mut self, acknowledged: bool) -> bool {
         if acknowledged {
             self.durable.clone_from(&self.bytes);
             self.changes.clear();
+            self.pending = false;
         }
         acknowledged
     }
@@ -191,6 +192,8 @@ impl Model {
                     overwrite(&mut file.durable, offset, &bytes);
                 }
                 file.write(offset, bytes);
+                // Nothing is left for `close` to wait for.
+                file.pending &= !durable;
                 return durable;
             }
             Op::Fsync { slot, .. } => {
@@ -200,12 +203,17 @@ impl Model {
             Op::Close { slot } => {
                 let file = self.opened(*slot).file;
                 self.open[*slot] = None;
-                let durable = self.barriers && self.file(file).is_dirty();
+                let durable = self.barriers && self.file(file).pending;
                 return self.file(file).settle(durable && acknowledged);
             }
             Op::Truncate { path, size } => {
                 let file = self.file_at(path).expect("the plan truncates files");
-                self.file(file).resize(*size);
+                let pending = self.file(file).pending;
+                let open = self.open.iter().flatten().any(|open| open.file == file);
+                let file = self.file(file);
+                file.resize(*size);
+                // Without a descriptor no `close` of it follows; a later one owes nothing for it.
+                file.pending = pending || open;
             }
             Op::FsyncDir { .. } => return acknowledged,
             Op::Read { .. } => {}
