@@ -18,7 +18,7 @@
 //! A power cut is simulated: blockd's fault engine drops, tears and reorders what was not flushed to the pool, and
 //! the metadata is on an ext4 of its own whose page cache is thrown away. ext4 below is real, its disk is not cut.
 //!
-//! `CRASH_ROUNDS` (default 20; 200 in CI), `CRASH_SEED` (default random): a failure prints its seed, with which the same
+//! `CRASH_ROUNDS` (default 20; 100 in CI), `CRASH_SEED` (default random): a failure prints its seed, with which the same
 //! operations are done and the same things killed; the moments depend on the scheduler.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
