@@ -208,12 +208,10 @@ impl Model {
             }
             Op::Truncate { path, size } => {
                 let file = self.file_at(path).expect("the plan truncates files");
-                let pending = self.file(file).pending;
-                let open = self.open.iter().flatten().any(|open| open.file == file);
                 let file = self.file(file);
                 file.resize(*size);
-                // Without a descriptor no `close` of it follows; a later one owes nothing for it.
-                file.pending = pending || open;
+                // The worker opens it for that: its own close covers the file, and a later one owes nothing.
+                file.pending = false;
             }
             Op::FsyncDir { .. } => return acknowledged,
             Op::Read { .. } => {}
