@@ -61,12 +61,14 @@ impl Core {
 
     fn change_xattr(&self, ino: Ino, command: Command) -> Result<()> {
         let file = self.open_file(ino);
-        if let Some(file) = &file {
+        // Held over the change: a durable flush that ends meanwhile would say that nothing is left to sync.
+        let flushing = file.as_ref().map(|file| file.flushing.lock());
+        if let (Some(file), Some(flushing)) = (&file, &flushing) {
             // An ACL changes the mode, and a mode that is held back would undo it.
-            self.flush(file, Depth::Commit)?;
+            self.flush_held(file, flushing, Depth::Commit)?;
         }
         let Reply::Inode(inode) = self.mutate(command)? else { return unexpected() };
-        if let Some(file) = file {
+        if let Some(file) = &file {
             let mut state = file.state.lock();
             state.no_capability = false;
             state.undurable = true;
