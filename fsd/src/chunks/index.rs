@@ -135,8 +135,7 @@ impl Index {
 
     /// A free slot with the next sequence, if there is one of either. The reserve is for cleaning alone.
     pub fn start_segment(&mut self, cleaning: bool) -> Option<(u32, u64)> {
-        let kept = if cleaning { 0 } else { self.reserve() };
-        if self.free.len() <= kept || self.sequence >= SEQUENCE_MAX {
+        if !self.can_start(cleaning) {
             return None;
         }
         let slot = self.free.pop()?;
@@ -174,7 +173,12 @@ impl Index {
 
     /// Whether a put could start a segment.
     pub fn has_room(&self) -> bool {
-        self.free.len() > self.reserve()
+        self.can_start(false)
+    }
+
+    fn can_start(&self, cleaning: bool) -> bool {
+        let kept = if cleaning { 0 } else { self.reserve() };
+        self.free.len() > kept && self.sequence < SEQUENCE_MAX
     }
 
     /// Segments that puts cannot take: a twentieth, at least four.
