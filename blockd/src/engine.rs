@@ -4,15 +4,18 @@
 //! completions. An engine never lies about durability: a write with FUA, or a flush, is durable when its
 //! completion arrives. Memory of an operation belongs to it from `submit` to its completion.
 
+mod facts;
 mod fault;
 mod mem;
 mod memory;
 pub mod socket;
+mod sysfs;
 mod uring;
 
 use std::io;
 use std::os::fd::RawFd;
 
+pub use facts::{DeviceFacts, Health, HealthCell};
 pub use fault::{Fault, FaultSettings};
 pub use mem::Mem;
 pub use memory::Memory;
@@ -75,6 +78,22 @@ pub trait Device: Send + Sync {
 
     /// Size in bytes, a multiple of [`BLOCK_BYTES`].
     fn bytes(&self) -> u64;
+
+    /// What it is and how it is now, for the operator.
+    fn facts(&self) -> DeviceFacts {
+        DeviceFacts {
+            engine: self.engine(),
+            model: String::new(),
+            serial: String::new(),
+            firmware: String::new(),
+            bytes: self.bytes(),
+            lba_bytes: BLOCK_BYTES as u32,
+            transfer_bytes_max: 0,
+            volatile_cache: false,
+            atomic_bytes: BLOCK_BYTES,
+            health: Health::Ok,
+        }
+    }
 
     /// Opens a queue for one core.
     fn queue(&self) -> io::Result<Box<dyn Queue>>;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::{Action, BLOCK_BYTES, Completion, Device, Op, Queue};
+use super::{Action, BLOCK_BYTES, Completion, Device, DeviceFacts, Op, Queue, sysfs};
 
 /// Operations in the hardware ring at once; further ones wait in the queue's own backlog.
 const RING_DEPTH: u32 = 256;
@@ -94,6 +94,10 @@ impl Device for Uring {
 
     fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    fn facts(&self) -> DeviceFacts {
+        sysfs::block_facts(&self.file, self.bytes)
     }
 
     fn queue(&self) -> io::Result<Box<dyn Queue>> {
