@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,6 +23,9 @@ pub struct Daemon {
     stats: Vec<Arc<Stats>>,
     next_core: AtomicUsize,
     nvmet: Option<nvmet::Target>,
+    ipc_socket: PathBuf,
+    // Volumes that the configuration makes when they are missing.
+    configured: Vec<String>,
 }
 
 impl Daemon {
@@ -50,6 +53,9 @@ impl Daemon {
             stats,
             next_core: AtomicUsize::new(0),
             nvmet: None,
+            ipc_socket: std::path::absolute(&config.ipc_socket)
+                .unwrap_or_else(|_| config.ipc_socket.clone()),
+            configured: config.volume.iter().map(|v| v.name.clone()).collect(),
         };
         for volume in &config.volume {
             if daemon.find(&volume.name).is_err() {
@@ -67,6 +73,18 @@ impl Daemon {
     #[must_use]
     pub fn nvmet(&self) -> Option<&nvmet::Target> {
         self.nvmet.as_ref()
+    }
+
+    /// The socket of the data door.
+    #[must_use]
+    pub fn ipc_socket(&self) -> &Path {
+        &self.ipc_socket
+    }
+
+    /// Whether the configuration makes a volume of that name at the next start, if there is none.
+    #[must_use]
+    pub fn is_configured(&self, volume: &str) -> bool {
+        self.configured.iter().any(|name| name == volume)
     }
 
     #[must_use]
@@ -97,8 +115,28 @@ impl Daemon {
             .iter()
             .filter(|p| wanted.as_ref().is_none_or(|path| p.status().path == *path))
             .max_by_key(|p| p.status().extents_free)
-            .ok_or_else(|| Error::Invalid("no such device".to_owned()))?
+            .ok_or_else(|| Error::NoDevice(wanted.clone().unwrap_or_default()))?
             .create(&volume.name, volume.size, volume.thin)
+    }
+
+    /// Removes a volume and all it holds. Refused while it is used or exported.
+    pub fn delete(&self, name: &str) -> Result<()> {
+        self.unexported(name)?;
+        self.find(name)?.delete(name)
+    }
+
+    /// Gives a volume another size. Refused while it is used or exported: a host would not believe the new one.
+    pub fn resize(&self, name: &str, bytes: u64) -> Result<Arc<Volume>> {
+        self.unexported(name)?;
+        self.find(name)?.resize(name, bytes)
+    }
+
+    fn unexported(&self, name: &str) -> Result<()> {
+        let exports = self.nvmet.as_ref().map(|t| t.names_of(name)).unwrap_or_default();
+        match exports.into_iter().next() {
+            Some(nqn) => Err(Error::Exported { volume: name.to_owned(), nqn }),
+            None => Ok(()),
+        }
     }
 
     /// A use of the volume, counted until the last clone is dropped.
@@ -128,7 +166,8 @@ impl Daemon {
     }
 }
 
-fn open(config: &DeviceConfig) -> Result<Arc<dyn Device>> {
+/// Opens a device with the engine that its configuration names.
+pub fn open(config: &DeviceConfig) -> Result<Arc<dyn Device>> {
     let Some(fault) = &config.fault else { return open_plain(config, config.engine) };
     let inner = open_plain(config, fault.inner)?;
     let wrapped = Fault::new(inner.as_ref(), fault.rates.clone());

@@ -16,8 +16,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod admin;
+pub mod bench;
 pub mod config;
 pub mod daemon;
+pub mod device;
 pub mod door;
 pub mod engine;
 pub mod error;

@@ -214,6 +214,9 @@ impl Connection {
         if self.link.is_closed() {
             self.ended = true;
         }
+        let subsystem = self.controller.as_ref().and_then(|c| c.subsystem.as_ref());
+        let version = subsystem.map_or(0, |s| s.version());
+        self.namespaces.take_if(|(seen, _)| *seen != version);
         if self.ended || self.events.is_empty() {
             return;
         }

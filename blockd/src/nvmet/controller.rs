@@ -191,6 +191,11 @@ impl Controller {
         lock(&self.queues).values().for_each(|link| link.close());
     }
 
+    /// Wakes all queues.
+    pub fn wake(&self) {
+        lock(&self.queues).values().for_each(|link| link.wake());
+    }
+
     pub fn queue_count(&self) -> usize {
         lock(&self.queues).len()
     }
