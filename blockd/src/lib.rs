@@ -21,6 +21,7 @@ pub mod daemon;
 pub mod door;
 pub mod engine;
 pub mod error;
+pub mod nvme;
 pub mod nvmet;
 pub mod pool;
 pub mod reactor;
