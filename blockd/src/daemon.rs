@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::{Config, DeviceConfig, EngineKind, VolumeConfig};
-use crate::engine::{Device, Fault, Mem, Uring};
+use crate::engine::{BLOCK_BYTES, Device, Fault, Mem, Passthru, Uring, Vfio};
 use crate::error::{Error, Result};
+use crate::nvme::address::Place;
 use crate::nvmet;
 use crate::pool::Pool;
 use crate::reactor::{self, Client, Handle, Share, Stats};
@@ -158,36 +159,53 @@ impl Daemon {
         reactors[core].admit(client);
     }
 
-    /// Ends the reactors after what is in flight.
+    /// Ends the reactors after what is in flight, and then the devices.
     pub fn stop(&self) {
         for reactor in self.reactors.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             reactor.stop();
         }
+        for pool in &self.pools {
+            pool.device().shut_down();
+        }
     }
 }
 
-/// Opens a device with the engine that its configuration names.
+/// Opens a device of the configuration with its engine.
 pub fn open(config: &DeviceConfig) -> Result<Arc<dyn Device>> {
-    let Some(fault) = &config.fault else { return open_plain(config, config.engine) };
-    let inner = open_plain(config, fault.inner)?;
+    let inner = open_plain(config)?;
+    let Some(fault) = &config.fault else { return Ok(inner) };
     let wrapped = Fault::new(inner.as_ref(), fault.rates.clone());
     let wrapped = wrapped.map_err(|e| device_error(config, "opening a queue", e))?;
     Ok(Arc::new(wrapped))
 }
 
-fn open_plain(config: &DeviceConfig, engine: EngineKind) -> Result<Arc<dyn Device>> {
-    match engine {
-        EngineKind::Mem => Ok(Arc::new(Mem::new(config.size.unwrap_or(0) / 4096 * 4096))),
-        EngineKind::Auto | EngineKind::Uring | EngineKind::Fault => {
-            match Uring::open(&config.path, config.create, config.size) {
-                Ok(device) => Ok(Arc::new(device)),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    Err(Error::InUse { path: config.path.display().to_string() })
-                }
-                Err(error) => Err(device_error(config, "opening", error)),
-            }
+fn open_plain(config: &DeviceConfig) -> Result<Arc<dyn Device>> {
+    let timeout = Duration::from_millis(config.timeout_ms);
+    let shared = |device| -> Arc<dyn Device> { device };
+    let opened = match config.driver().map_err(|e| Error::Config(e.to_owned()))? {
+        EngineKind::Mem => {
+            let bytes = config.size.unwrap_or(0) / BLOCK_BYTES * BLOCK_BYTES;
+            return Ok(Arc::new(Mem::new(bytes)));
         }
-    }
+        EngineKind::Passthru => {
+            Passthru::open(&config.path, config.polled, timeout).map(|d| shared(Arc::new(d)))
+        }
+        EngineKind::Vfio => match Place::of(&config.path) {
+            Place::Pci { address, nsid } => {
+                Vfio::open(address, nsid, timeout).map(|d| shared(Arc::new(d)))
+            }
+            Place::Generic(_) | Place::Path(_) => {
+                unreachable!("driver() wants an address for vfio")
+            }
+        },
+        EngineKind::Auto | EngineKind::Uring | EngineKind::Fault => {
+            Uring::open(&config.path, config.create, config.size).map(|d| shared(Arc::new(d)))
+        }
+    };
+    opened.map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => Error::InUse { path: config.path.display().to_string() },
+        _ => device_error(config, "opening", error),
+    })
 }
 
 fn device_error(config: &DeviceConfig, doing: &'static str, source: std::io::Error) -> Error {

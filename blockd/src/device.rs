@@ -15,6 +15,7 @@ use crate::config::{DeviceConfig, EngineKind};
 use crate::daemon;
 use crate::engine::{Action, Device, DeviceFacts, Memory, run};
 use crate::error::{Error, FormatError, Result};
+use crate::nvme::address::Place;
 use crate::pool::format::{SUPERBLOCK_BYTES, Superblock};
 use crate::pool::{Pool, erase};
 
@@ -29,7 +30,7 @@ const HEAD_BYTES: u64 = 128 << 10;
 #[derive(Clone, Debug, Serialize)]
 pub struct Identity {
     pub path: String,
-    /// `file`, `block device`, `memory`.
+    /// `file`, `block device`, `NVMe generic device`, `PCI device`, `memory`.
     pub kind: &'static str,
     #[serde(flatten)]
     pub facts: DeviceFacts,
@@ -83,8 +84,19 @@ impl std::fmt::Debug for Spare {
     }
 }
 
-/// The path as blockd's configuration would name it, and what kind of file it is.
+impl Drop for Spare {
+    fn drop(&mut self) {
+        self.device.shut_down();
+    }
+}
+
+/// What kind of device a path names.
 pub fn kind_of(path: &Path) -> Result<&'static str> {
+    match Place::of(path) {
+        Place::Pci { .. } => return Ok("PCI device"),
+        Place::Generic(_) => return Ok("NVMe generic device"),
+        Place::Path(_) => {}
+    }
     let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => Error::NoDevice(path.display().to_string()),
         _ => Error::Device { path: path.display().to_string(), doing: "looking at it", source },
@@ -94,8 +106,6 @@ pub fn kind_of(path: &Path) -> Result<&'static str> {
         Ok("block device")
     } else if kind.is_file() {
         Ok("file")
-    } else if kind.is_char_device() {
-        Ok("character device")
     } else {
         Err(Error::Invalid(format!("{} is no device and no file", path.display())))
     }
@@ -129,14 +139,7 @@ impl Spare {
         {
             return Err(Error::DeviceBusy { path: path.display().to_string(), by });
         }
-        let config = DeviceConfig {
-            path: path.to_owned(),
-            engine: EngineKind::Auto,
-            size: None,
-            create: false,
-            fault: None,
-        };
-        let device = daemon::open(&config)?;
+        let device = daemon::open(&DeviceConfig::plain(path, EngineKind::Auto, None))?;
         Ok(Spare { path: path.display().to_string(), kind, device })
     }
 

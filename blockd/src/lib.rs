@@ -23,6 +23,7 @@ pub mod device;
 pub mod door;
 pub mod engine;
 pub mod error;
+pub mod nvme;
 pub mod nvmet;
 pub mod pool;
 pub mod reactor;

@@ -33,10 +33,10 @@ mod receiver;
 mod registry;
 mod secret;
 mod socket;
-mod status;
 mod target;
 mod text;
 
+use crate::nvme::status;
 pub use export::{Export, Host};
 pub use listener::{Listeners, serve};
 pub use registry::{Limits, Registry};

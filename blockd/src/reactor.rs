@@ -469,9 +469,12 @@ impl Reactor {
     fn sleep(&mut self) {
         self.bury();
         let mut fds = vec![self.wake.as_raw_fd()];
-        for queue in self.queues.iter().filter(|q| q.in_flight() > 0) {
-            let Some(fd) = queue.wait_fd() else { return };
-            fds.push(fd);
+        for queue in &self.queues {
+            match queue.wait_fd() {
+                Some(fd) => fds.push(fd),
+                None if queue.in_flight() > 0 => return,
+                None => {}
+            }
         }
         let mut work = false;
         for session in self.sessions.iter_mut().flatten().filter(|s| !s.gone) {

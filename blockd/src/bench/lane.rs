@@ -54,8 +54,7 @@ pub fn open(plan: &Plan) -> Result<Box<dyn Lane>> {
         }
         Subject::Engine { engine, path, size } => {
             let size = size.or((*engine == EngineKind::Mem).then_some(MEM_BYTES));
-            let path = path.clone();
-            let config = DeviceConfig { path, engine: *engine, size, create: false, fault: None };
+            let config = DeviceConfig::plain(path, *engine, size);
             let device = daemon::open(&config)?;
             Ok(Box::new(Direct::new(config.path.display().to_string(), device, plan)?))
         }
@@ -185,10 +184,11 @@ impl Direct {
     fn new(name: String, device: Arc<dyn Device>, plan: &Plan) -> Result<Direct> {
         let failed =
             |source| Error::Device { path: name.clone(), doing: "opening a queue", source };
-        let mut queue = device.queue().map_err(failed)?;
-        // One piece for all operations, so that an engine may pin it at once.
-        let whole = Memory::zeroed(plan.bs * plan.qd);
-        queue.register(&whole);
+        let queue = device.queue().map_err(failed)?;
+        // As clients bring it: memory that a device can be told of once.
+        let bytes = (plan.bs * plan.qd).next_multiple_of(hugepages::HUGE_PAGE_BYTES);
+        let arena = Arc::new(hugepages::Arena::new(bytes).map_err(blockd_ipc::Error::from)?);
+        let whole = Memory::of_arena(&arena, 0, bytes as u64).expect("all of the arena");
         let memory: Vec<Memory> =
             (0..plan.qd).map(|slot| whole.part(slot * plan.bs, plan.bs)).collect();
         for (slot, memory) in memory.iter().enumerate() {
@@ -200,6 +200,12 @@ impl Direct {
 
     fn failed(&self, doing: &'static str, source: std::io::Error) -> Error {
         Error::Device { path: self.name.clone(), doing, source }
+    }
+}
+
+impl Drop for Direct {
+    fn drop(&mut self) {
+        self.device.shut_down();
     }
 }
 

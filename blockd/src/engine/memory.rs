@@ -5,13 +5,24 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use hugepages::Arena;
+
+/// Who keeps a memory mapped.
+#[derive(Clone)]
+enum Owner {
+    /// Of the allocator; never read, only kept.
+    Heap { _alive: Arc<Aligned> },
+    /// A range of an arena: what a device can be told of once, for many operations.
+    Arena(Arc<Arena>),
+}
+
 /// A range of memory with a share in its owner. Another process may see it too (an ipc arena), so it is only
 /// ever copied from and to, never borrowed as a slice.
 #[derive(Clone)]
 pub struct Memory {
     start: NonNull<u8>,
     len: usize,
-    owner: Arc<dyn Send + Sync>,
+    owner: Owner,
 }
 
 impl fmt::Debug for Memory {
@@ -20,7 +31,7 @@ impl fmt::Debug for Memory {
     }
 }
 
-// SAFETY: the owner is Send + Sync and keeps the range mapped; all access is by raw copies, and whoever hands out
+// SAFETY: the owner is Send + Sync itself and keeps the range mapped; all access is by raw copies, and whoever hands out
 // an operation guarantees that the range is used by that operation alone until it completes.
 unsafe impl Send for Memory {}
 // SAFETY: as above; a shared reference gives copies only.
@@ -44,14 +55,6 @@ impl Drop for Aligned {
 }
 
 impl Memory {
-    /// Memory that belongs to `owner`.
-    ///
-    /// # Safety
-    /// `start..start + len` must be readable and writable for as long as a clone of `owner` exists.
-    pub unsafe fn from_raw(start: NonNull<u8>, len: usize, owner: Arc<dyn Send + Sync>) -> Memory {
-        Memory { start, len, owner }
-    }
-
     /// A part of a client's arena; `None` if it does not lie inside.
     #[must_use]
     pub fn of_arena(arena: &Arc<hugepages::Arena>, offset: u64, len: u64) -> Option<Memory> {
@@ -61,8 +64,7 @@ impl Memory {
         }
         // SAFETY: the offset is inside the mapping (checked), whose start is valid while the arena lives.
         let start = unsafe { arena.start().add(offset as usize) };
-        // SAFETY: the range is inside the mapping, and the memory shares the arena's ownership.
-        Some(unsafe { Memory::from_raw(start, len as usize, Arc::clone(arena) as _) })
+        Some(Memory { start, len: len as usize, owner: Owner::Arena(Arc::clone(arena)) })
     }
 
     /// Zeroed memory, aligned for direct I/O. `len` is not zero.
@@ -74,7 +76,7 @@ impl Memory {
         // SAFETY: the layout is not of size zero.
         let start = unsafe { std::alloc::alloc_zeroed(layout) };
         let Some(start) = NonNull::new(start) else { std::alloc::handle_alloc_error(layout) };
-        Memory { start, len, owner: Arc::new(Aligned { start, layout }) }
+        Memory { start, len, owner: Owner::Heap { _alive: Arc::new(Aligned { start, layout }) } }
     }
 
     /// A copy of `bytes` in memory aligned for direct I/O.
@@ -100,13 +102,24 @@ impl Memory {
         self.start.as_ptr()
     }
 
+    /// The arena that it is a range of, and where in it; `None` for memory of the allocator.
+    #[must_use]
+    pub fn arena(&self) -> Option<(&Arc<Arena>, usize)> {
+        match &self.owner {
+            Owner::Arena(arena) => {
+                Some((arena, self.start.as_ptr().addr() - arena.start().as_ptr().addr()))
+            }
+            Owner::Heap { .. } => None,
+        }
+    }
+
     /// A part of it, with a share of the same owner.
     #[must_use]
     pub fn part(&self, offset: usize, len: usize) -> Memory {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "part outside memory");
         // SAFETY: the offset is within the range (asserted).
         let start = unsafe { self.start.add(offset) };
-        Memory { start, len, owner: Arc::clone(&self.owner) }
+        Memory { start, len, owner: self.owner.clone() }
     }
 
     /// Copies bytes out of it.

@@ -13,15 +13,12 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::{Action, BLOCK_BYTES, Completion, Device, DeviceFacts, Op, Queue, sysfs};
+use super::{Action, BLOCK_BYTES, Completion, Device, DeviceFacts, Op, Queue, lock, sysfs};
 
 /// Operations in the hardware ring at once; further ones wait in the queue's own backlog.
 const RING_DEPTH: u32 = 256;
 /// EINTR and EAGAIN of one operation are retried this often, then reported.
 const RETRIES_MAX: u32 = 1000;
-
-/// Tries for the lock, 20 ms apart; then the device counts as in use.
-const LOCK_TRIES: u32 = 100;
 
 /// See the module.
 #[derive(Debug)]
@@ -70,21 +67,6 @@ impl Uring {
         let bytes = bytes / BLOCK_BYTES * BLOCK_BYTES;
         Ok(Uring { file: Arc::new(file), bytes, is_block: kind.is_block_device() })
     }
-}
-
-/// The kernel takes rings down, and with them their registered files, some time after their process has ended: a
-/// lock that a dead blockd holds goes away soon.
-fn lock(file: &File) -> io::Result<()> {
-    use rustix::fs::{FlockOperation, flock};
-    for _ in 0..LOCK_TRIES {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                std::thread::sleep(std::time::Duration::from_millis(20));
-            }
-            other => return Ok(other?),
-        }
-    }
-    Err(io::ErrorKind::WouldBlock.into())
 }
 
 impl Device for Uring {

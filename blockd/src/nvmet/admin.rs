@@ -4,14 +4,7 @@ use super::connection::{Connection, Outcome, Reply, Stage};
 use super::controller::{EVENT_DISCOVERY, EVENT_NAMESPACE};
 use super::status::Status;
 use super::{features, identify, log_page};
-
-pub const GET_LOG_PAGE: u8 = 0x02;
-pub const IDENTIFY: u8 = 0x06;
-pub const ABORT: u8 = 0x08;
-pub const SET_FEATURES: u8 = 0x09;
-pub const GET_FEATURES: u8 = 0x0a;
-pub const EVENT_REQUEST: u8 = 0x0c;
-pub const KEEP_ALIVE: u8 = 0x18;
+pub use crate::nvme::opcode::admin::*;
 
 /// Event requests at once.
 pub const EVENT_REQUESTS_MAX: usize = 4;

@@ -11,6 +11,7 @@ use super::registry::{NAMESPACES_MAX, Namespace};
 use super::status::Status;
 use super::text::{DISCOVERY_NQN, ascii, zero_ended};
 use crate::engine::BLOCK_BYTES;
+use crate::nvme::bytes::{put16, put32, put64};
 
 const BYTES: usize = 4096;
 /// Longest transfer, as a power of two of 4 KiB pages.
@@ -22,18 +23,6 @@ const KEEP_ALIVE_UNITS: u16 = 10;
 pub const BROADCAST: u32 = 0xffff_ffff;
 /// The one ANA group: every path is as good as any other.
 pub const ANA_GROUP: u32 = 1;
-
-fn put16(b: &mut [u8], at: usize, value: u16) {
-    b[at..at + 2].copy_from_slice(&value.to_le_bytes());
-}
-
-fn put32(b: &mut [u8], at: usize, value: u32) {
-    b[at..at + 4].copy_from_slice(&value.to_le_bytes());
-}
-
-fn put64(b: &mut [u8], at: usize, value: u64) {
-    b[at..at + 8].copy_from_slice(&value.to_le_bytes());
-}
 
 pub fn execute(
     connection: &mut Connection,
