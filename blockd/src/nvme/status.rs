@@ -49,6 +49,7 @@ impl Status {
     /// No space in the pool for a thin volume.
     pub const CAPACITY: Status = Status(DNR | 0x81);
     pub const LOG_PAGE: Status = Status(DNR | 0x109);
+    pub const ABORT_LIMIT: Status = Status(DNR | 0x103);
     pub const EVENTS_LIMIT: Status = Status(DNR | 0x105);
     pub const FEATURE_NOT_SAVEABLE: Status = Status(DNR | 0x10d);
     pub const FEATURE_NOT_CHANGEABLE: Status = Status(DNR | 0x10e);

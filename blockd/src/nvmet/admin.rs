@@ -3,7 +3,7 @@
 use super::connection::{Connection, Outcome, Reply, Stage};
 use super::controller::{EVENT_DISCOVERY, EVENT_NAMESPACE};
 use super::status::Status;
-use super::{features, identify, log_page};
+use super::{abort, features, identify, log_page};
 pub use crate::nvme::opcode::admin::*;
 
 /// Event requests at once.
@@ -30,7 +30,7 @@ pub fn execute(connection: &mut Connection, slot: usize) -> Outcome {
             Ok(Reply::Pending)
         }
         KEEP_ALIVE => Ok(Reply::Done(0)),
-        ABORT => Ok(Reply::Done(u64::from(!abort(connection, sqe.dword(10))))),
+        ABORT => abort::execute(connection, slot),
         _ => Err(Status::INVALID_OPCODE),
     }
 }
@@ -42,21 +42,6 @@ pub fn event_result(event: u32) -> u64 {
         EVENT_DISCOVERY => 0x02 | 0xf0 << 8 | u64::from(log_page::DISCOVERY) << 16,
         _ => unreachable!("the controller has no other events"),
     }
-}
-
-/// Aborts an event request. Other commands end by themselves: what is with a device is not called back.
-fn abort(connection: &mut Connection, which: u32) -> bool {
-    let (queue, id) = (which as u16, (which >> 16) as u16);
-    if queue != 0 {
-        return false;
-    }
-    let events = connection.events.clone();
-    let Some(at) = events.iter().position(|slot| connection.command(*slot).sqe.id() == id) else {
-        return false;
-    };
-    let slot = connection.events.remove(at);
-    connection.finish(slot, Status::ABORT_REQUESTED, 0);
-    true
 }
 
 /// The numbers of the namespaces, ascending.

@@ -1,5 +1,6 @@
 //! Identify: what the controller and its namespaces are (NVMe base 2.0 §5.17, NVM command set 1.0 §4.1.5).
 
+use super::abort::ABORTS_MAX;
 use super::admin::{EVENT_REQUESTS_MAX, namespace_ids};
 use super::buffers::BUFFER_BYTES_MAX;
 use super::capsule::Sqe;
@@ -122,7 +123,7 @@ fn io_controller(connection: &Connection, controller: &Controller) -> Vec<u8> {
     b[77] = TRANSFER_EXPONENT;
     put32(&mut b, 92, EVENT_NAMESPACE);
     b[111] = 1;
-    b[258] = 3;
+    b[258] = (ABORTS_MAX - 1) as u8;
     // One firmware slot, read-only.
     b[260] = 1 | 1 << 1;
     // Commands-supported log.
