@@ -181,7 +181,7 @@ struct Model {
 impl Model {
     fn begin(&mut self, tag: usize) {
         let total = self.holds.len() as u64;
-        let blocks = 1 + self.random.below(if self.random.0 % 8 == 0 { 600 } else { 16 });
+        let blocks = 1 + self.random.below(if self.random.0.is_multiple_of(8) { 600 } else { 16 });
         let first = self.random.below(total - blocks);
         let range = first as usize..(first + blocks) as usize;
         let what = match self.random.below(20) {

@@ -57,7 +57,8 @@ fn data_is_written_over_only_if_it_is_named() {
 #[test]
 fn what_makes_no_sense_is_refused() {
     let good = || plan(EngineKind::Mem, Path::new("ram"), Pattern::Read);
-    let cases: [(fn(&mut Plan), &str); 6] = [
+    type Change = fn(&mut Plan);
+    let cases: [(Change, &str); 6] = [
         (|p| p.bs = 1000, "bs 1000"),
         (|p| p.bs = 4 << 20, "bs 4194304"),
         (|p| p.qd = 0, "qd 0"),

@@ -80,7 +80,7 @@ mod tests {
         assert!(advertise(directory.path(), NAME, &socket).unwrap().is_none());
         let _served = UnixListener::bind(&socket).unwrap();
         let elsewhere = directory.path().join("x");
-        assert!(advertise(directory.path(), &elsewhere).unwrap().is_none());
+        assert!(advertise(directory.path(), NAME, &elsewhere).unwrap().is_none());
         assert!(!std::fs::symlink_metadata(&socket).unwrap().is_symlink());
     }
 }

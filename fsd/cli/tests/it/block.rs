@@ -136,7 +136,7 @@ fn volumes_come_and_go() {
     let mut bed = Bed::start("");
     let made = bed.json(&["volume", "create", "thin", "--size", "10G", "--thin"]);
     assert_eq!((&made["kind"], &made["version"]), (&json!("block-volume"), &json!(1)));
-    assert_eq!((&made["size_bytes"], &made["allocated_bytes"]), (&json!(10 << 30), &json!(0)));
+    assert_eq!((&made["size_bytes"], &made["allocated_bytes"]), (&json!(10_u64 << 30), &json!(0)));
     assert_eq!(bed.ok(&["volume", "create", "thick", "--size", "5M", "-o", "name"]), "thick\n");
     assert_eq!(bed.volumes(), [("thin".to_owned(), 10 << 30), ("thick".to_owned(), 8 * MIB)]);
     bed.fails(&["volume", "create", "thick", "--size", "5M"], 6, &["thick", "EXISTS"]);
