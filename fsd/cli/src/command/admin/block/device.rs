@@ -268,7 +268,7 @@ impl Shown for Identity {
 impl std::fmt::Display for Contents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Contents::Blank => f.write_str("nothing"),
+            Contents::Blank => f.write_str("blank: zeros in its first 128 KiB"),
             Contents::Pool { uuid, volumes, extents, extents_free, .. } => write!(
                 f,
                 "pool {uuid}, {extents_free} of {extents} extents free, volumes: {}",
