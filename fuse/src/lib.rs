@@ -19,11 +19,14 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod attrs;
 pub mod backend;
 mod budget;
 mod buffer;
 mod cache;
 mod errno;
+#[doc(hidden)]
+pub mod fuzz;
 mod kernel;
 mod layout;
 mod ops;

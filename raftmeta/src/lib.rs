@@ -29,6 +29,8 @@
 pub mod apply;
 pub mod check;
 pub mod checkpoint;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod group;
 pub mod keys;
 pub mod kv;
@@ -39,5 +41,5 @@ pub mod records;
 pub mod store;
 
 pub use apply::apply;
-pub use group::{Group, GroupConfig, GroupError, Status};
+pub use group::{Group, GroupConfig, GroupError, Status, blocking};
 pub use kv::{Kv, KvError, KvRead, MemKv, Overlay};
