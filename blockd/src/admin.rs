@@ -132,6 +132,12 @@ struct Named {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct DevicePath {
+    path: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Resize {
     name: String,
     size: u64,
@@ -185,6 +191,11 @@ fn perform(method: &str, given: Value, daemon: &Daemon, stop: &Stop) -> Result<V
     match method {
         "version" => Ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
         "device.list" => Ok(devices(daemon)),
+        "device.reset" => {
+            let DevicePath { path } = params(given)?;
+            daemon.reset(&path)?;
+            Ok(Value::Null)
+        }
         "pool.status" => {
             Ok(daemon.pools().iter().map(|p| json!(p.status())).collect::<Vec<_>>().into())
         }

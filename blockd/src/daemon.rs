@@ -102,6 +102,17 @@ impl Daemon {
             .create(&volume.name, volume.size, volume.thin)
     }
 
+    /// Resets the controller of a device; operations in flight are sent again.
+    pub fn reset(&self, path: &str) -> Result<()> {
+        let pool = self.pools.iter().find(|p| p.status().path == path);
+        let pool = pool.ok_or_else(|| Error::Invalid(format!("no device {path:?}")))?;
+        pool.device().reset().map_err(|source| Error::Device {
+            path: path.to_owned(),
+            doing: "resetting its controller",
+            source,
+        })
+    }
+
     /// A use of the volume, counted until the last clone is dropped.
     pub fn connect(&self, name: &str) -> Result<Arc<Share>> {
         for (pool, of) in self.pools.iter().enumerate() {
