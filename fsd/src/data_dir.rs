@@ -7,6 +7,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -16,6 +17,10 @@ mod tests;
 
 /// Name of the lock file in the directory.
 const LOCK_NAME: &str = "lock";
+
+/// A server that was killed while it started a child holds the lock until the child has become a program of
+/// its own.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A data directory held by this process until the value is dropped.
 #[derive(Debug)]
@@ -39,7 +44,7 @@ fn holder(pid: &Option<u32>) -> String {
 
 impl DataDir {
     /// Makes the directory if there is none (only its owner may enter it: it holds keys) and locks it.
-    /// Never waits: a directory that another server holds is `InUse`.
+    /// A directory that another server holds is `InUse`.
     pub fn lock(path: &Path) -> Result<DataDir, DataDirError> {
         let io = |doing| move |source| DataDirError::Io { path: path.into(), doing, source };
         let mut builder = DirBuilder::new();
@@ -52,7 +57,16 @@ impl DataDir {
             .mode(0o600)
             .open(path.join(LOCK_NAME))
             .map_err(io("opening its lock file"))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let since = Instant::now();
+        let locked = loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if since.elapsed() < PATIENCE => {
+                    std::thread::sleep(PATIENCE / 50);
+                }
+                locked => break locked,
+            }
+        };
+        match locked {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
                 let mut text = String::new();

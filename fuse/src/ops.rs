@@ -37,12 +37,13 @@ use raftmeta_types::command::{AttrChange, SetTime};
 use raftmeta_types::{Command, Ino, Inode, Reply, Time, Version};
 use rustix::io::Errno;
 
+use crate::attrs::Attrs;
 use crate::budget::Budget;
 use crate::buffer::Dirty;
 use crate::cache::ChunkCache;
 use crate::layout::Layout;
 use crate::queue::Queue;
-use crate::{Backend, MountOptions, errno};
+use crate::{Backend, BackendError, MountOptions, errno};
 
 use directory::Dir;
 pub(crate) use locks::Locked;
@@ -70,6 +71,9 @@ pub(crate) struct Core {
     handles: Mutex<Handles>,
     /// Content version that the kernel's page cache may hold.
     seen: Mutex<HashMap<Ino, Version>>,
+    /// Closed here; the server has not heard of it.
+    closed: Mutex<HashSet<Ino>>,
+    attrs: Attrs,
     /// Who holds `fcntl` locks through this mount, so that a close of others need not ask.
     lock_owners: Mutex<HashSet<(Ino, u64)>>,
     /// Ranges that a reader will ask for soon.
@@ -157,6 +161,8 @@ impl Core {
             files: Mutex::default(),
             handles: Mutex::default(),
             seen: Mutex::default(),
+            closed: Mutex::default(),
+            attrs: Attrs::default(),
             lock_owners: Mutex::default(),
             ahead: Queue::new(AHEAD_QUEUE_MAX),
             back: Queue::new(usize::MAX),
@@ -172,7 +178,7 @@ impl Core {
         if self.read_only {
             return Err(Errno::ROFS);
         }
-        self.backend.mutate(false, command).map_err(|error| errno::of(&error))
+        self.run(false, command).map_err(|error| errno::of(&error))
     }
 
     /// The same; the answer means that it survives a power cut.
@@ -180,7 +186,23 @@ impl Core {
         if self.read_only {
             return Err(Errno::ROFS);
         }
-        self.backend.mutate(true, command).map_err(|error| errno::of(&error))
+        self.run(true, command).map_err(|error| errno::of(&error))
+    }
+
+    /// Every command goes through here: its reply tells what inodes are like now.
+    fn run(&self, durable: bool, command: Command) -> std::result::Result<Reply, BackendError> {
+        let reply = self.backend.mutate(durable, command)?;
+        match &reply {
+            Reply::Inode(inode) | Reply::Copied { inode, .. } => self.attrs.learn(inode),
+            Reply::Created { inode, changed, .. } => {
+                changed.iter().chain([inode]).for_each(|inode| self.attrs.learn(inode));
+            }
+            Reply::Unlinked { inode, changed } => {
+                changed.iter().chain(inode).for_each(|inode| self.attrs.learn(inode));
+            }
+            _ => {}
+        }
+        Ok(reply)
     }
 
     fn open_file(&self, ino: Ino) -> Option<Arc<File>> {
@@ -241,6 +263,7 @@ impl Core {
 
     /// Another session changed the inode. What is asked for from now on is asked of the server.
     pub(crate) fn invalidate(&self, ino: Ino, data: bool) {
+        self.attrs.forget(ino);
         if data {
             self.seen.lock().remove(&ino);
         }
@@ -254,6 +277,7 @@ impl Core {
     }
 
     pub(crate) fn invalidate_all(&self) -> Vec<Ino> {
+        self.attrs.forget_all();
         let files = self.open_files();
         files.iter().for_each(|file| {
             let mut state = file.state.lock();

@@ -80,6 +80,7 @@ fn create(name: String) -> Command {
         rdev: 0,
         target: Bytes::new(),
         exclusive: true,
+        open: false,
     })
 }
 

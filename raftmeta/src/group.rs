@@ -4,6 +4,7 @@
 //!   propose ──▶ openraft ──▶ LogStore (files)      view ──▶ Store (fjall)
 //!                  └── committed ──▶ Store::apply ──▶ reply
 //! ```
+//! Everything right of `propose` happens on the thread that proposes, see `home`.
 
 use std::fmt;
 use std::fs::File;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::log_store::{COMMAND_MAX, LogStore};
 use crate::network::Alone;
 use crate::store::{Store, View};
+use home::Home;
 
 /// Longest wait for a replica to replay its log and become ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(300);
@@ -88,6 +90,7 @@ struct Inner {
     raft: Raft<Types, Store>,
     log: LogStore,
     store: Store,
+    home: Arc<Home>,
 }
 
 /// A replica; clones share it.
@@ -107,27 +110,28 @@ fn raft_error(during: &'static str) -> impl Fn(String) -> GroupError {
 impl Group {
     /// Opens the replica and waits until it has replayed its log.
     pub async fn open(config: GroupConfig) -> Result<Group, GroupError> {
+        let opened = tokio::task::spawn_blocking(move || {
+            let home = Home::make()?;
+            home.drive(Group::open_at(&home, config))
+        });
+        opened.await.map_err(io::Error::other)?
+    }
+
+    async fn open_at(home: &Arc<Home>, config: GroupConfig) -> Result<Group, GroupError> {
         std::fs::create_dir_all(&config.dir)?;
         let lock = File::create(config.dir.join("lock"))?;
         if lock.try_lock().is_err() {
             return Err(GroupError::InUse { path: config.dir.display().to_string() });
         }
         let lock = Arc::new(lock);
-        let opening = (config.dir.clone(), Arc::clone(&lock));
-        // Both read a lot before they are ready.
-        let opened = tokio::task::spawn_blocking(move || {
-            let (dir, lock) = opening;
-            let store = Store::open(&dir, Arc::clone(&lock))?;
-            let log = LogStore::open(&dir.join("log"), store.clone(), lock)?;
-            // After a power cut the store may be ahead of the log, whose gap is then purged; and a log that
-            // starts after the checkpoint could not make a lost store anew. So it has to reach there.
-            let gap = log.last() < store.applied();
-            if gap || log.purged() > store.checkpointed() {
-                store.write_checkpoint()?;
-            }
-            io::Result::Ok((store, log))
-        });
-        let (store, log) = opened.await.map_err(io::Error::other)??;
+        let store = Store::open(&config.dir, Arc::clone(&lock))?;
+        let log = LogStore::open(&config.dir.join("log"), store.clone(), lock)?;
+        // After a power cut the store may be ahead of the log, whose gap is then purged; and a log that
+        // starts after the checkpoint could not make a lost store anew. So it has to reach there.
+        let gap = log.last() < store.applied();
+        if gap || log.purged() > store.checkpointed() {
+            store.write_checkpoint()?;
+        }
         let alone = log.has_one_voter();
         let options = Config {
             cluster_name: "claudefs".to_owned(),
@@ -167,7 +171,7 @@ impl Group {
                 .await
                 .map_err(|e| error(e.to_string()))?;
         }
-        let group = Group(Arc::new(Inner { raft, log, store }));
+        let group = Group(Arc::new(Inner { raft, log, store, home: Arc::clone(home) }));
         checkpoints::by_bytes(&group);
         Ok(group)
     }
@@ -190,7 +194,9 @@ impl Group {
             return Err(GroupError::TooLarge { size });
         }
         loop {
-            let answer = self.0.raft.client_write(payload.clone()).await;
+            let (raft, payload) = (self.0.raft.clone(), payload.clone());
+            let write = async move { raft.client_write(payload).await };
+            let answer = home::drive(&self.0.home, write).await?;
             let answer = answer.map_err(|e| error(e.to_string()))?;
             match answer.data.0 {
                 // Each step makes progress, so this ends.
@@ -203,9 +209,7 @@ impl Group {
 
     /// Everything answered so far is on stable storage when this returns.
     pub async fn sync(&self) -> Result<(), GroupError> {
-        let log = self.0.log.clone();
-        let done = tokio::task::spawn_blocking(move || log.sync()).await;
-        Ok(done.map_err(io::Error::other)??)
+        Ok(home::blocking(|| self.0.log.sync())?)
     }
 
     /// The applied state at this moment; it contains every command answered before.
@@ -234,20 +238,26 @@ impl Group {
 
     /// Starts writing a checkpoint; the log before it is dropped afterwards.
     pub async fn checkpoint(&self) -> Result<(), GroupError> {
-        let done = self.0.raft.trigger().snapshot().await;
+        let raft = self.0.raft.clone();
+        let start = async move { raft.trigger().snapshot().await };
+        let done = home::drive(&self.0.home, start).await?;
         done.map_err(|e| raft_error("checkpoint")(e.to_string()))
     }
 
     /// Stops the replica; everything answered is on stable storage.
     pub async fn shutdown(&self) -> Result<(), GroupError> {
         self.0.store.stop();
-        let done = self.0.raft.shutdown().await;
+        let raft = self.0.raft.clone();
+        let done = home::drive(&self.0.home, async move { raft.shutdown().await }).await?;
         done.map_err(|e| raft_error("shutdown")(e.to_string()))?;
         self.sync().await
     }
 }
 
 mod checkpoints;
+mod home;
+
+pub use home::blocking;
 
 #[cfg(test)]
 mod tests;

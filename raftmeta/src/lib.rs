@@ -39,5 +39,5 @@ pub mod records;
 pub mod store;
 
 pub use apply::apply;
-pub use group::{Group, GroupConfig, GroupError, Status};
+pub use group::{Group, GroupConfig, GroupError, Status, blocking};
 pub use kv::{Kv, KvError, KvRead, MemKv, Overlay};

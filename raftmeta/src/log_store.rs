@@ -115,14 +115,12 @@ impl Shared {
         &self,
         write: impl FnOnce(&mut Writer, u64) -> io::Result<()>,
     ) -> io::Result<()> {
-        blocking(|| {
-            let sequence = {
-                let mut writer = self.writer.lock();
-                write(&mut writer, self.stable())?;
-                writer.sequence()
-            };
-            self.sync_to(sequence)
-        })
+        let sequence = {
+            let mut writer = self.writer.lock();
+            write(&mut writer, self.stable())?;
+            writer.sequence()
+        };
+        self.sync_to(sequence)
     }
 
     /// Syncs, and says so in the log, so that damage to it is told from a torn tail later.
@@ -143,15 +141,6 @@ impl Drop for Shared {
         if let Err(error) = closed {
             tracing::error!(path = %self.path.display(), %error, "closing the metadata log");
         }
-    }
-}
-
-/// Lets the runtime's other tasks go on elsewhere while this thread waits for the disk.
-fn blocking<T>(work: impl FnOnce() -> T) -> T {
-    use tokio::runtime::{Handle, RuntimeFlavor};
-    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
-        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
-        _ => work(),
     }
 }
 
@@ -323,7 +312,7 @@ impl RaftLogStorage<Types> for LogStore {
             let _ = shared.wake.send(());
         }
         if wait {
-            blocking(|| shared.sync_to(sequence))?;
+            shared.sync_to(sequence)?;
         }
         callback.io_completed(Ok(()));
         Ok(())
@@ -335,7 +324,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn purge(&mut self, log_id: LogIdOf<Types>) -> Result<(), io::Error> {
         // What leaves the log must be in the store for good.
-        blocking(|| self.0.store.persist(log_id.index))?;
+        self.0.store.persist(log_id.index)?;
         self.0.write_synced(|writer, stable| writer.purge(log_id, stable))?;
         self.0.writer.lock().drop_segments()
     }

@@ -13,8 +13,9 @@ use super::format::RecordHeader;
 use super::index::Location;
 use super::seal::Keys;
 
-/// Less than this in all is packed where the put runs: a thread hop costs more.
-const INLINE_BYTES: usize = 16 << 10;
+/// Up to this much in all is packed where the put runs: who writes much has several puts under way, and they
+/// share the cores without a switch between threads.
+const INLINE_BYTES: usize = 2 << 20;
 /// About what one job packs.
 const JOB_BYTES: usize = 128 << 10;
 
@@ -44,7 +45,8 @@ impl Packer {
     pub async fn pack(&self, chunks: Vec<(ChunkHash, Bytes)>) -> Result<Vec<Sealed>, Error> {
         let bytes: usize = chunks.iter().map(|(_, plain)| plain.len()).sum();
         if bytes <= INLINE_BYTES {
-            return chunks.into_iter().map(|chunk| pack_one(&self.keys, chunk)).collect();
+            let pack = || chunks.into_iter().map(|chunk| pack_one(&self.keys, chunk)).collect();
+            return raftmeta::blocking(pack);
         }
         let count = chunks.len();
         let mut jobs = JoinSet::new();

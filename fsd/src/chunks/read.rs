@@ -1,7 +1,7 @@
 //! Reads: checksum, then tag, then length; anything wrong is `Damaged`, never data.
 //!
 //! Chunks that lie close to each other come in one device read, all reads of a call run at once,
-//! and opening and unpacking happen in the tasks of the reads.
+//! and opening and unpacking happen where the reads are waited for: in the caller for a little, in tasks for much.
 
 use std::sync::Arc;
 
@@ -24,6 +24,9 @@ const GAP_BYTES_MAX: usize = 16 << 10;
 const TASK_BYTES: usize = 128 << 10;
 /// Runs of one task, and so its reads at once.
 const TASK_RUNS_MAX: usize = 32;
+/// With no more than this a call opens all by itself: who reads in order has several calls under way, and
+/// a switch to another thread costs more than a chunk.
+const INLINE_GROUPS_MAX: usize = 12;
 /// Tasks of one call at once; the others wait.
 const TASKS_MAX: usize = 16;
 /// Chunks that a verification reads at once.
@@ -140,9 +143,10 @@ impl<V: Volume> Inner<V> {
 
     async fn read_all(self: &Arc<Self>, mut wanted: Vec<Wanted>) -> Answers {
         wanted.sort_unstable_by_key(|wanted| wanted.at);
-        let mut groups = groups(runs(&wanted, self.device.piece()));
-        if let [_] = groups[..] {
-            return self.read_group(groups.remove(0)).await;
+        let groups = groups(runs(&wanted, self.device.piece()));
+        if groups.len() <= INLINE_GROUPS_MAX {
+            let groups = groups.into_iter().map(|group| self.read_group(group));
+            return all(groups).await.into_iter().flatten().collect();
         }
         let mut groups = groups.into_iter();
         let mut tasks = JoinSet::new();

@@ -8,11 +8,10 @@ use fsd_rpc::frame::DATA_LEN_MAX;
 use fsd_rpc::message::{ChunkPut, Failure, Response};
 use raftmeta::read;
 use raftmeta_types::{CHUNK_MAX, ChunkHash, Extent, ExtentData, FileKind, Ino, MetaError};
-use tokio::task::JoinSet;
 
 use super::read::{ANSWER_BYTES_MAX, storage};
 use super::{Answer, plain};
-use crate::chunks::Kind;
+use crate::chunks::{self, Kind};
 use crate::jobs;
 use crate::node::Node;
 
@@ -22,8 +21,6 @@ const CHUNKS_MAX: usize = 4096;
 const EXTENTS_MAX: usize = 8192;
 /// Encoded bytes of an extent besides its inline data, at most.
 const EXTENT_BYTES: usize = 64;
-/// Chunks read at once for one request.
-const READS_MAX: usize = 16;
 
 /// `Request::PutChunks`.
 pub(super) async fn put(node: &Arc<Node>, chunks: &[ChunkPut], data: &Bytes) -> Answer {
@@ -102,33 +99,11 @@ fn fitting(node: &Node, hashes: &[ChunkHash], most: usize) -> usize {
 
 /// The chunks or what is wrong with each, in their order.
 async fn fetch(node: &Arc<Node>, hashes: &[ChunkHash]) -> Vec<Result<Bytes, Failure>> {
-    let one = |hash: ChunkHash| {
-        let node = Arc::clone(node);
-        async move {
-            let found = node.chunks.get(&hash).await;
-            found.map_err(|error| node.chunk_failure(&error, Some(hash)))
-        }
+    let found = node.chunks.get_many(hashes).await.into_iter().zip(hashes);
+    let named = |(found, hash): (Result<Bytes, chunks::Error>, &ChunkHash)| {
+        found.map_err(|error| node.chunk_failure(&error, Some(*hash)))
     };
-    if let [hash] = hashes {
-        return vec![one(*hash).await];
-    }
-    let mut found: Vec<Option<Result<Bytes, Failure>>> = hashes.iter().map(|_| None).collect();
-    let mut reads = JoinSet::new();
-    let mut next = 0;
-    loop {
-        while next < hashes.len() && reads.len() < READS_MAX {
-            let (place, chunk) = (next, one(hashes[next]));
-            reads.spawn(async move { (place, chunk.await) });
-            next += 1;
-        }
-        match reads.join_next().await {
-            Some(Ok((place, chunk))) => found[place] = Some(chunk),
-            Some(Err(error)) => tracing::error!(%error, "reading a chunk"),
-            None => break,
-        }
-    }
-    let lost = || Err(Failure::Storage("reading a chunk was stopped".into()));
-    found.into_iter().map(|chunk| chunk.unwrap_or_else(lost)).collect()
+    found.map(named).collect()
 }
 
 /// `Request::Extents`.

@@ -8,7 +8,7 @@ use raftmeta_types::command::{Rename, RenameMode, Unlink};
 use raftmeta_types::{Command, Ino, MetaError, Reply, SessionId};
 
 use super::order::{Held, UnlinkGuard};
-use super::read::storage;
+use super::read::{register, storage};
 use super::{Answer, locks, plain};
 use crate::node::Node;
 
@@ -40,7 +40,13 @@ pub(super) async fn mutate(
                 true => Held::default(),
                 false => node.order.hold(create.parent, &create.name).await,
             };
-            simple(node, order, command).await
+            let open = create.open;
+            let reply = simple(node, order, command).await?;
+            // Before anybody can take the name away.
+            if open && let Reply::Created { inode, new: true, .. } = &reply {
+                register(node, order.session, inode.ino)?;
+            }
+            Ok(reply)
         }
         Command::Link { parent, ref name, .. } => {
             let _held = node.order.hold(parent, name).await;
@@ -163,7 +169,7 @@ impl Losing<'_> {
 
     /// After the command: who was stamped and has closed it meanwhile would never let go of it.
     async fn settle(self, node: &Node, reply: &Reply) -> Result<(), Failure> {
-        let Reply::Unlinked { inode: Some(inode) } = reply else { return Ok(()) };
+        let Reply::Unlinked { inode: Some(inode), .. } = reply else { return Ok(()) };
         if inode.nlink > 0 {
             return Ok(());
         }

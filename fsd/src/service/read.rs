@@ -109,14 +109,19 @@ pub(super) fn xattrs(node: &Node, ino: Ino) -> Answer {
 
 /// `Request::Open`: see `order` for how it meets an unlink.
 pub(super) async fn open(node: &Arc<Node>, session: SessionId, ino: Ino) -> Answer {
-    let new = node.sessions.lock().open(session, ino);
-    let new = new.map_err(|error| Failure::Refused(error.to_string()))?;
+    let new = register(node, session, ino)?;
     node.order.unlinked(ino).await;
     let found = openable(node, session, ino);
     if found.is_err() && new {
         node.sessions.lock().close(session, ino);
     }
     plain(Response::Inode(found?))
+}
+
+/// The session has the inode open from now on; false if it had before.
+pub(super) fn register(node: &Node, session: SessionId, ino: Ino) -> Result<bool, Failure> {
+    let new = node.sessions.lock().open(session, ino);
+    new.map_err(|error| Failure::Refused(error.to_string()))
 }
 
 fn openable(node: &Node, session: SessionId, ino: Ino) -> Result<Inode, Failure> {

@@ -92,6 +92,7 @@ fn a_temporary_file_is_its_makers_until_linked() {
         rdev: 0,
         target: Bytes::new(),
         exclusive: true,
+        open: false,
     };
     let reply = one.mutate(false, Command::Create(create)).unwrap();
     let Reply::Created { inode, .. } = reply else { panic!("{reply:?}") };

@@ -280,9 +280,10 @@ impl Files for Client {
             rdev: 0,
             target: Bytes::new(),
             exclusive: true,
+            open: false,
         };
         match self.mutate(false, Meta::Create(create)).unwrap() {
-            Reply::Created { inode, new: true } => inode,
+            Reply::Created { inode, new: true, .. } => inode,
             other => panic!("{other:?}"),
         }
     }

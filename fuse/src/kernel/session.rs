@@ -147,6 +147,8 @@ impl Session {
         let age = move |shared: &Shared| {
             while age_stopped.recv_timeout(AGE_CHECK) == Err(mpsc::RecvTimeoutError::Timeout) {
                 shared.core.send_aged();
+                shared.core.tell_closed();
+                crate::buffer::trim();
             }
         };
         self.others.push(spawn("fuse-age".into(), Box::new(age))?);

@@ -12,7 +12,10 @@ use super::{Core, File, Result, merge_change, now, unexpected};
 
 impl Core {
     pub(crate) fn getattr(&self, ino: Ino) -> Result<Inode> {
-        self.inode_of(&Request::GetAttr { ino })
+        match self.attrs.get(ino) {
+            Some(inode) => Ok(self.local(inode)),
+            None => self.inode_of(&Request::GetAttr { ino }),
+        }
     }
 
     pub(crate) fn setattr(&self, set: SetAttr) -> Result<Inode> {

@@ -6,6 +6,7 @@
 //!     └── what a failure left, under newer bytes   └────────────────────┘
 //! ```
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,13 +17,13 @@ use raftmeta_types::command::{AttrChange, Write};
 use raftmeta_types::{ChunkHash, Command, Ino, Inode, MetaError, Reply};
 use rustix::io::Errno;
 
-use super::plan::{self, Piece};
+use super::plan::{self, Cutter, Part, Piece};
 use super::{Core, File, Handle, Result, State, merge_change};
 use crate::buffer::Dirty;
 use crate::{BackendError, errno};
 
-/// Bytes of chunks in one request.
-const PUT_BYTES_MAX: usize = 2 << 20;
+/// Bytes of chunks in one request, about.
+const PUT_BYTES: usize = 1 << 20;
 /// Requests with chunks that one flush has under way.
 const PUTS_UNDER_WAY_MAX: usize = 4;
 /// How long a commit is repeated while garbage collection takes the chunks away under it.
@@ -43,9 +44,6 @@ pub(crate) enum Depth {
     /// The same, and an access time that was held back: the last handle is gone.
     Last,
 }
-
-/// A range of dirty bytes.
-type Part<'a> = (u64, &'a [u8]);
 
 impl Depth {
     fn is_durable(self, dirty: &Dirty) -> bool {
@@ -177,7 +175,13 @@ impl Core {
     ) -> std::result::Result<Vec<Part<'a>>, Failed<'a>> {
         let durable = depth.is_durable(flying);
         let limits = self.backend.limits();
-        let (mut pieces, tail) = plan::cut(flying, &limits, depth == Depth::Background);
+        let (mut pieces, tail) = if plan::is_inline(flying, &limits) {
+            (plan::inline(flying), None)
+        } else {
+            let cutter = Cutter::new(flying, &limits, depth == Depth::Background);
+            self.put_all(cutter, flying.bytes())
+                .map_err(|error| Failed { error, left: flying.ranges().collect() })?
+        };
         if pieces.is_empty() && tail.is_some() {
             return Ok(tail.into_iter().collect());
         }
@@ -185,7 +189,9 @@ impl Core {
         loop {
             let end = at + plan::command_len(&pieces[at..]);
             let last = end == pieces.len();
-            let sent = self.send_command(file.ino, &mut pieces[at..end], change, durable && last);
+            let (pieces_now, durable) = (&mut pieces[at..end], durable && last);
+            let mut retry = Retry::default();
+            let sent = self.commit_pieces(file.ino, pieces_now, change, durable, &mut retry);
             match sent {
                 Ok(inode) => self.committed(file, &inode),
                 Err(error) => {
@@ -198,18 +204,6 @@ impl Core {
             }
             at = end;
         }
-    }
-
-    /// Stores the chunks of one command and commits it.
-    fn send_command(
-        &self,
-        ino: Ino,
-        pieces: &mut [Piece<'_>],
-        change: &AttrChange,
-        durable: bool,
-    ) -> std::result::Result<Inode, BackendError> {
-        self.put(pieces.iter_mut().filter(|piece| !piece.inline).collect())?;
-        self.commit_pieces(ino, pieces, change, durable, &mut Retry::default())
     }
 
     /// Commits pieces whose chunks are stored. Those that garbage collection was about to delete are put
@@ -226,7 +220,7 @@ impl Core {
         loop {
             let extents = pieces.iter().map(Piece::extent).collect();
             let write = Write { ino, extents, change: change.clone() };
-            let again = match self.backend.mutate(durable, Command::Write(write)) {
+            let again = match self.run(durable, Command::Write(write)) {
                 Ok(Reply::Inode(inode)) => return Ok(inode),
                 Ok(_) => return Err(BackendError::Lost("unexpected reply to a write".to_owned())),
                 Err(BackendError::Failed(Failure::Meta(MetaError::RetryPut(again)))) => again,
@@ -235,14 +229,14 @@ impl Core {
             retry.pause(&again)?;
             let named = |piece: &Piece<'_>| !piece.inline && again.contains(&piece.hash);
             let bytes: usize = pieces.iter().filter(|piece| named(piece)).map(Piece::len).sum();
-            if bytes <= PUT_BYTES_MAX || pieces.len() == 1 {
-                self.put(pieces.iter_mut().filter(|piece| named(piece)).collect())?;
+            if bytes <= PUT_BYTES || pieces.len() == 1 {
+                self.put_again(pieces.iter_mut().filter(|piece| named(piece)).collect())?;
                 continue;
             }
             let (first, second) = pieces.split_at_mut(pieces.len() / 2);
-            self.put(first.iter_mut().filter(|piece| named(piece)).collect())?;
+            self.put_again(first.iter_mut().filter(|piece| named(piece)).collect())?;
             self.commit_pieces(ino, first, change, false, retry)?;
-            self.put(second.iter_mut().filter(|piece| named(piece)).collect())?;
+            self.put_again(second.iter_mut().filter(|piece| named(piece)).collect())?;
             return self.commit_pieces(ino, second, change, durable, retry);
         }
     }
@@ -254,39 +248,61 @@ impl Core {
         state.adopt(inode);
     }
 
-    /// Stores chunks, several requests at a time, and notes their names and receipts.
-    fn put(&self, pieces: Vec<&mut Piece<'_>>) -> std::result::Result<(), BackendError> {
-        let mut batches = plan::batches(pieces, PUT_BYTES_MAX);
-        if batches.len() <= 1 {
-            return batches.pop().map_or(Ok(()), |batch| self.put_batch(batch));
-        }
-        let threads = batches.len().min(PUTS_UNDER_WAY_MAX);
-        let waiting = Mutex::new(batches.into_iter());
+    /// Cuts and stores, several requests at a time; answers the pieces, and what was left for later.
+    fn put_all<'a>(
+        &self,
+        cutter: Cutter<'a>,
+        bytes: usize,
+    ) -> std::result::Result<(Vec<Piece<'a>>, Option<Part<'a>>), BackendError> {
+        let cutting = Mutex::new((0, cutter));
+        let stored = Mutex::new(BTreeMap::new());
         let failure = Mutex::new(None);
         let work = || {
-            loop {
-                let Some(batch) = waiting.lock().next() else { return };
-                if let Err(error) = self.put_batch(batch) {
-                    failure.lock().get_or_insert(error);
-                }
-                if failure.lock().is_some() {
+            while failure.lock().is_none() {
+                let (number, mut batch) = {
+                    let (next, cutter) = &mut *cutting.lock();
+                    *next += 1;
+                    (*next, cutter.batch(PUT_BYTES))
+                };
+                if batch.is_empty() {
                     return;
                 }
+                if let Err(error) = self.put_batch(&mut batch.iter_mut().collect::<Vec<_>>()) {
+                    failure.lock().get_or_insert(error);
+                }
+                stored.lock().insert(number, batch);
             }
         };
         std::thread::scope(|scope| {
-            for _ in 1..threads {
+            for _ in 1..bytes.div_ceil(PUT_BYTES).min(PUTS_UNDER_WAY_MAX) {
                 // Without a thread the others do its work.
                 let thread = std::thread::Builder::new().name("fuse-put".to_owned());
                 _ = thread.spawn_scoped(scope, work);
             }
             work();
         });
-        failure.into_inner().map_or(Ok(()), Err)
+        match failure.into_inner() {
+            Some(error) => Err(error),
+            None => {
+                let pieces = stored.into_inner().into_values().flatten().collect();
+                Ok((pieces, cutting.into_inner().1.tail()))
+            }
+        }
     }
 
-    fn put_batch(&self, mut batch: Vec<&mut Piece<'_>>) -> std::result::Result<(), BackendError> {
-        let name = |piece: &mut &mut Piece<'_>| {
+    /// Stores chunks again.
+    fn put_again(&self, pieces: Vec<&mut Piece<'_>>) -> std::result::Result<(), BackendError> {
+        let mut batches = plan::batches(pieces, PUT_BYTES);
+        batches.iter_mut().try_for_each(|batch| self.put_batch(batch))
+    }
+
+    /// Stores the chunks among the pieces in one request, and notes their names and receipts.
+    fn put_batch(&self, pieces: &mut [&mut Piece<'_>]) -> std::result::Result<(), BackendError> {
+        let mut batch: Vec<_> = pieces.iter_mut().filter(|piece| !piece.inline).collect();
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let name = |piece: &mut &mut &mut Piece<'_>| {
             piece.hash = ChunkHash(*blake3::hash(piece.data).as_bytes());
             ChunkPut { hash: piece.hash, len: piece.data.len() as u32 }
         };

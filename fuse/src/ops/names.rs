@@ -30,7 +30,7 @@ impl Core {
     /// The inode, and whether it is new.
     pub(crate) fn create(&self, create: Create) -> Result<(Inode, bool)> {
         match self.mutate(Command::Create(create))? {
-            Reply::Created { inode, new } => Ok((self.local(inode), new)),
+            Reply::Created { inode, new, .. } => Ok((self.local(inode), new)),
             _ => unexpected(),
         }
     }
@@ -38,12 +38,13 @@ impl Core {
     pub(crate) fn link(&self, ino: Ino, at: &Place<'_>) -> Result<Inode> {
         let name = Bytes::copy_from_slice(at.name);
         match self.mutate(Command::Link { ino, parent: at.parent, name })? {
-            Reply::Inode(inode) => Ok(self.local(inode)),
+            Reply::Created { inode, .. } => Ok(self.local(inode)),
             _ => unexpected(),
         }
     }
 
     pub(crate) fn unlink(&self, at: &Place<'_>, directory: bool) -> Result<()> {
+        self.tell_closed();
         let name = Bytes::copy_from_slice(at.name);
         let unlink = Unlink { parent: at.parent, name, directory, open_by: Vec::new() };
         match self.mutate(Command::Unlink(unlink))? {
@@ -53,6 +54,7 @@ impl Core {
     }
 
     pub(crate) fn rename(&self, from: &Place<'_>, to: &Place<'_>, mode: RenameMode) -> Result<()> {
+        self.tell_closed();
         let rename = Rename {
             parent: from.parent,
             name: Bytes::copy_from_slice(from.name),

@@ -5,14 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use fsd_rpc::message::{Request, Response};
 use parking_lot::{Condvar, Mutex};
-use raftmeta_types::Ino;
 use raftmeta_types::command::{AttrChange, SetAttr, SetTime};
+use raftmeta_types::{Ino, Inode};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::flush::Depth;
 use super::{Core, File, Handle, Result, State, unexpected};
 use crate::buffer::Dirty;
+
+/// Files closed here that the server has not heard of, at most.
+const CLOSED_MAX: usize = 64;
 
 /// An opened file.
 pub(crate) struct Opened {
@@ -32,31 +35,62 @@ impl Core {
         self.files.lock().entry(ino).or_insert_with(new).clone()
     }
 
-    /// Opens a file, as of now on the server. `made`: the caller has just made it.
-    pub(crate) fn open(&self, ino: Ino, flags: OFlags, made: bool) -> Result<Opened> {
-        let file = loop {
+    /// The file, with one handle more: no release retires it before that is taken back.
+    fn enter(&self, ino: Ino) -> Arc<File> {
+        loop {
             let file = self.file(ino);
             let mut state = file.state.lock();
             if !state.dead {
-                // Counted before the server is asked, so that no release retires it meanwhile.
                 state.opens += 1;
                 drop(state);
-                break file;
+                return file;
             }
-        };
+        }
+    }
+
+    /// Opens a file, as of now on the server.
+    pub(crate) fn open(&self, ino: Ino, flags: OFlags) -> Result<Opened> {
+        let file = self.enter(ino);
+        // A close that waits to be told would undo this.
+        let known = self.closed.lock().remove(&ino);
         let inode = match self.call(&Request::Open { ino }) {
             Ok((Response::Inode(inode), _)) => inode,
             other => {
-                self.close(&file, false);
+                self.close(&file, known);
                 return other.and_then(|_| unexpected());
             }
         };
         let mut state = file.state.lock();
         let seen = self.seen.lock().insert(ino, inode.data_version);
         state.adopt(&inode);
-        state.undurable |= made;
-        let heard = state.failures;
         drop(state);
+        let fh = self.add_handle(file, flags);
+        let truncate = flags.contains(OFlags::TRUNC);
+        if truncate {
+            let set = SetAttr { ino, change: AttrChange::default(), size: Some(0) };
+            if let Err(error) = self.setattr(set) {
+                self.release(fh);
+                return Err(error);
+            }
+        }
+        let keep_pages = seen == Some(inode.data_version) && !truncate;
+        Ok(Opened { fh, keep_pages, changed: !keep_pages })
+    }
+
+    /// A handle of a file that this mount has just made, which the server knows as open.
+    pub(crate) fn open_made(&self, inode: Inode, flags: OFlags) -> Opened {
+        let file = self.enter(inode.ino);
+        self.seen.lock().insert(inode.ino, inode.data_version);
+        let mut state = file.state.lock();
+        state.adopt(&inode);
+        state.undurable = true;
+        state.no_capability = true;
+        drop(state);
+        Opened { fh: self.add_handle(file, flags), keep_pages: false, changed: false }
+    }
+
+    fn add_handle(&self, file: Arc<File>, flags: OFlags) -> u64 {
+        let heard = file.state.lock().failures;
         let handle = Handle {
             file,
             writable: flags.intersects(OFlags::WRONLY | OFlags::RDWR),
@@ -68,17 +102,7 @@ impl Core {
         handles.next += 1;
         let fh = handles.next;
         handles.files.insert(fh, Arc::new(handle));
-        drop(handles);
-        let truncate = flags.contains(OFlags::TRUNC) && !made;
-        if truncate {
-            let set = SetAttr { ino, change: AttrChange::default(), size: Some(0) };
-            if let Err(error) = self.setattr(set) {
-                self.release(fh);
-                return Err(error);
-            }
-        }
-        let keep_pages = seen == Some(inode.data_version) && !truncate;
-        Ok(Opened { fh, keep_pages, changed: !made && !keep_pages })
+        fh
     }
 
     pub(crate) fn release(&self, fh: u64) {
@@ -88,8 +112,8 @@ impl Core {
         }
     }
 
-    /// One handle less. The last one sends what is left and tells the server, if it was `told` of the
-    /// file.
+    /// One handle less. The last one sends what is left, and notes that the server, if it was `told` of the
+    /// file, has to hear of it.
     fn close(&self, file: &Arc<File>, told: bool) {
         let mut state = file.state.lock();
         state.opens -= 1;
@@ -106,12 +130,33 @@ impl Core {
                 continue;
             }
             state.dead = true;
-            // Told while the file is still in the table: an open that comes now waits for the
-            // state's lock and asks the server afterwards, so that it is not undone by this.
-            if told && let Err(error) = self.call(&Request::Close { inos: vec![file.ino] }) {
-                tracing::warn!(ino = file.ino.0, %error, "close not reported");
-            }
+            let many = told && {
+                let mut closed = self.closed.lock();
+                // While the file is still in the table: an open that comes now waits for the state's lock
+                // and takes this back.
+                closed.insert(file.ino);
+                closed.len() >= CLOSED_MAX
+            };
             self.files.lock().remove(&file.ino);
+            if many {
+                drop(state);
+                self.tell_closed();
+                return;
+            }
+        }
+    }
+
+    /// Tells the server which files are closed: before a name is taken away, so that the file behind it
+    /// goes at once, and else many at a time.
+    pub(crate) fn tell_closed(&self) {
+        // Held over the call: an open of one of them comes before it or after it.
+        let mut closed = self.closed.lock();
+        if closed.is_empty() {
+            return;
+        }
+        let inos: Vec<Ino> = closed.drain().collect();
+        if let Err(error) = self.call(&Request::Close { inos }) {
+            tracing::warn!(%error, "closed files not reported");
         }
     }
 

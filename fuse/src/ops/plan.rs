@@ -16,6 +16,9 @@ const COMMAND_BYTES_MAX: usize = 16 << 20;
 /// A range this small stays inline even in a large flush: it would do so in the end anyway.
 const INLINE_PIECE_MAX: usize = 512;
 
+/// A range of dirty bytes.
+pub(super) type Part<'a> = (u64, &'a [u8]);
+
 /// Dirty bytes that become one extent.
 pub(super) struct Piece<'a> {
     pub(super) offset: u64,
@@ -48,40 +51,83 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// Cuts dirty bytes into pieces. With `more` to come the last chunk of the last range stays out, if it
-/// is not the only one: its end is where the bytes end, not where their content says.
-pub(super) fn cut<'a>(
-    dirty: &'a Dirty,
-    limits: &Limits,
-    more: bool,
-) -> (Vec<Piece<'a>>, Option<(u64, &'a [u8])>) {
-    let inline_max = (limits.inline_max as usize).min(INLINE_WRITE_MAX);
-    let inline = dirty.bytes() <= inline_max;
-    let mut pieces = Vec::new();
-    let mut last_range = 0;
-    for (offset, data) in dirty.ranges() {
-        last_range = pieces.len();
-        if inline || data.len() <= INLINE_PIECE_MAX {
-            pieces.push(Piece::new(offset, data, true));
-        } else {
-            let chunk = |range: std::ops::Range<usize>| {
-                Piece::new(offset + range.start as u64, &data[range], false)
-            };
-            pieces.extend(chunks(data, limits).map(chunk));
-        }
-    }
-    let tail = (more && pieces.len() > last_range + 1).then(|| pieces.pop()).flatten();
-    (pieces, tail.map(|piece| (piece.offset, piece.data)))
+/// Whether all of it travels in one command.
+pub(super) fn is_inline(dirty: &Dirty, limits: &Limits) -> bool {
+    dirty.bytes() <= (limits.inline_max as usize).min(INLINE_WRITE_MAX)
 }
 
-/// Cuts by content, so that the same bytes make the same chunks wherever they stand.
-fn chunks(data: &[u8], limits: &Limits) -> impl Iterator<Item = std::ops::Range<usize>> {
-    // The bounds of the algorithm itself, should a server ask for anything odd.
-    let max = limits.chunk_max.clamp(1024, CHUNK_MAX as u32);
-    let avg = limits.chunk_avg.clamp(256, max);
-    let min = limits.chunk_min.clamp(64, avg);
-    FastCDC::new(data, min as _, avg as _, max as _)
-        .map(|chunk| chunk.offset..chunk.offset + chunk.length)
+/// All of it, to travel in one command.
+pub(super) fn inline(dirty: &Dirty) -> Vec<Piece<'_>> {
+    dirty.ranges().map(|(offset, data)| Piece::new(offset, data, true)).collect()
+}
+
+/// Cuts dirty bytes by content, so that the same bytes make the same chunks wherever they stand; a piece at
+/// a time, for the first are on their way while the last are being cut.
+pub(super) struct Cutter<'a> {
+    ranges: std::vec::IntoIter<Part<'a>>,
+    range: Option<(Part<'a>, FastCDC<'a>)>,
+    /// Least, average and largest chunk.
+    sizes: [u32; 3],
+    more: bool,
+    tail: Option<Part<'a>>,
+}
+
+impl<'a> Cutter<'a> {
+    /// With `more` to come the last chunk of the last range stays out, if it is not the only one: its end is
+    /// where the bytes end, not where their content says.
+    pub(super) fn new(dirty: &'a Dirty, limits: &Limits, more: bool) -> Cutter<'a> {
+        // The bounds of the algorithm itself, should a server ask for anything odd.
+        let max = limits.chunk_max.clamp(1024, CHUNK_MAX as u32);
+        let avg = limits.chunk_avg.clamp(256, max);
+        let sizes = [limits.chunk_min.clamp(64, avg), avg, max];
+        let ranges = dirty.ranges().collect::<Vec<_>>().into_iter();
+        Cutter { ranges, range: None, sizes, more, tail: None }
+    }
+
+    /// What stayed out, at the end.
+    pub(super) fn tail(self) -> Option<Part<'a>> {
+        self.tail
+    }
+
+    /// The next pieces, about `bytes` of them. Empty at the end.
+    pub(super) fn batch(&mut self, bytes: usize) -> Vec<Piece<'a>> {
+        let mut pieces = Vec::new();
+        let mut left = bytes;
+        while left > 0
+            && let Some(piece) = self.piece()
+        {
+            left = left.saturating_sub(piece.len());
+            pieces.push(piece);
+        }
+        pieces
+    }
+
+    fn piece(&mut self) -> Option<Piece<'a>> {
+        loop {
+            if let Some(((offset, data), chunks)) = &mut self.range {
+                let Some(chunk) = chunks.next() else {
+                    self.range = None;
+                    continue;
+                };
+                let (start, end) = (chunk.offset, chunk.offset + chunk.length);
+                let piece = Piece::new(*offset + start as u64, &data[start..end], false);
+                let last = end == data.len() && self.ranges.as_slice().is_empty();
+                if last && self.more && start > 0 {
+                    self.tail = Some((piece.offset, piece.data));
+                    self.range = None;
+                    return None;
+                }
+                return Some(piece);
+            }
+            let (offset, data) = self.ranges.next()?;
+            if data.len() <= INLINE_PIECE_MAX {
+                return Some(Piece::new(offset, data, true));
+            }
+            let [min, avg, max] = self.sizes;
+            let chunks = FastCDC::new(data, min as _, avg as _, max as _);
+            self.range = Some(((offset, data), chunks));
+        }
+    }
 }
 
 /// How many of the pieces go into the next command.

@@ -10,9 +10,9 @@ use super::flush::Depth;
 use super::{Core, File, OFFSET_MAX, Result, now};
 
 /// A file with this many dirty bytes is sent in the background.
-const FLUSH_BYTES: usize = 8 << 20;
+const FLUSH_BYTES: usize = 16 << 20;
 /// With this many its writers wait for the sending.
-const WAIT_BYTES: usize = 24 << 20;
+const WAIT_BYTES: usize = 48 << 20;
 /// Dirty bytes older than this are sent.
 const DIRTY_AGE_MAX: Duration = Duration::from_secs(5);
 

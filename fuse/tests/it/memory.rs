@@ -416,7 +416,11 @@ impl Backend for Member {
         let (slot, seq) = self.slots.lock().unwrap().pop().expect("fewer callers than slots");
         state.stamp(&mut command);
         let events = events_of(&command);
+        let opens = matches!(&command, Command::Create(create) if create.open);
         let answer = state.apply(self.session, (slot, seq), command);
+        if opens && let Ok(Reply::Created { inode, new: true, .. }) = &answer {
+            state.open.entry(inode.ino).or_default().insert(self.session);
+        }
         self.slots.lock().unwrap().push((slot, seq + 1));
         if answer.is_ok() {
             state.tell_others(self.session, events);

@@ -23,13 +23,15 @@ pub(super) fn create(state: &mut State<'_>, create: &Create) -> Step<Reply> {
     if !unnamed && let Some(existing) = state.dentry(parent.ino, &create.name)? {
         return match existing.kind {
             FileKind::Regular if !create.exclusive && create.kind == FileKind::Regular => {
-                Ok(Reply::Created { inode: state.inode(existing.ino)?, new: false })
+                let inode = state.inode(existing.ino)?;
+                Ok(Reply::Created { inode, new: false, changed: Vec::new() })
             }
             FileKind::Directory if !create.exclusive => Err(MetaError::IsDirectory.into()),
             _ => Err(MetaError::Exists.into()),
         };
     }
     let mut inode = make(state, create, &parent)?;
+    let mut changed = Vec::new();
     if unnamed {
         let orphan = Orphan { sessions: vec![state.session], linkable: true };
         state.put(&keys::orphan(inode.ino), &orphan)?;
@@ -41,9 +43,10 @@ pub(super) fn create(state: &mut State<'_>, create: &Create) -> Step<Reply> {
         }
         state.touch_directory(&mut parent);
         state.put_inode(&mut parent)?;
+        changed.push(parent);
     }
     state.put_inode(&mut inode)?;
-    Ok(Reply::Created { inode, new: true })
+    Ok(Reply::Created { inode, new: true, changed })
 }
 
 fn check_target(create: &Create) -> Step<()> {

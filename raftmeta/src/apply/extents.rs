@@ -150,9 +150,8 @@ pub(super) fn cut_some(state: &mut State<'_>, inode: &mut Inode, from: u64) -> S
     Ok(down_to)
 }
 
-/// Puts the extent over whatever its range held.
-pub(super) fn overlay(state: &mut State<'_>, inode: &mut Inode, extent: &Extent) -> Step<()> {
-    clear(state, inode, extent.offset, end(extent))?;
+/// Puts the extent into a range that is clear.
+pub(super) fn lay(state: &mut State<'_>, inode: &mut Inode, extent: &Extent) -> Step<()> {
     match join(state, inode, extent)? {
         Some(joined) => add(state, inode, &joined),
         None => add(state, inode, extent),

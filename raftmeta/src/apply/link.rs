@@ -33,5 +33,5 @@ pub(super) fn link(state: &mut State<'_>, ino: Ino, parent: Ino, name: &[u8]) ->
     parent.size += DENTRY_SIZE;
     state.touch_directory(&mut parent);
     state.put_inode(&mut parent)?;
-    Ok(Reply::Inode(inode))
+    Ok(Reply::Created { inode, new: false, changed: vec![parent] })
 }

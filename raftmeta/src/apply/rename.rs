@@ -25,11 +25,14 @@ pub(super) fn rename(state: &mut State<'_>, rename: &Rename) -> Step<Reply> {
     match (target, rename.mode) {
         (None, RenameMode::Exchange) => Err(MetaError::NotFound.into()),
         (None, _) => {
+            let moved = [source.ino];
             move_entry(state, rename, source, false)?;
-            Ok(Reply::Unlinked { inode: None })
+            Ok(Reply::Unlinked { inode: None, changed: changed(state, rename, &moved)? })
         }
         // Two names of one inode: nothing to do, says POSIX.
-        (Some(target), _) if target.ino == source.ino => Ok(Reply::Unlinked { inode: None }),
+        (Some(target), _) if target.ino == source.ino => {
+            Ok(Reply::Unlinked { inode: None, changed: Vec::new() })
+        }
         (Some(target), RenameMode::Exchange) => exchange(state, rename, source, target),
         (Some(target), _) => replace(state, rename, source, target),
     }
@@ -55,9 +58,19 @@ fn replace(
         parent.nlink -= 1;
         state.put_inode(&mut parent)?;
     }
+    let moved = [source.ino];
     move_entry(state, rename, source, true)?;
     unlink::drop_link(state, &mut target, &rename.open_by)?;
-    Ok(Reply::Unlinked { inode: Some(target) })
+    Ok(Reply::Unlinked { inode: Some(target), changed: changed(state, rename, &moved)? })
+}
+
+/// The directories and what `moved`, as they are now.
+fn changed(state: &State<'_>, rename: &Rename, moved: &[Ino]) -> Step<Vec<Inode>> {
+    let mut inos = vec![rename.parent, rename.new_parent];
+    inos.extend(moved);
+    inos.sort_unstable();
+    inos.dedup();
+    inos.into_iter().map(|ino| state.inode(ino)).collect()
 }
 
 /// Moves the entry; `replaced` if the new name was there already.
@@ -116,7 +129,8 @@ fn exchange(
     target.ctime = state.now;
     state.put_inode(&mut source)?;
     state.put_inode(&mut target)?;
-    Ok(Reply::Unlinked { inode: None })
+    let moved = [source.ino, target.ino];
+    Ok(Reply::Unlinked { inode: None, changed: changed(state, rename, &moved)? })
 }
 
 fn set_parent(inode: &mut Inode, parent: Ino) {

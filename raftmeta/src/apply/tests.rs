@@ -81,9 +81,10 @@ impl Fs {
             rdev: 0,
             target: target.into(),
             exclusive: true,
+            open: false,
         };
         match self.run(Command::Create(create))? {
-            Reply::Created { inode, new: true } => Ok(inode),
+            Reply::Created { inode, new: true, .. } => Ok(inode),
             other => panic!("{other:?}"),
         }
     }
@@ -105,6 +106,7 @@ impl Fs {
             rdev: 0,
             target: Bytes::new(),
             exclusive: true,
+            open: false,
         };
         let Ok(Reply::Created { inode, .. }) = self.server(Command::Create(create)) else {
             panic!("created");

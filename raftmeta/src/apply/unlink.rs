@@ -29,7 +29,7 @@ pub(super) fn unlink(state: &mut State<'_>, unlink: &Unlink) -> Step<Reply> {
     state.touch_directory(&mut parent);
     state.put_inode(&mut parent)?;
     drop_link(state, &mut inode, &unlink.open_by)?;
-    Ok(Reply::Unlinked { inode: Some(inode) })
+    Ok(Reply::Unlinked { inode: Some(inode), changed: vec![parent] })
 }
 
 /// Takes one link from the inode, whose entry is gone already. With its last link it goes too, unless

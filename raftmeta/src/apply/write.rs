@@ -15,8 +15,9 @@ pub(super) fn write(state: &mut State<'_>, write: &Write) -> Step<Reply> {
     };
     check(&write.extents)?;
     extents::check_receipts(state, write.extents.iter().map(|new| (&new.data, new.receipt)))?;
-    for new in &write.extents {
-        put(state, &mut inode, new)?;
+    // Neighbours are looked up and cleared together: a scan costs more than an extent.
+    for run in write.extents.chunk_by(|one, next| end(one) == next.offset) {
+        put(state, &mut inode, run)?;
     }
     let change = &write.change;
     if !write.extents.is_empty() {
@@ -36,11 +37,20 @@ pub(super) fn write(state: &mut State<'_>, write: &Write) -> Step<Reply> {
     Ok(Reply::Inode(inode))
 }
 
-fn put(state: &mut State<'_>, inode: &mut Inode, new: &NewExtent) -> Step<()> {
+fn end(new: &NewExtent) -> u64 {
+    new.offset + u64::from(new.len)
+}
+
+/// Puts extents without gaps between them over what their range held.
+fn put(state: &mut State<'_>, inode: &mut Inode, run: &[NewExtent]) -> Step<()> {
+    let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(()) };
+    extents::clear(state, inode, first.offset, end(last))?;
     let version = state.version;
-    let extent = Extent { offset: new.offset, len: new.len, data: new.data.clone(), version };
-    extents::overlay(state, inode, &extent)?;
-    inode.size = inode.size.max(extents::end(&extent));
+    for new in run {
+        let extent = Extent { offset: new.offset, len: new.len, data: new.data.clone(), version };
+        extents::lay(state, inode, &extent)?;
+    }
+    inode.size = inode.size.max(end(last));
     Ok(())
 }
 

@@ -24,7 +24,7 @@ pub(super) fn by_bytes(group: &Group) {
             }
             last = appended;
             // One that is being written already serves as well; a group that has stopped needs none.
-            if let Err(error) = Group(inner).checkpoint().await {
+            if let Err(error) = inner.raft.trigger().snapshot().await {
                 tracing::warn!(%error, "no checkpoint could be started");
                 return;
             }

@@ -78,6 +78,7 @@ fn create(name: &str) -> Command {
         rdev: 0,
         target: Bytes::new(),
         exclusive: true,
+        open: false,
     })
 }
 

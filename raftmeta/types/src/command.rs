@@ -132,6 +132,9 @@ pub struct Create {
     pub target: Bytes,
     /// With `false` an existing regular file is returned instead of [`crate::MetaError::Exists`].
     pub exclusive: bool,
+    /// The session has what it makes open from then on. Who has what open is not replicated: this is for
+    /// the node that it asks.
+    pub open: bool,
 }
 
 /// Removes an entry; the inode goes with its last link unless a session holds it open.

@@ -10,16 +10,20 @@ use crate::inode::Inode;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     Done,
-    /// The inode as it is after the command (`SetAttr`, `Write`, `Allocate`, `Link`, …).
+    /// The inode as it is after the command (`SetAttr`, `Write`, `Allocate`, …).
     Inode(Inode),
-    /// `Create`: the inode, and whether this command made it.
+    /// `Create`, `Link`: the inode, and whether this command made it. `changed`: its directory after the
+    /// command.
     Created {
         inode: Inode,
         new: bool,
+        changed: Vec<Inode>,
     },
-    /// `Unlink`, `Rename`: the inode that lost a link, if any, as it is after the command.
+    /// `Unlink`, `Rename`: the inode that lost a link, if any, as it is after the command. `changed`: the
+    /// directories, and what moved, after the command.
     Unlinked {
         inode: Option<Inode>,
+        changed: Vec<Inode>,
     },
     /// `CopyRange`: bytes copied (short at the end of the source) and the target.
     Copied {

@@ -79,6 +79,7 @@ impl World {
             rdev: 0,
             target: Bytes::new(),
             exclusive: true,
+            open: false,
         };
         match world.apply(Command::Create(create)) {
             Some(Reply::Created { inode, .. }) => world.ino = inode.ino,

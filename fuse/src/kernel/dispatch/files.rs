@@ -22,7 +22,7 @@ impl Shared {
 
     pub(super) fn open(&self, head: Head, r: &mut Reader<'_>) -> Option<Result<Vec<u8>>> {
         let flags = OFlags::from_bits_retain(r.u32()?);
-        let opened = self.core.open(head.ino, flags, false);
+        let opened = self.core.open(head.ino, flags);
         Some(opened.map(|opened| self.open_reply(head.ino, &opened)))
     }
 
@@ -41,9 +41,15 @@ impl Shared {
         let name = if named { name } else { &[] };
         let mut create = create_in(head, name, FileKind::Regular, mode, umask);
         create.exclusive = flags.contains(OFlags::EXCL);
+        create.open = true;
         Some(self.core.create(create).and_then(|(inode, made)| {
-            let opened = self.core.open(inode.ino, flags, made)?;
-            let inode = if made { inode } else { self.core.getattr(inode.ino)? };
+            let (inode, opened) = match made {
+                true => (inode.clone(), self.core.open_made(inode, flags)),
+                false => {
+                    let opened = self.core.open(inode.ino, flags)?;
+                    (self.core.getattr(inode.ino)?, opened)
+                }
+            };
             let mut out = reply::entry(&inode);
             out.extend(self.open_reply(inode.ino, &opened));
             Ok(out)

@@ -24,6 +24,7 @@ pub(super) fn create_in(head: Head, name: &[u8], kind: FileKind, mode: u32, umas
         rdev: 0,
         target: Bytes::new(),
         exclusive: true,
+        open: false,
     }
 }
 

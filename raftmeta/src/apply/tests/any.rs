@@ -90,6 +90,7 @@ fn create(model: &Model, raw: &Raw) -> Command {
         rdev: 0,
         target: if kind == FileKind::Symlink { "there".into() } else { Bytes::new() },
         exclusive: raw[5].is_multiple_of(2),
+        open: raw[5].is_multiple_of(3),
     })
 }
 

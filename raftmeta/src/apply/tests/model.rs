@@ -276,7 +276,8 @@ impl Model {
         node.inode.nlink += 1;
         (node.holders, node.linkable) = (BTreeSet::new(), false);
         self.enter(parent, name, Some(ino));
-        self.changed(ino, false)
+        self.changed(ino, false)?;
+        Ok(Answer::Created(ino, false))
     }
 
     fn unlink(&mut self, unlink: &Unlink) -> Outcome {

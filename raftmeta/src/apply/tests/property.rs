@@ -28,8 +28,14 @@ fn answer(model: &Model, reply: MetaResult<Reply>) -> Outcome {
     Ok(match reply.map_err(without_words)? {
         Reply::Done => Answer::Done,
         Reply::Inode(inode) => Answer::Inode(same(inode)),
-        Reply::Created { inode, new } => Answer::Created(same(inode), new),
-        Reply::Unlinked { inode } => Answer::Unlinked(inode),
+        Reply::Created { inode, new, changed } => {
+            changed.into_iter().for_each(|inode| _ = same(inode));
+            Answer::Created(same(inode), new)
+        }
+        Reply::Unlinked { inode, changed } => {
+            changed.into_iter().for_each(|inode| _ = same(inode));
+            Answer::Unlinked(inode)
+        }
         Reply::Copied { len, inode } => Answer::Copied(len, same(inode)),
         other => panic!("{other:?}"),
     })
