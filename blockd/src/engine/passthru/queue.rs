@@ -53,6 +53,8 @@ pub struct PassthruQueue {
     held: Vec<bool>,
     tail: usize,
     fixed: Fixed,
+    // Slots and results, between the ring and their operations.
+    batch: Vec<(usize, i32)>,
     unsubmitted: bool,
     troubled: bool,
     polls: u32,
@@ -80,6 +82,7 @@ impl PassthruQueue {
             free: (0..DEPTH as usize).rev().collect(),
             held: vec![false; ENTRIES as usize],
             tail: 0,
+            batch: Vec::with_capacity(DEPTH as usize),
             unsubmitted: false,
             troubled: false,
             polls: 0,
@@ -149,7 +152,7 @@ impl PassthruQueue {
         }
     }
 
-    fn ended(&mut self, slot: usize, result: i32) {
+    fn ended(&mut self, slot: usize, result: i32, is_live: bool) {
         let flight = self.flights[slot].take().expect("a completion has its flight");
         self.free.push(slot);
         self.held[flight.position] = false;
@@ -163,12 +166,13 @@ impl PassthruQueue {
             self.operations.end(flight.started, Outcome::Retry, now);
             return;
         }
-        let outcome = self.outcome(&flight.started.step, result);
+        let outcome = self.outcome(&flight.started.step, result, is_live);
         self.operations.end(flight.started, outcome, now);
     }
 
-    fn outcome(&mut self, step: &Step, result: i32) -> Outcome {
+    fn outcome(&mut self, step: &Step, result: i32, is_live: bool) -> Outcome {
         let outcome = match result {
+            0 if !is_live => Outcome::Retry,
             0.. => Status(result as u16).outcome(),
             errno if TRANSIENT.contains(&-errno) => Outcome::Retry,
             errno if [-libc::ENODEV, -libc::ENXIO].contains(&errno) => {
@@ -239,11 +243,14 @@ impl Queue for PassthruQueue {
             return;
         }
         self.submit_ring();
-        loop {
-            let next = self.ring.completion().next();
-            let Some(cqe) = next else { break };
-            self.ended(cqe.user_data() as usize, cqe.result());
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.extend(self.ring.completion().map(|cqe| (cqe.user_data() as usize, cqe.result())));
+        // Asked after the completions are there: what came before cannot be a dropped command then.
+        let is_live = batch.is_empty() || self.shared.is_live();
+        for (slot, result) in batch.drain(..) {
+            self.ended(slot, result, is_live);
         }
+        self.batch = batch;
         self.start();
         if self.unsubmitted {
             self.submit_ring();

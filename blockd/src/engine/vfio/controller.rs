@@ -81,6 +81,8 @@ pub struct Controller {
     pub health: HealthCell,
     pub errors: AtomicU64,
     pub reset_wanted: AtomicBool,
+    /// A command has succeeded since the last reset.
+    pub progress: AtomicBool,
     pub stopping: AtomicBool,
     /// Wakes the keeper.
     pub wake: OwnedFd,
@@ -126,6 +128,7 @@ impl Controller {
             health: HealthCell::default(),
             errors: AtomicU64::new(0),
             reset_wanted: AtomicBool::new(false),
+            progress: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             wake: new_event()?,
             seats: Mutex::new(Vec::new()),
