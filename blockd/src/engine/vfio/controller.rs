@@ -296,12 +296,17 @@ impl Controller {
     }
 
     fn end(&self) {
-        if let Some(Parts { bus, .. }) = self.parts().take() {
-            bus.release();
+        let parts = self.parts().take();
+        if let Some(Parts { bus, .. }) = &parts {
+            bus.isolate();
         }
         self.epoch.store(DEAD, Ordering::Release);
         for seat in self.seats().iter() {
             seat.wake();
+        }
+        // Only now: nobody is to wait for it.
+        if let Some(Parts { bus, .. }) = &parts {
+            bus.release();
         }
     }
 }
