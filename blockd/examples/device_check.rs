@@ -3,6 +3,7 @@
 //!
 //!     device_check verify DEVICE [--seconds 5] [--reset-ms 700]   random operations, the controller is reset meanwhile
 //!     device_check speed DEVICE --rw randread --qd 32             operations a second
+//!     device_check wipe DEVICE                                    zeros at the start, so that blockd makes a pool
 //!     device_check call SOCKET METHOD [PARAMS]                    asks a running blockd, by its admin socket
 //!
 //! With `--until-gone` the device disappears meanwhile: every operation has to end, and the last ones with errors.
@@ -26,6 +27,7 @@ use clap::{Parser, ValueEnum};
 enum Arguments {
     Verify(Verify),
     Speed(Speed),
+    Wipe { device: PathBuf },
     Call { socket: PathBuf, method: String, params: Option<String> },
 }
 
@@ -85,6 +87,11 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse() {
         Arguments::Verify(arguments) => verify(&arguments),
         Arguments::Speed(arguments) => speed(&arguments),
+        Arguments::Wipe { device } => {
+            let device = open(&device, 30_000, None)?;
+            run(device.queue()?.as_mut(), Action::Zero { offset: 0, len: 1 << 20 })?;
+            Ok(run(device.queue()?.as_mut(), Action::Flush)?)
+        }
         Arguments::Call { socket, method, params } => call(&socket, &method, params.as_deref()),
     }
 }

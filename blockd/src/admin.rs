@@ -171,6 +171,7 @@ fn perform(method: &str, given: Value, daemon: &Daemon, stop: &Stop) -> Answer {
         "device.identify" => device::identify(&params(given)?, daemon.pools()),
         "device.format" => device::format(&params(given)?, daemon.pools()),
         "device.wipe" => device::wipe(&params(given)?, daemon.pools()),
+        "device.reset" => device::reset(&params(given)?, daemon),
         "pool.status" => {
             Ok(daemon.pools().iter().map(|p| json!(p.status())).collect::<Vec<_>>().into())
         }

@@ -8,13 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::{Config, DeviceConfig, EngineKind, VolumeConfig};
-use crate::engine::{BLOCK_BYTES, Device, Fault, Mem, Passthru, Uring, Vfio};
+use crate::engine::{BLOCK_BYTES, Device, Fault, Mem, Memory, Passthru, Uring, Vfio};
 use crate::error::{Error, Result};
 use crate::nvme::address::Place;
 use crate::nvmet;
 use crate::pool::Pool;
 use crate::reactor::{self, Client, Handle, Share, Stats};
 use crate::volume::Volume;
+
+/// Memory for what does not come in a client's arena, where a device can be told of it once: data of NVMe/TCP hosts and of
+/// the pool. What is beyond is copied through a bounce buffer, or pinned for each command.
+const DMA_BYTES: usize = 64 << 20;
 
 /// See the module.
 #[derive(Debug)]
@@ -32,6 +36,12 @@ pub struct Daemon {
 impl Daemon {
     /// Opens all devices, makes the volumes that are missing, and starts the reactors.
     pub fn start(config: &Config) -> Result<Daemon> {
+        let nvme = [Ok(EngineKind::Passthru), Ok(EngineKind::Vfio)];
+        if config.device.iter().any(|d| nvme.contains(&d.driver()))
+            && let Err(error) = Memory::share_pool(DMA_BYTES)
+        {
+            tracing::warn!(%error, "no memory that devices know: what hosts send is copied once more");
+        }
         let mut pools = Vec::new();
         for device in &config.device {
             let path = device.path.display().to_string();
@@ -118,6 +128,17 @@ impl Daemon {
             .max_by_key(|p| p.status().extents_free)
             .ok_or_else(|| Error::NoDevice(wanted.clone().unwrap_or_default()))?
             .create(&volume.name, volume.size, volume.thin)
+    }
+
+    /// Resets the controller of a device; operations in flight are sent again.
+    pub fn reset(&self, path: &str) -> Result<()> {
+        let pool = self.pools.iter().find(|p| p.status().path == path);
+        let pool = pool.ok_or_else(|| Error::NoDevice(path.to_owned()))?;
+        pool.device().reset().map_err(|source| Error::Device {
+            path: path.to_owned(),
+            doing: "resetting its controller",
+            source,
+        })
     }
 
     /// Removes a volume and all it holds. Refused while it is used or exported.

@@ -35,7 +35,7 @@ pub struct Identity {
     #[serde(flatten)]
     pub facts: DeviceFacts,
     pub contents: Contents,
-    /// Who keeps it from being formatted: nobody, a blockd, the kernel.
+    /// The blockd that has it, if one has.
     pub used_by: Option<String>,
     /// Of the kernel's NVMe namespaces.
     pub nvme: Option<Nvme>,
@@ -74,7 +74,6 @@ impl std::fmt::Display for Contents {
 /// A device that is nobody's at the moment.
 pub struct Spare {
     path: String,
-    kind: &'static str,
     device: std::sync::Arc<dyn Device>,
 }
 
@@ -130,25 +129,22 @@ fn kernel_user(path: &Path) -> Result<Option<String>> {
 }
 
 impl Spare {
-    /// Opens a device that no blockd has. With `exclusive` it must not be the kernel's either.
-    pub fn open(path: &Path, exclusive: bool) -> Result<Spare> {
+    /// Opens a device that neither a blockd nor the kernel has.
+    pub fn open(path: &Path) -> Result<Spare> {
         let kind = kind_of(path)?;
-        if exclusive
-            && kind == "block device"
+        if kind == "block device"
             && let Some(by) = kernel_user(path)?
         {
             return Err(Error::DeviceBusy { path: path.display().to_string(), by });
         }
         let device = daemon::open(&DeviceConfig::plain(path, EngineKind::Auto, None))?;
-        Ok(Spare { path: path.display().to_string(), kind, device })
+        Ok(Spare { path: path.display().to_string(), device })
     }
 
     /// What it is and what is on it.
     pub fn identify(&self) -> Result<Identity> {
         let found = contents(&self.path, &self.device)?;
-        let path = Path::new(&self.path);
-        let user = if self.kind == "block device" { kernel_user(path)? } else { None };
-        Ok(identity_of(&self.path, &self.device, found, user))
+        Ok(identity_of(&self.path, &self.device, found, None))
     }
 
     /// Makes a pool without volumes. With anything on the device only if `force`.

@@ -3,7 +3,7 @@
 //! ```text
 //!  host ──NVMe/TCP────────┐
 //!  client ──ipc rings──► reactor (one thread per core) ──► engine queue ──► device
-//!                          │  translates volume offsets            uring | mem | fault
+//!                          │  translates volume offsets            uring | passthru | vfio | mem | fault
 //!                          ▼
 //!                        volume (lock-free extent map) ◄── pool (superblocks, extent map on disk)
 //!                                                            ▲

@@ -81,9 +81,15 @@ fn open<'a>(path: &Path, pools: &'a [Arc<Pool>]) -> Option<&'a Arc<Pool>> {
     pools.iter().find(same)
 }
 
+/// Resets the controller beneath a device of this blockd.
+pub fn reset(Named { path }: &Named, daemon: &Daemon) -> Answer {
+    daemon.reset(&path.display().to_string())?;
+    Ok(Value::Null)
+}
+
 pub fn identify(Named { path }: &Named, pools: &[Arc<Pool>]) -> Answer {
     let identity = match open(path, pools) {
-        None => Spare::open(path, false)?.identify()?,
+        None => Spare::open(path)?.identify()?,
         Some(pool) => {
             let name = pool.status().path;
             let found = contents(&name, pool.device())?;
@@ -95,7 +101,7 @@ pub fn identify(Named { path }: &Named, pools: &[Arc<Pool>]) -> Answer {
 
 pub fn format(Format { path, force }: &Format, pools: &[Arc<Pool>]) -> Answer {
     match open(path, pools) {
-        None => Spare::open(path, true)?.format(*force)?,
+        None => Spare::open(path)?.format(*force)?,
         Some(pool) => {
             let volumes = pool.volumes();
             if !volumes.is_empty() && !force {
@@ -116,7 +122,7 @@ pub fn format(Format { path, force }: &Format, pools: &[Arc<Pool>]) -> Answer {
 pub fn wipe(Wipe { path, zero }: &Wipe, pools: &[Arc<Pool>]) -> Answer {
     let in_use = match open(path, pools) {
         None => {
-            Spare::open(path, true)?.wipe(*zero)?;
+            Spare::open(path)?.wipe(*zero)?;
             false
         }
         Some(pool) => {

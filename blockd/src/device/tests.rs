@@ -12,18 +12,18 @@ fn file(bytes: u64) -> (tempfile::TempDir, PathBuf) {
 }
 
 fn found(path: &Path) -> Contents {
-    Spare::open(path, true).unwrap().identify().unwrap().contents
+    Spare::open(path).unwrap().identify().unwrap().contents
 }
 
 #[test]
 fn a_file_becomes_a_pool_and_blank_again() {
     let (_dir, path) = file(BYTES);
     assert_eq!(found(&path), Contents::Blank);
-    Spare::open(&path, true).unwrap().format(false).unwrap();
+    Spare::open(&path).unwrap().format(false).unwrap();
     let Contents::Pool { volumes, extents, extents_free, .. } = found(&path) else { panic!() };
     assert_eq!((volumes.len(), extents_free), (0, extents));
 
-    let spare = Spare::open(&path, true).unwrap();
+    let spare = Spare::open(&path).unwrap();
     let pool = Pool::open("d", std::sync::Arc::clone(&spare.device), false).unwrap();
     pool.create("precious", 4 << 20, false).unwrap();
     drop(pool);
@@ -50,7 +50,7 @@ fn what_others_wrote_is_named_and_kept() {
         let mut all = vec![0; BYTES as usize];
         all[at..at + bytes.len()].copy_from_slice(bytes);
         std::fs::write(&path, &all).unwrap();
-        let spare = Spare::open(&path, true).unwrap();
+        let spare = Spare::open(&path).unwrap();
         let refused = spare.format(false).unwrap_err().to_string();
         assert!(refused.contains(word), "{refused}");
         assert_eq!(std::fs::read(&path).unwrap(), all, "{word}");
@@ -62,7 +62,7 @@ fn what_others_wrote_is_named_and_kept() {
 #[test]
 fn a_damaged_pool_is_told_from_none() {
     let (_dir, path) = file(BYTES);
-    Spare::open(&path, true).unwrap().format(false).unwrap();
+    Spare::open(&path).unwrap().format(false).unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     for copy in [0, SUPERBLOCK_BYTES] {
         bytes[copy + 100] ^= 1;
@@ -74,11 +74,11 @@ fn a_damaged_pool_is_told_from_none() {
 #[test]
 fn what_is_no_device_is_refused() {
     let (dir, path) = file(4096);
-    let missing = Spare::open(&dir.path().join("none"), true).unwrap_err();
+    let missing = Spare::open(&dir.path().join("none")).unwrap_err();
     assert_eq!(missing.code(), "NOT_FOUND");
-    assert_eq!(Spare::open(dir.path(), true).unwrap_err().code(), "INVALID");
-    let small = Spare::open(&path, true).unwrap();
+    assert_eq!(Spare::open(dir.path()).unwrap_err().code(), "INVALID");
+    let small = Spare::open(&path).unwrap();
     assert_eq!(small.format(false).unwrap_err().code(), "FORMAT");
-    let second = Spare::open(&path, true).unwrap_err();
+    let second = Spare::open(&path).unwrap_err();
     assert_eq!(second.code(), "BUSY");
 }

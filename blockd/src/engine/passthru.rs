@@ -41,6 +41,9 @@ struct Shared {
     polled: bool,
     health: HealthCell,
     errors: AtomicU64,
+    // The driver's word for the controller's state, where it has to be asked; none where several controllers lead to the
+    // namespace.
+    state: Option<File>,
     // What a device without Write Zeroes is written with.
     zeros: Memory,
 }
@@ -48,6 +51,14 @@ struct Shared {
 impl Shared {
     fn trouble(&self, health: Health) {
         self.health.set(&self.path, health);
+    }
+
+    /// Whether the driver has the controller in use. Asked after successes: kernels before 6.16 give success for commands that they drop while a device is being removed (liburing issues 1273 and 1386).
+    fn is_live(&self) -> bool {
+        let Some(state) = &self.state else { return true };
+        let mut word = [0; 8];
+        std::os::unix::fs::FileExt::read_at(state, &mut word, 0)
+            .is_ok_and(|n| word[..n].starts_with(b"live"))
     }
 
     /// It answers again; what went wrong for good meanwhile stays visible.
@@ -119,6 +130,11 @@ impl Passthru {
             polled: polled.unwrap_or(can_poll),
             health: HealthCell::default(),
             errors: AtomicU64::new(0),
+            state: if drops_silently(&sysfs::line(Path::new("/proc/sys/kernel/osrelease"))) {
+                File::open(format!("/sys/class/nvme-generic/{name}/device/state")).ok()
+            } else {
+                None
+            },
             zeros: Memory::zeroed(identify::ZEROS_BYTES as usize),
         };
         shared.fixed = queue::probe(&shared);
@@ -143,6 +159,12 @@ impl Passthru {
             Err(error) => Health::Degraded(format!("it does not answer for its health: {error}")),
         }
     }
+}
+
+/// Whether a kernel of this release may give success for commands that it has dropped.
+fn drops_silently(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (6, 16)
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -199,5 +221,30 @@ impl Device for Passthru {
         let name = self.shared.path.trim_start_matches("/dev/ng");
         let number = name.split('n').next().unwrap_or_default();
         ioctl::reset(Path::new(&format!("/dev/nvme{number}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_that_need_a_second_look() {
+        for (release, expected) in [
+            ("6.1.0-13-amd64", true),
+            ("6.12.95+deb12", true),
+            ("6.16.0", false),
+            ("7.0", false),
+            ("", true),
+        ] {
+            assert_eq!(drops_silently(release), expected, "{release}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = Passthru::open(file.path(), None, Duration::from_secs(1)).unwrap_err();
+        assert!(error.to_string().contains("/dev/ngXnY"), "{error}");
     }
 }

@@ -19,8 +19,14 @@ use crate::nvme::status::{Outcome, Status};
 
 /// Commands with the kernel at once; further ones wait.
 const DEPTH: u32 = 256;
+/// Entries of the ring. More than commands, so that an entry is seldom still held when its turn comes again.
+const ENTRIES: u32 = 1024;
 /// Polls between two looks for arenas that are gone.
 const SWEEP_POLLS: u32 = 1 << 14;
+
+/// What the kernel says when it has cancelled a command, for a reset most likely, or has no memory or tags for it now. The
+/// memory of a command is always there: EFAULT is seen for some that meet a reset, and passes.
+const TRANSIENT: [i32; 5] = [libc::EINTR, libc::EAGAIN, libc::ENOMEM, libc::EBUSY, libc::EFAULT];
 
 type Ring = IoUring<squeue::Entry128, cqueue::Entry32>;
 
@@ -31,6 +37,9 @@ struct Flight {
     /// The range of a deallocation.
     range: Box<[u8; 16]>,
     is_fixed: bool,
+    /// Its entry. Some kernels read it again when they could not issue the command at once, so it is not written until the
+    /// command has ended.
+    position: usize,
 }
 
 /// See the module.
@@ -40,7 +49,12 @@ pub struct PassthruQueue {
     operations: Operations,
     flights: Vec<Option<Flight>>,
     free: Vec<usize>,
+    // By position in the ring: whether a command in flight has the entry. `tail` is the next position.
+    held: Vec<bool>,
+    tail: usize,
     fixed: Fixed,
+    // Slots and results, between the ring and their operations.
+    batch: Vec<(usize, i32)>,
     unsubmitted: bool,
     troubled: bool,
     polls: u32,
@@ -57,7 +71,7 @@ fn make(polled: bool, depth: u32) -> io::Result<Ring> {
 
 impl PassthruQueue {
     pub fn new(shared: Arc<Shared>) -> io::Result<PassthruQueue> {
-        let ring = make(shared.polled, DEPTH)?;
+        let ring = make(shared.polled, ENTRIES)?;
         ring.submitter().register_files(&[shared.file.as_raw_fd()])?;
         Ok(PassthruQueue {
             fixed: Fixed::new(&ring, shared.fixed),
@@ -66,6 +80,9 @@ impl PassthruQueue {
             shared,
             flights: (0..DEPTH).map(|_| None).collect(),
             free: (0..DEPTH as usize).rev().collect(),
+            held: vec![false; ENTRIES as usize],
+            tail: 0,
+            batch: Vec::with_capacity(DEPTH as usize),
             unsubmitted: false,
             troubled: false,
             polls: 0,
@@ -79,11 +96,11 @@ impl PassthruQueue {
 
     /// Sends commands while there are some and the ring has room.
     fn start(&mut self) {
-        if self.free.is_empty() {
+        if self.free.is_empty() || self.held[self.tail] {
             return;
         }
         let now = self.now_ms();
-        while let Some(&slot) = self.free.last() {
+        while let (Some(&slot), false) = (self.free.last(), self.held[self.tail]) {
             let Some(started) = self.operations.next(now) else { return };
             self.free.pop();
             let memory = match started.step.kind {
@@ -91,12 +108,13 @@ impl PassthruQueue {
                 _ => self.operations.memory(&started),
             };
             let range = Box::new(dataset_range(started.step.lba, started.step.blocks));
-            self.flights[slot] = Some(Flight { started, memory, range, is_fixed: false });
-            self.push(slot, true);
+            let position = self.tail;
+            self.flights[slot] = Some(Flight { started, memory, range, is_fixed: false, position });
+            self.push(slot);
         }
     }
 
-    fn push(&mut self, slot: usize, may_be_fixed: bool) {
+    fn push(&mut self, slot: usize) {
         let flight = self.flights[slot].as_mut().expect("a pushed slot is taken");
         let (address, len) = match &flight.memory {
             Some(memory) => (memory.as_ptr() as u64, memory.len() as u32),
@@ -105,7 +123,7 @@ impl PassthruQueue {
             }
             None => (0, 0),
         };
-        let arena = flight.memory.as_ref().and_then(Memory::arena).filter(|_| may_be_fixed);
+        let arena = flight.memory.as_ref().and_then(Memory::arena);
         let index = arena
             .and_then(|(arena, offset)| self.fixed.index(&self.ring, arena, offset, len as usize));
         flight.is_fixed = index.is_some();
@@ -118,9 +136,11 @@ impl PassthruQueue {
             // SAFETY: memory and range of the entry belong to the flight in `slot`, which is kept until its completion is
             // collected; the file is registered for the life of the ring.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                self.held[self.tail] = true;
+                self.tail = (self.tail + 1) % self.held.len();
                 return;
             }
-            // Cannot stay full: the ring has as many entries as there are slots, and submitting empties it.
+            // Cannot stay full: the ring has more entries than there are slots, and submitting empties it.
             let _ = self.ring.submit();
         }
     }
@@ -132,32 +152,29 @@ impl PassthruQueue {
         }
     }
 
-    fn ended(&mut self, slot: usize, result: i32) {
-        let flight = self.flights[slot].as_ref().expect("a completion has its flight");
-        if result == -libc::EINVAL && flight.is_fixed {
+    fn ended(&mut self, slot: usize, result: i32, is_live: bool) {
+        let flight = self.flights[slot].take().expect("a completion has its flight");
+        self.free.push(slot);
+        self.held[flight.position] = false;
+        let now = self.now_ms();
+        if result == -libc::EINVAL
+            && flight.is_fixed
+            && let Some((arena, _)) = flight.memory.as_ref().and_then(Memory::arena)
+        {
             // The kernel takes fixed buffers, but not this: once more without.
-            if let Some((arena, _)) = flight.memory.as_ref().and_then(Memory::arena) {
-                self.fixed.refuse(arena);
-            }
-            self.push(slot, false);
+            self.fixed.refuse(arena);
+            self.operations.end(flight.started, Outcome::Retry, now);
             return;
         }
-        let flight = self.flights[slot].take().expect("seen above");
-        self.free.push(slot);
-        let outcome = self.outcome(&flight.started.step, result);
-        let now = self.now_ms();
+        let outcome = self.outcome(&flight.started.step, result, is_live);
         self.operations.end(flight.started, outcome, now);
     }
 
-    fn outcome(&mut self, step: &Step, result: i32) -> Outcome {
+    fn outcome(&mut self, step: &Step, result: i32, is_live: bool) -> Outcome {
         let outcome = match result {
-            // The kernel has cancelled it, for a reset most likely; or has no memory or tags for it now.
+            0 if !is_live => Outcome::Retry,
             0.. => Status(result as u16).outcome(),
-            errno
-                if [-libc::EINTR, -libc::EAGAIN, -libc::ENOMEM, -libc::EBUSY].contains(&errno) =>
-            {
-                Outcome::Retry
-            }
+            errno if TRANSIENT.contains(&-errno) => Outcome::Retry,
             errno if [-libc::ENODEV, -libc::ENXIO].contains(&errno) => {
                 self.shared.trouble(Health::Failed("the kernel has removed it".to_owned()));
                 Outcome::Failed(libc::EIO)
@@ -226,11 +243,14 @@ impl Queue for PassthruQueue {
             return;
         }
         self.submit_ring();
-        loop {
-            let next = self.ring.completion().next();
-            let Some(cqe) = next else { break };
-            self.ended(cqe.user_data() as usize, cqe.result());
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.extend(self.ring.completion().map(|cqe| (cqe.user_data() as usize, cqe.result())));
+        // Asked after the completions are there: what came before cannot be a dropped command then.
+        let is_live = batch.is_empty() || self.shared.is_live();
+        for (slot, result) in batch.drain(..) {
+            self.ended(slot, result, is_live);
         }
+        self.batch = batch;
         self.start();
         if self.unsubmitted {
             self.submit_ring();

@@ -25,7 +25,9 @@ pub trait Bus: Send + Sync {
     fn removal_fd(&self) -> Option<RawFd>;
     /// Resets the function, beyond what the controller's own registers do.
     fn function_reset(&self) -> io::Result<()>;
-    /// The end: from now on the device transfers nothing, registers read as those of a device that is gone, and the kernel may
-    /// have the function back, whoever still holds this bus.
+    /// The end: from now on the device transfers nothing, and its registers read as those of a device that is gone. At once.
+    fn isolate(&self);
+    /// After `isolate`: the kernel may have the function back, whoever still holds this bus. May take a minute, for the
+    /// kernel resets the function, and waits for one that is not there.
     fn release(&self);
 }

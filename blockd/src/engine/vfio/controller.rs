@@ -81,6 +81,8 @@ pub struct Controller {
     pub health: HealthCell,
     pub errors: AtomicU64,
     pub reset_wanted: AtomicBool,
+    /// A command has succeeded since the last reset.
+    pub progress: AtomicBool,
     pub stopping: AtomicBool,
     /// Wakes the keeper.
     pub wake: OwnedFd,
@@ -126,6 +128,7 @@ impl Controller {
             health: HealthCell::default(),
             errors: AtomicU64::new(0),
             reset_wanted: AtomicBool::new(false),
+            progress: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             wake: new_event()?,
             seats: Mutex::new(Vec::new()),
@@ -293,12 +296,17 @@ impl Controller {
     }
 
     fn end(&self) {
-        if let Some(Parts { bus, .. }) = self.parts().take() {
-            bus.release();
+        let parts = self.parts().take();
+        if let Some(Parts { bus, .. }) = &parts {
+            bus.isolate();
         }
         self.epoch.store(DEAD, Ordering::Release);
         for seat in self.seats().iter() {
             seat.wake();
+        }
+        // Only now: nobody is to wait for it.
+        if let Some(Parts { bus, .. }) = &parts {
+            bus.release();
         }
     }
 }

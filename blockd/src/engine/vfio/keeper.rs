@@ -85,6 +85,8 @@ impl Keeper {
             State::Fatal => self.reset("the controller reports a fatal error"),
             State::NotReady => self.reset("the controller is not ready any more"),
             State::Ready if controller.reset_wanted.swap(false, Ordering::AcqRel) => {
+                // Not for trouble, so it does not count.
+                self.resets = 0;
                 self.reset("a reset was asked for");
             }
             State::Ready => {
@@ -100,6 +102,9 @@ impl Keeper {
     fn reset(&mut self, reason: &str) {
         let controller = Arc::clone(&self.controller);
         controller.set_health(Health::Recovering(reason.to_owned()));
+        if controller.progress.swap(false, Ordering::AcqRel) {
+            self.resets = 0;
+        }
         self.resets += 1;
         self.last_reset = Some(Instant::now());
         self.aborted.clear();

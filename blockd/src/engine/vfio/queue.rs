@@ -309,6 +309,7 @@ impl VfioQueue {
         match outcome {
             Outcome::Done => {
                 if std::mem::take(&mut self.troubled) {
+                    self.controller.progress.store(true, Ordering::Release);
                     self.controller.recovered();
                 }
             }

@@ -365,7 +365,9 @@ impl Bus for Simulation {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn release(&self) {
+    fn release(&self) {}
+
+    fn isolate(&self) {
         let mut state = self.state();
         state.behaviour.is_gone = true;
         state.pairs.clear();

@@ -48,6 +48,7 @@ const IRQ_MSIX: u32 = 2;
 const IRQ_REMOVAL: u32 = 4;
 const SET_EVENTFDS: u32 = 1 << 2 | 1 << 5;
 const MAP_READ_WRITE: u32 = 3;
+const UNMAP_ALL: u32 = 1 << 1;
 const CAP_IOVA_RANGES: u16 = 1;
 /// Vectors that are asked for; queues beyond have none and are polled.
 const VECTORS_MAX: u32 = 64;
@@ -143,6 +144,7 @@ pub struct VfioBus {
     space: Space,
     container: File,
     group: File,
+    isolated: AtomicBool,
     released: AtomicBool,
 }
 
@@ -203,6 +205,7 @@ impl VfioBus {
             space,
             container,
             group,
+            isolated: AtomicBool::new(false),
             released: AtomicBool::new(false),
         };
         bus.set_bus_master(true)?;
@@ -401,7 +404,8 @@ impl Bus for VfioBus {
         match ioctl(self.container.as_raw_fd(), IOMMU_UNMAP_DMA, &mut unmap) {
             Ok(_) => self.space.give(iova),
             // The range stays taken, so that nothing else is put there.
-            Err(_) if self.released.load(Ordering::Acquire) => {}
+            // All were unmapped together.
+            Err(_) if self.isolated.load(Ordering::Acquire) => {}
             Err(error) => {
                 tracing::warn!(%error, iova, bytes, "unmapping memory from the device failed")
             }
@@ -425,14 +429,26 @@ impl Bus for VfioBus {
         self.set_bus_master(true)
     }
 
-    fn release(&self) {
-        if self.released.swap(true, Ordering::AcqRel) {
+    fn isolate(&self) {
+        if self.isolated.swap(true, Ordering::AcqRel) {
             return;
         }
         if let Err(error) = self.set_bus_master(false) {
             tracing::debug!(%error, "switching bus mastering off");
         }
+        let mut unmap = Words([0; 6]);
+        unmap.0[1] = UNMAP_ALL;
+        if let Err(error) = ioctl(self.container.as_raw_fd(), IOMMU_UNMAP_DMA, &mut unmap) {
+            tracing::debug!(%error, "unmapping all memory from the device");
+        }
         self.registers.bury();
+    }
+
+    fn release(&self) {
+        self.isolate();
+        if self.released.swap(true, Ordering::AcqRel) {
+            return;
+        }
         // The kernel waits for all of them before it lets the function go. Descriptors stay valid, and lead nowhere.
         let Ok(nowhere) = OpenOptions::new().read(true).write(true).open("/dev/null") else {
             return;
