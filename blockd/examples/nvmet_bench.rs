@@ -1,7 +1,8 @@
 //! How many 4 KiB reads and writes a second does one reactor serve over NVMe/TCP, and what does each cost it?
 //!
 //! Target and host are in this process: a volume in RAM, loopback, one reactor thread, the small host of the tests on
-//! the main thread. CPU is the reactor's, so that the host's own cost does not count.
+//! the main thread. CPU is the reactor's, so that the host's own cost does not count. With `--address` the same host measures
+//! another target, such as SPDK's; `--pid` is then the process whose CPU counts.
 //!
 //!     cargo run --release -p blockd --example nvmet_bench -- --time 5
 #![allow(clippy::unwrap_used)] // The host is the tests'.
@@ -38,6 +39,24 @@ struct Arguments {
     /// With header and data digests.
     #[arg(long)]
     digests: bool,
+    /// Another target, which is served already; its namespace 1 is written to.
+    #[arg(long, requires = "nqn")]
+    address: Option<SocketAddr>,
+    /// Name of its subsystem.
+    #[arg(long)]
+    nqn: Option<String>,
+    /// Its process.
+    #[arg(long)]
+    pid: Option<u32>,
+    /// Rows of a table in Markdown.
+    #[arg(long)]
+    markdown: bool,
+}
+
+/// Namespace 1.
+struct Disk {
+    bytes: u64,
+    block_bytes: u64,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -46,19 +65,25 @@ fn main() -> anyhow::Result<()> {
         arguments.bs.is_multiple_of(4096) && (4096..=1 << 20).contains(&arguments.bs),
         "--bs is a multiple of 4096 up to 1 MiB"
     );
-    let address = start_target()?;
+    let (address, nqn, cpu) = match (arguments.address, &arguments.nqn) {
+        (Some(address), Some(nqn)) => (address, nqn.as_str(), arguments.pid.map(Cpu::Process)),
+        _ => {
+            let address = start_target()?;
+            (address, NQN, Some(Cpu::Thread(reactor_thread()?)))
+        }
+    };
     let options = Options {
         header_digest: arguments.digests,
         data_digest: arguments.digests,
         ..Options::default()
     };
-    let who = Who { depth: 128, flow: false, ..Who::new(NQN, HOST) };
-    let host = Host::connect(address, &who, options)?;
+    let who = Who { depth: 128, flow: false, ..Who::new(nqn, HOST) };
+    let mut host = Host::connect(address, &who, options)?;
+    let disk = identify(&mut host)?;
     let mut queue = host.queue(address, &who, 1, options)?;
-    let reactor = reactor_thread()?;
     for depth in [1, 32] {
         for write in [false, true] {
-            measure(&mut queue, &arguments, depth, write, &reactor)?;
+            measure(&mut queue, &arguments, &disk, depth, write, cpu.as_ref())?;
         }
     }
     Ok(())
@@ -94,22 +119,54 @@ fn reactor_thread() -> anyhow::Result<PathBuf> {
     anyhow::bail!("no thread is named reactor-0")
 }
 
-fn cpu(thread: &PathBuf) -> anyhow::Result<Duration> {
-    let text = std::fs::read_to_string(thread)?;
-    let nanoseconds = text.split_whitespace().next().context("schedstat is empty")?.parse()?;
-    Ok(Duration::from_nanos(nanoseconds))
+/// Whose CPU time counts.
+enum Cpu {
+    /// The file that has a thread's.
+    Thread(PathBuf),
+    Process(u32),
+}
+
+impl Cpu {
+    fn used(&self) -> anyhow::Result<Duration> {
+        let of = |file: &PathBuf| -> anyhow::Result<Duration> {
+            let text = std::fs::read_to_string(file)?;
+            let nanoseconds = text.split_whitespace().next().context("schedstat is empty")?;
+            Ok(Duration::from_nanos(nanoseconds.parse()?))
+        };
+        match self {
+            Cpu::Thread(file) => of(file),
+            Cpu::Process(pid) => {
+                let mut sum = Duration::ZERO;
+                for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+                    sum += of(&task?.path().join("schedstat"))?;
+                }
+                Ok(sum)
+            }
+        }
+    }
+}
+
+fn identify(host: &mut Host) -> anyhow::Result<Disk> {
+    let done = host.admin.call(initiator::admin(6, 1, 0, 0), &[], 4096)?;
+    anyhow::ensure!(done.status == 0, "Identify of namespace 1: status {:#x}", done.status);
+    let blocks = u64::from_le_bytes(done.data[..8].try_into()?);
+    let format = usize::from(done.data[26] & 0xf);
+    let block_bytes = 1 << done.data[128 + 4 * format + 2];
+    Ok(Disk { bytes: blocks * block_bytes, block_bytes })
 }
 
 fn measure(
     queue: &mut Queue,
     arguments: &Arguments,
+    disk: &Disk,
     depth: usize,
     write: bool,
-    reactor: &PathBuf,
+    cpu: Option<&Cpu>,
 ) -> anyhow::Result<()> {
     let bytes = arguments.bs;
-    let blocks = (bytes / 4096) as u16;
-    let places = VOLUME_BYTES / bytes as u64;
+    let blocks = (bytes as u64 / disk.block_bytes) as u16;
+    let places = disk.bytes / bytes as u64;
+    anyhow::ensure!(places > 0, "the namespace is smaller than --bs");
     let data = vec![0x5a; bytes];
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut submit = |queue: &mut Queue| {
@@ -126,7 +183,8 @@ fn measure(
     for _ in 0..depth {
         submit(queue)?;
     }
-    let (start, cpu_before) = (Instant::now(), cpu(reactor)?);
+    let used = || cpu.map(Cpu::used).transpose();
+    let (start, cpu_before) = (Instant::now(), used()?);
     let mut count = 0_u64;
     while start.elapsed() < Duration::from_secs(arguments.time) {
         let done = queue.complete()?;
@@ -134,18 +192,41 @@ fn measure(
         count += 1;
         submit(queue)?;
     }
-    let (elapsed, used) = (start.elapsed(), cpu(reactor)?.saturating_sub(cpu_before));
+    let (elapsed, cpu_after) = (start.elapsed(), used()?);
     for _ in 0..depth {
         queue.complete()?;
     }
-    let iops = count as f64 / elapsed.as_secs_f64();
-    println!(
-        "{:5} bs={bytes} qd={depth:2}: {iops:8.0} IOPS, {:7.1} MiB/s, {:5.2} µs of the reactor's CPU each, \
-         {:3.0} % of a core",
-        if write { "write" } else { "read" },
-        iops * bytes as f64 / f64::from(1 << 20),
-        used.as_secs_f64() * 1e6 / count as f64,
-        used.as_secs_f64() / elapsed.as_secs_f64() * 100.0
-    );
+    let used = cpu_after.zip(cpu_before).map(|(after, before)| after.saturating_sub(before));
+    report(arguments, depth, write, count, elapsed, used);
     Ok(())
+}
+
+fn report(
+    arguments: &Arguments,
+    depth: usize,
+    write: bool,
+    count: u64,
+    elapsed: Duration,
+    used: Option<Duration>,
+) {
+    let bytes = arguments.bs;
+    let iops = count as f64 / elapsed.as_secs_f64();
+    let mib = iops * bytes as f64 / f64::from(1 << 20);
+    let name = if write { "randwrite" } else { "randread" };
+    let each_us = used.map(|used| used.as_secs_f64() * 1e6 / count as f64);
+    let of_a_core = used.map(|used| count as f64 / used.as_secs_f64());
+    if arguments.markdown {
+        let told = |value: Option<f64>, digits| {
+            value.map_or("not measured".to_owned(), |v| format!("{v:.digits$}"))
+        };
+        let (each_us, of_a_core) = (told(each_us, 2), told(of_a_core, 0));
+        println!("{name} | {bytes} | {depth} | {iops:.0} | {mib:.0} | {each_us} | {of_a_core} |");
+        return;
+    }
+    print!("{name:9} bs={bytes} qd={depth:2}: {iops:8.0} IOPS, {mib:7.1} MiB/s");
+    if let (Some(used), Some(each_us)) = (used, each_us) {
+        let percent = used.as_secs_f64() / elapsed.as_secs_f64() * 100.0;
+        print!(", {each_us:5.2} µs of the target's CPU each, {percent:3.0} % of a core");
+    }
+    println!();
 }

@@ -1,20 +1,24 @@
 //! The admin door: JSON-RPC 2.0 over a Unix socket, one message a line, as `rpc.py` users know it.
+//!
+//! An error carries a word in `data.code` that programs branch on ([`Error::code`]); docs/nvme.md lists the methods.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::config::VolumeConfig;
 use crate::daemon::Daemon;
-use crate::engine::FaultSettings;
 use crate::error::Error;
-use crate::nvmet::{Export, Host, Target};
-use crate::volume::Volume;
+
+mod device;
+mod export;
+mod fault;
+mod stats;
+mod volume;
 
 /// Longest request line in bytes; a longer one ends its connection.
 const LINE_BYTES_MAX: u64 = 64 << 10;
@@ -84,211 +88,126 @@ struct Call {
     id: Option<Value>,
 }
 
+/// An answer that is an error.
 struct Failure {
     code: i32,
     message: String,
+    /// As [`Error::code`].
+    word: &'static str,
+}
+
+impl Failure {
+    fn new(word: &'static str, message: impl Into<String>) -> Failure {
+        Failure { code: FAILED, message: message.into(), word }
+    }
+
+    fn protocol(code: i32, message: impl Into<String>) -> Failure {
+        Failure { code, message: message.into(), word: "PROTOCOL" }
+    }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        Failure { code: FAILED, message: error.to_string() }
+        Failure::new(error.code(), error.to_string())
     }
 }
+
+type Answer = Result<Value, Failure>;
 
 /// Answers one line; a notification (no id) has no answer.
 #[must_use]
 pub fn handle(line: &[u8], daemon: &Daemon, stop: &Stop) -> Option<Value> {
-    let refuse = |id: Value, failure: Failure| {
-        let error = json!({ "code": failure.code, "message": failure.message });
-        Some(json!({ "jsonrpc": "2.0", "id": id, "error": error }))
-    };
     let value: Value = match serde_json::from_slice(line) {
         Ok(value) => value,
         Err(error) => {
-            let message = format!("not JSON: {error}");
-            return refuse(Value::Null, Failure { code: PARSE_ERROR, message });
+            let failure = Failure::protocol(PARSE_ERROR, format!("not JSON: {error}"));
+            return Some(message(&Value::Null, Err(failure)));
         }
     };
     let call = match serde_json::from_value::<Call>(value) {
         Ok(call) if call.jsonrpc == "2.0" => call,
         _ => {
-            let message = "not a JSON-RPC 2.0 request".to_owned();
-            return refuse(Value::Null, Failure { code: INVALID_REQUEST, message });
+            let failure = Failure::protocol(INVALID_REQUEST, "not a JSON-RPC 2.0 request");
+            return Some(message(&Value::Null, Err(failure)));
         }
     };
-    let outcome = perform(&call.method, call.params, daemon, stop);
-    let id = call.id?;
-    match outcome {
-        Ok(result) => Some(json!({ "jsonrpc": "2.0", "id": id, "result": result })),
-        Err(failure) => refuse(id, failure),
+    let answer = perform(&call.method, call.params, daemon, stop);
+    Some(message(&call.id?, answer))
+}
+
+fn message(id: &Value, answer: Answer) -> Value {
+    match answer {
+        Ok(result) => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
+        Err(Failure { code, message, word }) => {
+            let error = json!({ "code": code, "message": message, "data": { "code": word } });
+            json!({ "jsonrpc": "2.0", "id": id, "error": error })
+        }
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Named {
-    name: String,
+/// Performs a method that needs no daemon, in this process, and gives the answer as the socket would.
+#[must_use]
+pub fn call(method: &str, params: &str) -> Value {
+    let given = serde_json::from_str(params)
+        .map_err(|e| Failure::protocol(PARSE_ERROR, format!("params are not JSON: {e}")));
+    let answer = given.and_then(|given| match method {
+        "device.identify" => device::identify(&self::params(given)?, &[]),
+        "device.format" => device::format(&self::params(given)?, &[]),
+        "device.wipe" => device::wipe(&self::params(given)?, &[]),
+        "bench" => Ok(json!(crate::bench::run(&self::params(given)?)?)),
+        _ => {
+            let what = format!("{method:?} is no method that works without a daemon");
+            Err(Failure::protocol(METHOD_NOT_FOUND, what))
+        }
+    });
+    message(&json!(1), answer)
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Resize {
-    name: String,
-    size: u64,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Seeded {
-    seed: u64,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Unexport {
-    volume: String,
-    nqn: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Hosts {
-    nqn: String,
-    #[serde(default)]
-    any_host: bool,
-    #[serde(default, rename = "host")]
-    hosts: Vec<Host>,
-}
-
-#[derive(Serialize)]
-struct VolumeStatus<'a> {
-    name: &'a str,
-    size: u64,
-    thin: bool,
-    allocated_extents: u64,
-    users: u32,
-    poisoned: bool,
-}
-
-fn describe(volume: &Volume) -> Value {
-    json!(VolumeStatus {
-        name: &volume.name,
-        size: volume.bytes,
-        thin: volume.thin,
-        allocated_extents: volume.allocated(),
-        users: volume.users(),
-        poisoned: volume.is_poisoned(),
-    })
-}
-
-fn perform(method: &str, given: Value, daemon: &Daemon, stop: &Stop) -> Result<Value, Failure> {
+fn perform(method: &str, given: Value, daemon: &Daemon, stop: &Stop) -> Answer {
     match method {
         "version" => Ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
-        "device.list" => Ok(devices(daemon)),
+        "info" => Ok(info(daemon)),
+        "device.list" => Ok(device::list(daemon)),
+        "device.identify" => device::identify(&params(given)?, daemon.pools()),
+        "device.format" => device::format(&params(given)?, daemon.pools()),
+        "device.wipe" => device::wipe(&params(given)?, daemon.pools()),
+        "device.reset" => device::reset(&params(given)?, daemon),
         "pool.status" => {
             Ok(daemon.pools().iter().map(|p| json!(p.status())).collect::<Vec<_>>().into())
         }
-        "volume.list" => {
-            let volumes = daemon.pools().iter().flat_map(|p| p.volumes());
-            Ok(volumes.map(|v| describe(&v)).collect::<Vec<_>>().into())
-        }
-        "volume.create" => Ok(describe(&*daemon.create(&params::<VolumeConfig>(given)?)?)),
-        "volume.delete" => {
-            let Named { name } = params(given)?;
-            daemon.find(&name)?.delete(&name)?;
-            Ok(Value::Null)
-        }
-        "volume.resize" => {
-            let Resize { name, size } = params(given)?;
-            Ok(describe(&*daemon.find(&name)?.resize(&name, size)?))
-        }
-        "nvmet.list" => Ok(target(daemon)?.registry.describe()),
-        "nvmet.export" => Ok(json!(target(daemon)?.export(params::<Export>(given)?, daemon)?)),
-        "nvmet.unexport" => {
-            let Unexport { volume, nqn } = params(given)?;
-            let (removed, returns) = target(daemon)?.unexport(&volume, nqn.as_deref())?;
-            Ok(json!({ "removed": removed, "until_restart": returns }))
-        }
-        "nvmet.hosts" => {
-            let Hosts { nqn, any_host, hosts } = params(given)?;
-            target(daemon)?.hosts(&nqn, &hosts, any_host)?;
-            Ok(Value::Null)
-        }
-        "stats" => Ok(stats(daemon)),
-        "fault.set" => {
-            let settings: FaultSettings = params(given)?;
-            let mut any = false;
-            for pool in daemon.pools() {
-                if let Some(fault) = pool.device().fault() {
-                    fault.set(settings.clone());
-                    any = true;
-                }
-            }
-            if any { Ok(Value::Null) } else { Err(no_fault()) }
-        }
-        "fault.power_cut" => power_cut(params::<Seeded>(given)?.seed, daemon),
+        "volume.list" => Ok(volume::list(daemon)),
+        "volume.create" => volume::create(&params(given)?, daemon),
+        "volume.delete" => volume::delete(&params(given)?, daemon),
+        "volume.resize" => volume::resize(&params(given)?, daemon),
+        "nvmet.list" => Ok(export::target(daemon)?.registry.describe()),
+        "nvmet.export" => export::export(params(given)?, daemon),
+        "nvmet.unexport" => export::unexport(&params(given)?, daemon),
+        "nvmet.hosts" => export::hosts(&params(given)?, daemon),
+        "stats" => Ok(stats::stats(daemon)),
+        "fault.set" => fault::set(&params(given)?, daemon),
+        "fault.power_cut" => fault::power_cut(&params(given)?, daemon),
         "stop" => {
             stop();
             Ok(Value::Null)
         }
-        _ => Err(Failure { code: METHOD_NOT_FOUND, message: format!("no method {method:?}") }),
+        _ => Err(Failure::protocol(METHOD_NOT_FOUND, format!("no method {method:?}"))),
     }
 }
 
 fn params<T: DeserializeOwned>(given: Value) -> Result<T, Failure> {
-    serde_json::from_value(given)
-        .map_err(|e| Failure { code: INVALID_PARAMS, message: format!("params: {e}") })
+    serde_json::from_value(given).map_err(|e| Failure {
+        code: INVALID_PARAMS,
+        message: format!("params: {e}"),
+        word: "INVALID",
+    })
 }
 
-fn target(daemon: &Daemon) -> Result<&Target, Failure> {
-    let message = "there is no NVMe/TCP target: add [nvmet] to the configuration".to_owned();
-    daemon.nvmet().ok_or(Failure { code: FAILED, message })
-}
-
-fn no_fault() -> Failure {
-    let message = "no device has engine \"fault\"".to_owned();
-    Failure { code: FAILED, message }
-}
-
-fn devices(daemon: &Daemon) -> Value {
-    let list = daemon.pools().iter().map(|pool| {
-        let status = pool.status();
-        json!({
-            "path": status.path,
-            "engine": status.engine,
-            "bytes": pool.device().bytes(),
-            "fault": pool.device().fault().map(|f| json!(f.settings())),
-        })
-    });
-    list.collect::<Vec<_>>().into()
-}
-
-fn stats(daemon: &Daemon) -> Value {
-    let cores = daemon.stats().iter().map(|s| {
-        let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        json!({
-            "reads": get(&s.reads),
-            "read_bytes": get(&s.read_bytes),
-            "writes": get(&s.writes),
-            "write_bytes": get(&s.write_bytes),
-            "flushes": get(&s.flushes),
-            "deallocates": get(&s.deallocates),
-            "errors": get(&s.errors),
-            "sleeps": get(&s.sleeps),
-            "clients": get(&s.clients),
-        })
-    });
-    json!({ "cores": cores.collect::<Vec<_>>() })
-}
-
-fn power_cut(seed: u64, daemon: &Daemon) -> Result<Value, Failure> {
-    let faults: Vec<_> = daemon.pools().iter().filter_map(|p| p.device().fault()).collect();
-    if faults.is_empty() {
-        return Err(no_fault());
-    }
-    for fault in faults {
-        fault.power_cut(seed).map_err(|e| Failure { code: FAILED, message: e.to_string() })?;
-    }
-    // As a machine without power: no destructor runs and nobody is told.
-    std::process::abort()
+fn info(daemon: &Daemon) -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "ipc_socket": daemon.ipc_socket(),
+        "cores": daemon.stats().len(),
+        "nvmet": daemon.nvmet().is_some(),
+    })
 }

@@ -7,10 +7,14 @@ use serde::Deserialize;
 
 use crate::engine::FaultSettings;
 use crate::error::{Error, Result};
+use crate::nvme::address::Place;
 use crate::nvmet::Export;
 
 /// Most reactors; a larger number of cores is refused.
 pub const CORES_MAX: usize = 256;
+
+/// What `timeout_ms` may be: a reset alone may take seconds.
+pub const TIMEOUT_MS: std::ops::RangeInclusive<u64> = 1000..=600_000;
 
 /// All of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -111,10 +115,16 @@ impl NvmetConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceConfig {
-    /// File or block device; only a name with `engine = "mem"`.
+    /// File, block device, `/dev/ngXnY`, or PCI address (`0000:01:00.0`, with `/n2` for its second namespace); only a
+    /// name with `engine = "mem"`.
     pub path: PathBuf,
     #[serde(default)]
     pub engine: EngineKind,
+    /// For `passthru`: polled queues of the kernel's driver. Without it they are used if there are some.
+    pub polled: Option<bool>,
+    /// For `passthru` and `vfio`: an operation that the device has not done by then ends with an error.
+    #[serde(default = "thirty_seconds")]
+    pub timeout_ms: u64,
     /// Bytes of a device of RAM, or of a file that is made.
     pub size: Option<u64>,
     /// Makes the file if it is missing, and a pool if the device is blank.
@@ -132,8 +142,48 @@ pub enum EngineKind {
     #[default]
     Auto,
     Uring,
+    Passthru,
+    Vfio,
     Mem,
     Fault,
+}
+
+impl DeviceConfig {
+    /// A device as it is with nothing but this said.
+    #[must_use]
+    pub fn plain(path: &Path, engine: EngineKind, size: Option<u64>) -> DeviceConfig {
+        DeviceConfig {
+            path: path.to_owned(),
+            engine,
+            polled: None,
+            timeout_ms: thirty_seconds(),
+            size,
+            create: false,
+            fault: None,
+        }
+    }
+
+    /// The engine that drives it, or that the fault engine wraps: what the path is decides where nothing is said.
+    ///
+    /// # Errors
+    /// Says what the path should be for the engine that is asked for.
+    pub fn driver(&self) -> std::result::Result<EngineKind, &'static str> {
+        let asked = self.fault.as_ref().map_or(self.engine, |f| f.inner);
+        match (asked, Place::of(&self.path)) {
+            (EngineKind::Auto | EngineKind::Vfio, Place::Pci { .. }) => Ok(EngineKind::Vfio),
+            (EngineKind::Auto | EngineKind::Passthru, Place::Generic(_)) => {
+                Ok(EngineKind::Passthru)
+            }
+            (EngineKind::Auto | EngineKind::Uring, Place::Path(_)) => Ok(EngineKind::Uring),
+            (EngineKind::Mem, _) => Ok(EngineKind::Mem),
+            (EngineKind::Vfio, _) => {
+                Err("engine \"vfio\" wants a PCI address, such as 0000:01:00.0")
+            }
+            (EngineKind::Passthru, _) => Err("engine \"passthru\" wants a device /dev/ngXnY"),
+            (EngineKind::Uring, _) => Err("engine \"uring\" wants a file or a block device"),
+            (EngineKind::Fault, _) => Err("a fault engine wraps any other, but not itself"),
+        }
+    }
 }
 
 /// What the fault engine wraps, and how it misbehaves.
@@ -161,6 +211,10 @@ pub struct VolumeConfig {
 
 fn one() -> usize {
     1
+}
+
+fn thirty_seconds() -> u64 {
+    30_000
 }
 
 fn fifty() -> u64 {
@@ -201,12 +255,17 @@ impl Config {
                     "device {path}: engine \"fault\" and [device.fault] go together"
                 ));
             }
-            let inner = device.fault.as_ref().map_or(device.engine, |f| f.inner);
-            if inner == EngineKind::Fault {
-                return wrong(format!("device {path}: a fault engine wraps auto, uring or mem"));
-            }
-            if inner == EngineKind::Mem && device.size.is_none() {
+            let driver =
+                device.driver().map_err(|e| Error::Config(format!("device {path}: {e}")))?;
+            if driver == EngineKind::Mem && device.size.is_none() {
                 return wrong(format!("device {path}: engine \"mem\" needs a size"));
+            }
+            if device.polled.is_some() && driver != EngineKind::Passthru {
+                return wrong(format!("device {path}: polled is for engine \"passthru\""));
+            }
+            if !TIMEOUT_MS.contains(&device.timeout_ms) {
+                let (low, high) = (TIMEOUT_MS.start(), TIMEOUT_MS.end());
+                return wrong(format!("device {path}: timeout_ms is {low} to {high}"));
             }
         }
         for (i, volume) in self.volume.iter().enumerate() {
@@ -254,6 +313,28 @@ mod tests {
     }
 
     #[test]
+    fn the_path_chooses_the_engine() {
+        let cases = [
+            ("0000:01:00.0", "auto", Some(EngineKind::Vfio)),
+            ("01:00.0/n2", "vfio", Some(EngineKind::Vfio)),
+            ("/dev/ng0n1", "auto", Some(EngineKind::Passthru)),
+            ("/dev/nvme0n1", "auto", Some(EngineKind::Uring)),
+            ("/dev/nvme0n1", "passthru", None),
+            ("/dev/ng0n1", "uring", None),
+            ("/dev/ng0n1", "vfio", None),
+            ("0000:01:00.0", "passthru", None),
+        ];
+        for (path, engine, expected) in cases {
+            let text = format!("{HEAD}[[device]]\npath = '{path}'\nengine = '{engine}'\n");
+            let driver = Config::parse(&text).ok().and_then(|c| c.device[0].driver().ok());
+            assert_eq!(driver, expected, "{path} {engine}");
+        }
+        let text = "[[device]]\npath = '/dev/ng0n1'\nengine = 'fault'\n[device.fault]\n";
+        let config = Config::parse(&format!("{HEAD}{text}")).unwrap();
+        assert_eq!(config.device[0].driver(), Ok(EngineKind::Passthru));
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let cases = [
             ("colour = 1\n[[device]]\npath = '/d'\n", "colour"),
@@ -263,6 +344,13 @@ mod tests {
             ("[[device]]\npath = '/d'\nengine = 'mem'\n", "size"),
             ("[[device]]\npath = '/d'\nengine = 'fault'\n", "fault"),
             ("[[device]]\npath = '/d'\nspeed = 3\n", "speed"),
+            ("[[device]]\npath = '/d'\npolled = true\n", "polled"),
+            ("[[device]]\npath = '/dev/ng0n1'\ntimeout_ms = 1\n", "timeout_ms"),
+            ("[[device]]\npath = '/d'\nengine = 'vfio'\n", "PCI address"),
+            (
+                "[[device]]\npath = '/d'\nengine = 'fault'\n[device.fault]\ninner = 'fault'\n",
+                "itself",
+            ),
             (
                 "[[device]]\npath = '/d'\n[[volume]]\nname = 'v'\nsize = 1\ndevice = '/e'\n",
                 "not listed",

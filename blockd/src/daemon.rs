@@ -2,18 +2,23 @@
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::{Config, DeviceConfig, EngineKind, VolumeConfig};
-use crate::engine::{Device, Fault, Mem, Uring};
+use crate::engine::{BLOCK_BYTES, Device, Fault, Mem, Memory, Passthru, Uring, Vfio};
 use crate::error::{Error, Result};
+use crate::nvme::address::Place;
 use crate::nvmet;
 use crate::pool::Pool;
 use crate::reactor::{self, Client, Handle, Share, Stats};
 use crate::volume::Volume;
+
+/// Memory for what does not come in a client's arena, where a device can be told of it once: data of NVMe/TCP hosts and of
+/// the pool. What is beyond is copied through a bounce buffer, or pinned for each command.
+const DMA_BYTES: usize = 64 << 20;
 
 /// See the module.
 #[derive(Debug)]
@@ -23,11 +28,20 @@ pub struct Daemon {
     stats: Vec<Arc<Stats>>,
     next_core: AtomicUsize,
     nvmet: Option<nvmet::Target>,
+    ipc_socket: PathBuf,
+    // Volumes that the configuration makes when they are missing.
+    configured: Vec<String>,
 }
 
 impl Daemon {
     /// Opens all devices, makes the volumes that are missing, and starts the reactors.
     pub fn start(config: &Config) -> Result<Daemon> {
+        let nvme = [Ok(EngineKind::Passthru), Ok(EngineKind::Vfio)];
+        if config.device.iter().any(|d| nvme.contains(&d.driver()))
+            && let Err(error) = Memory::share_pool(DMA_BYTES)
+        {
+            tracing::warn!(%error, "no memory that devices know: what hosts send is copied once more");
+        }
         let mut pools = Vec::new();
         for device in &config.device {
             let path = device.path.display().to_string();
@@ -50,6 +64,9 @@ impl Daemon {
             stats,
             next_core: AtomicUsize::new(0),
             nvmet: None,
+            ipc_socket: std::path::absolute(&config.ipc_socket)
+                .unwrap_or_else(|_| config.ipc_socket.clone()),
+            configured: config.volume.iter().map(|v| v.name.clone()).collect(),
         };
         for volume in &config.volume {
             if daemon.find(&volume.name).is_err() {
@@ -67,6 +84,18 @@ impl Daemon {
     #[must_use]
     pub fn nvmet(&self) -> Option<&nvmet::Target> {
         self.nvmet.as_ref()
+    }
+
+    /// The socket of the data door.
+    #[must_use]
+    pub fn ipc_socket(&self) -> &Path {
+        &self.ipc_socket
+    }
+
+    /// Whether the configuration makes a volume of that name at the next start, if there is none.
+    #[must_use]
+    pub fn is_configured(&self, volume: &str) -> bool {
+        self.configured.iter().any(|name| name == volume)
     }
 
     #[must_use]
@@ -97,8 +126,39 @@ impl Daemon {
             .iter()
             .filter(|p| wanted.as_ref().is_none_or(|path| p.status().path == *path))
             .max_by_key(|p| p.status().extents_free)
-            .ok_or_else(|| Error::Invalid("no such device".to_owned()))?
+            .ok_or_else(|| Error::NoDevice(wanted.clone().unwrap_or_default()))?
             .create(&volume.name, volume.size, volume.thin)
+    }
+
+    /// Resets the controller of a device; operations in flight are sent again.
+    pub fn reset(&self, path: &str) -> Result<()> {
+        let pool = self.pools.iter().find(|p| p.status().path == path);
+        let pool = pool.ok_or_else(|| Error::NoDevice(path.to_owned()))?;
+        pool.device().reset().map_err(|source| Error::Device {
+            path: path.to_owned(),
+            doing: "resetting its controller",
+            source,
+        })
+    }
+
+    /// Removes a volume and all it holds. Refused while it is used or exported.
+    pub fn delete(&self, name: &str) -> Result<()> {
+        self.unexported(name)?;
+        self.find(name)?.delete(name)
+    }
+
+    /// Gives a volume another size. Refused while it is used or exported: a host would not believe the new one.
+    pub fn resize(&self, name: &str, bytes: u64) -> Result<Arc<Volume>> {
+        self.unexported(name)?;
+        self.find(name)?.resize(name, bytes)
+    }
+
+    fn unexported(&self, name: &str) -> Result<()> {
+        let exports = self.nvmet.as_ref().map(|t| t.names_of(name)).unwrap_or_default();
+        match exports.into_iter().next() {
+            Some(nqn) => Err(Error::Exported { volume: name.to_owned(), nqn }),
+            None => Ok(()),
+        }
     }
 
     /// A use of the volume, counted until the last clone is dropped.
@@ -120,35 +180,53 @@ impl Daemon {
         reactors[core].admit(client);
     }
 
-    /// Ends the reactors after what is in flight.
+    /// Ends the reactors after what is in flight, and then the devices.
     pub fn stop(&self) {
         for reactor in self.reactors.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             reactor.stop();
         }
+        for pool in &self.pools {
+            pool.device().shut_down();
+        }
     }
 }
 
-fn open(config: &DeviceConfig) -> Result<Arc<dyn Device>> {
-    let Some(fault) = &config.fault else { return open_plain(config, config.engine) };
-    let inner = open_plain(config, fault.inner)?;
+/// Opens a device of the configuration with its engine.
+pub fn open(config: &DeviceConfig) -> Result<Arc<dyn Device>> {
+    let inner = open_plain(config)?;
+    let Some(fault) = &config.fault else { return Ok(inner) };
     let wrapped = Fault::new(inner.as_ref(), fault.rates.clone());
     let wrapped = wrapped.map_err(|e| device_error(config, "opening a queue", e))?;
     Ok(Arc::new(wrapped))
 }
 
-fn open_plain(config: &DeviceConfig, engine: EngineKind) -> Result<Arc<dyn Device>> {
-    match engine {
-        EngineKind::Mem => Ok(Arc::new(Mem::new(config.size.unwrap_or(0) / 4096 * 4096))),
-        EngineKind::Auto | EngineKind::Uring | EngineKind::Fault => {
-            match Uring::open(&config.path, config.create, config.size) {
-                Ok(device) => Ok(Arc::new(device)),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    Err(Error::InUse { path: config.path.display().to_string() })
-                }
-                Err(error) => Err(device_error(config, "opening", error)),
-            }
+fn open_plain(config: &DeviceConfig) -> Result<Arc<dyn Device>> {
+    let timeout = Duration::from_millis(config.timeout_ms);
+    let shared = |device| -> Arc<dyn Device> { device };
+    let opened = match config.driver().map_err(|e| Error::Config(e.to_owned()))? {
+        EngineKind::Mem => {
+            let bytes = config.size.unwrap_or(0) / BLOCK_BYTES * BLOCK_BYTES;
+            return Ok(Arc::new(Mem::new(bytes)));
         }
-    }
+        EngineKind::Passthru => {
+            Passthru::open(&config.path, config.polled, timeout).map(|d| shared(Arc::new(d)))
+        }
+        EngineKind::Vfio => match Place::of(&config.path) {
+            Place::Pci { address, nsid } => {
+                Vfio::open(address, nsid, timeout).map(|d| shared(Arc::new(d)))
+            }
+            Place::Generic(_) | Place::Path(_) => {
+                unreachable!("driver() wants an address for vfio")
+            }
+        },
+        EngineKind::Auto | EngineKind::Uring | EngineKind::Fault => {
+            Uring::open(&config.path, config.create, config.size).map(|d| shared(Arc::new(d)))
+        }
+    };
+    opened.map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => Error::InUse { path: config.path.display().to_string() },
+        _ => device_error(config, "opening", error),
+    })
 }
 
 fn device_error(config: &DeviceConfig, doing: &'static str, source: std::io::Error) -> Error {

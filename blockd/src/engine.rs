@@ -4,19 +4,30 @@
 //! completions. An engine never lies about durability: a write with FUA, or a flush, is durable when its
 //! completion arrives. Memory of an operation belongs to it from `submit` to its completion.
 
+mod facts;
 mod fault;
 mod mem;
 mod memory;
+mod operations;
+mod passthru;
 pub mod socket;
+mod sysfs;
 mod uring;
+mod vfio;
 
 use std::io;
 use std::os::fd::RawFd;
 
+pub use facts::{DeviceFacts, Health, HealthCell};
 pub use fault::{Fault, FaultSettings};
 pub use mem::Mem;
 pub use memory::Memory;
+pub use passthru::Passthru;
 pub use uring::Uring;
+pub use vfio::Vfio;
+
+/// Tries for the lock, 20 ms apart; then the device counts as in use.
+const LOCK_TRIES: u32 = 100;
 
 /// Smallest unit of I/O of a device, in bytes; offsets and lengths are multiples of it.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -58,14 +69,12 @@ pub trait Queue: Send {
     /// Starts what was submitted and collects what ended, without blocking.
     fn poll(&mut self, done: &mut Vec<Completion>);
 
-    /// Becomes readable when a completion arrives; `None` if completions are there at the next poll.
+    /// Becomes readable when a completion arrives, or when the device has something else to say; `None` if the caller has
+    /// to poll. Asked before every sleep; the queue is polled after it.
     fn wait_fd(&self) -> Option<RawFd>;
 
     /// Operations submitted and not yet collected.
     fn in_flight(&self) -> usize;
-
-    /// Tells the engine that operations will come from this memory, so that it may pin it once. A hint.
-    fn register(&mut self, _memory: &Memory) {}
 }
 
 /// A device as all cores share it.
@@ -76,8 +85,35 @@ pub trait Device: Send + Sync {
     /// Size in bytes, a multiple of [`BLOCK_BYTES`].
     fn bytes(&self) -> u64;
 
+    /// What it is and how it is now, for the operator.
+    fn facts(&self) -> DeviceFacts {
+        DeviceFacts {
+            engine: self.engine(),
+            model: String::new(),
+            serial: String::new(),
+            firmware: String::new(),
+            bytes: self.bytes(),
+            lba_bytes: BLOCK_BYTES as u32,
+            transfer_bytes_max: 0,
+            volatile_cache: false,
+            atomic_bytes: BLOCK_BYTES,
+            health: Health::Ok,
+        }
+    }
+
     /// Opens a queue for one core.
     fn queue(&self) -> io::Result<Box<dyn Queue>>;
+
+    /// Resets the controller beneath; operations in flight are sent again. For engines that have one.
+    ///
+    /// # Errors
+    /// `Unsupported` where there is none.
+    fn reset(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Called once, after the last operation: the device is told that it may lose power. Nothing is served afterwards.
+    fn shut_down(&self) {}
 
     /// The fault controls, of the engine that has them.
     fn fault(&self) -> Option<&Fault> {
@@ -117,6 +153,21 @@ pub fn wait_readable(fds: &[RawFd], timeout_ms: Option<i32>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The kernel takes rings down, and with them their registered files, some time after their process has ended: a
+/// lock that a dead blockd holds goes away soon.
+fn lock(file: &std::fs::File) -> io::Result<()> {
+    use rustix::fs::{FlockOperation, flock};
+    for _ in 0..LOCK_TRIES {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            other => return Ok(other?),
+        }
+    }
+    Err(io::ErrorKind::WouldBlock.into())
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use blockd_ipc::Kind;
+
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// An error of the daemon outside the I/O path (there, a completion carries an errno).
@@ -28,18 +30,64 @@ pub enum Error {
     /// The volume is connected to; disconnect its users first.
     #[error("volume {0:?} is in use; disconnect its users first")]
     VolumeBusy(String),
+    /// The volume is a namespace of a subsystem.
+    #[error("volume {volume:?} is exported as {nqn}; unexport it first")]
+    Exported { volume: String, nqn: String },
+    /// No export of that volume or name.
+    #[error("{0} is not exported")]
+    NotExported(String),
+    /// No device of that path.
+    #[error("{0}: no such device")]
+    NoDevice(String),
+    /// The device must not be changed while somebody uses it.
+    #[error("device {path} is in use: {by}")]
+    DeviceBusy { path: String, by: String },
+    /// The device holds what would be lost, and nobody said that it may be.
+    #[error("device {path} holds {what}; nothing was changed")]
+    NotBlank { path: String, what: String },
     /// Not enough free extents.
     #[error("no space: {wanted} extents of 4 MiB wanted, {free} free")]
     NoSpace { wanted: u64, free: u64 },
+    /// A volume of a running blockd could not be used.
+    #[error("{0}")]
+    Ipc(#[from] blockd_ipc::Error),
     /// A parameter is out of its range.
     #[error("{0}")]
     Invalid(String),
 }
 
+impl Error {
+    /// A word that programs branch on; the admin door sends it with the message.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Config(_) => "CONFIG",
+            Error::Device { .. } => "DEVICE",
+            Error::InUse { .. } | Error::VolumeBusy(_) | Error::DeviceBusy { .. } => "BUSY",
+            Error::Format { .. } => "FORMAT",
+            Error::NoVolume(_) | Error::NotExported(_) | Error::NoDevice(_) => "NOT_FOUND",
+            Error::Exists(_) => "EXISTS",
+            Error::Exported { .. } => "EXPORTED",
+            Error::NotBlank { .. } => "NOT_BLANK",
+            Error::NoSpace { .. } => "NO_SPACE",
+            Error::Ipc(error) => match error.kind() {
+                Kind::NotFound => "NOT_FOUND",
+                Kind::Busy => "BUSY",
+                Kind::Timeout => "TIMEOUT",
+                Kind::Disconnected => "DISCONNECTED",
+                Kind::NoSpace => "NO_SPACE",
+                Kind::Invalid | Kind::OutOfRange => "INVALID",
+                Kind::Io | Kind::Poisoned => "DEVICE",
+            },
+            Error::Invalid(_) => "INVALID",
+        }
+    }
+}
+
 /// Why a device's contents are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
-    #[error("it holds something that is not a blockd pool; wipe its first 8 KiB to use it")]
+    #[error("it holds something that is not a blockd pool; `cfsctl block device wipe` clears it")]
     OtherMagic,
     #[error("pool format version {0} is newer than this program's; upgrade blockd")]
     NewerVersion(u32),

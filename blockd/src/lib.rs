@@ -3,7 +3,7 @@
 //! ```text
 //!  host ──NVMe/TCP────────┐
 //!  client ──ipc rings──► reactor (one thread per core) ──► engine queue ──► device
-//!                          │  translates volume offsets            uring | mem | fault
+//!                          │  translates volume offsets            uring | passthru | vfio | mem | fault
 //!                          ▼
 //!                        volume (lock-free extent map) ◄── pool (superblocks, extent map on disk)
 //!                                                            ▲
@@ -16,11 +16,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod admin;
+pub mod bench;
 pub mod config;
 pub mod daemon;
+pub mod device;
 pub mod door;
 pub mod engine;
 pub mod error;
+pub mod nvme;
 pub mod nvmet;
 pub mod pool;
 pub mod reactor;

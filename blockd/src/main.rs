@@ -1,20 +1,32 @@
 //! The daemon's binary: parse, configure, run, stop on SIGTERM, SIGINT or the admin method `stop`.
+//!
+//! `blockd call METHOD` performs one method in this process, without a daemon: `cfsctl block` uses it for devices that no
+//! blockd has, and to measure.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
 use blockd::config::Config;
 use blockd::daemon::{self, Daemon};
 use blockd::{admin, door, nvmet};
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Owns block devices and serves volumes over shared memory.
+/// Owns block devices and serves volumes over shared memory and NVMe/TCP.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Arguments {
+    #[command(flatten)]
+    serve: Option<Serve>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Args)]
+struct Serve {
     /// The configuration file.
     #[arg(long)]
     config: PathBuf,
@@ -26,8 +38,31 @@ struct Arguments {
     supervised: bool,
 }
 
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Performs one method without a daemon, and prints its JSON-RPC answer: `cfsctl block` is its face.
+    Call {
+        /// `device.identify`, `device.format`, `device.wipe` or `bench`.
+        method: String,
+        /// JSON, as on the admin socket.
+        params: String,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Arguments::parse() {
+        Arguments { verb: Some(Verb::Call { method, params }), .. } => {
+            let answer = admin::call(&method, &params);
+            println!("{answer}");
+            let failed = answer.get("error").is_some();
+            Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }
+        Arguments { serve: Some(arguments), .. } => serve(&arguments).map(|()| ExitCode::SUCCESS),
+        Arguments { serve: None, verb: None } => anyhow::bail!("--config FILE is missing"),
+    }
+}
+
+fn serve(arguments: &Serve) -> anyhow::Result<()> {
     let config = Config::load(&arguments.config)?;
     if arguments.check_config {
         return Ok(());

@@ -12,6 +12,7 @@
 //! the registry are shared between them, and an I/O command takes no lock of theirs.
 //! A PDU that breaks the protocol ends its connection with a C2HTermReq; a command that is wrong gets a status.
 
+mod abort;
 mod admin;
 mod auth;
 mod buffers;
@@ -35,10 +36,10 @@ mod receiver;
 mod registry;
 mod secret;
 mod socket;
-mod status;
 mod target;
 mod text;
 
+use crate::nvme::status;
 pub use export::{Export, Host};
 pub use listener::{Listeners, serve};
 pub use registry::{Limits, Registry};

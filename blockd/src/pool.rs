@@ -42,9 +42,28 @@ struct State {
     superblock: Superblock,
     owners: Vec<Owner>,
     volumes: Vec<Arc<Volume>>,
-    failed: bool,
+    // Why nothing may be changed any more.
+    closed: Option<Closed>,
     // No extent below it is free.
     first_free: usize,
+}
+
+/// Why a pool takes no more changes, until blockd is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closed {
+    /// A metadata write failed, or is under way: what is on the device is not known.
+    Failed,
+    /// There is no pool on the device any more.
+    Wiped,
+}
+
+impl Closed {
+    fn error(self) -> io::Error {
+        io::Error::other(match self {
+            Closed::Failed => "an earlier metadata write failed; restart blockd",
+            Closed::Wiped => "the device was wiped; restart blockd to make a pool on it again",
+        })
+    }
 }
 
 /// Numbers for the operator.
@@ -60,6 +79,7 @@ pub struct PoolStatus {
     pub extents_free: u64,
     pub volumes: usize,
     pub metadata_failed: bool,
+    pub wiped: bool,
 }
 
 impl Pool {
@@ -90,12 +110,26 @@ impl Pool {
         };
         let volumes = attach(&volumes, &owners).ok_or(refused(FormatError::Metadata))?;
         let data_start = superblock.data_start;
-        let mut state = State { queue, superblock, owners, volumes, failed: false, first_free: 0 };
+        let mut state = State { queue, superblock, owners, volumes, closed: None, first_free: 0 };
         if !in_step {
             // New, or a power cut came between the two superblocks: write both again.
             state.commit().map_err(|e| failed(path, "writing the superblocks", e))?;
         }
         Ok(Pool { path: path.to_owned(), device, data_start, state: Mutex::new(state) })
+    }
+
+    /// What a pool on the device says of itself: its superblock, the volumes' names, free extents. Writes nothing.
+    pub fn look(path: &str, device: &Arc<dyn Device>) -> Result<(Superblock, Vec<String>, u64)> {
+        let mut queue = device.queue().map_err(|e| failed(path, "opening a queue", e))?;
+        let both = read(queue.as_mut(), 0, 2 * SUPERBLOCK_BYTES)
+            .map_err(|e| failed(path, "reading the superblocks", e))?;
+        let (a, b) = both.split_at(SUPERBLOCK_BYTES);
+        let refused = |reason| Error::Format { path: path.to_owned(), reason };
+        let superblock = newest(Superblock::decode(a), Superblock::decode(b)).map_err(refused)?;
+        let (volumes, owners) = load(path, queue.as_mut(), &superblock, device.bytes())?;
+        attach(&volumes, &owners).ok_or(refused(FormatError::Metadata))?;
+        let free = owners.iter().filter(|o| o.volume == 0).count() as u64;
+        Ok((superblock, volumes.into_iter().map(|v| v.name).collect(), free))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -153,7 +187,8 @@ impl Pool {
             extents: state.superblock.extents,
             extents_free: state.free(),
             volumes: state.volumes.len(),
-            metadata_failed: state.failed,
+            metadata_failed: state.closed == Some(Closed::Failed),
+            wiped: state.closed == Some(Closed::Wiped),
         }
     }
 
@@ -173,11 +208,12 @@ impl Pool {
         }
         let extents = extents_of(bytes)?;
         state.check_promise(extents)?;
+        let before = state.remember();
         let id = (1..).find(|id| state.volumes.iter().all(|v| v.id != *id)).expect("1024 ids");
         let volume =
             self.build(&mut state, id, name, extents, thin, vec![None; extents as usize])?;
         state.volumes.push(Arc::clone(&volume));
-        self.commit(&mut state, "creating a volume")?;
+        self.commit_or(&mut state, before, "creating a volume")?;
         Ok(volume)
     }
 
@@ -190,6 +226,7 @@ impl Pool {
         }
         let extents = extents_of(bytes)?;
         state.check_promise(extents.saturating_sub(old.extents()))?;
+        let before = state.remember();
         let mut map = vec![None; extents as usize];
         for (physical, owner) in state.owners.iter().enumerate().filter(|(_, o)| o.volume == old.id)
         {
@@ -198,17 +235,15 @@ impl Pool {
             }
         }
         let volume = self.build(&mut state, old.id, name, extents, old.thin, map)?;
-        for owner in &mut state.owners {
-            if owner.volume == old.id && u64::from(owner.index) >= extents {
-                *owner = Owner::default();
-            }
-        }
+        let cut_off = |owner: &Owner| u64::from(owner.index) >= extents;
+        let freed = state.disown(|owner| owner.volume == old.id && cut_off(owner));
         for slot in &mut state.volumes {
             if slot.id == old.id {
                 *slot = Arc::clone(&volume);
             }
         }
-        self.commit(&mut state, "resizing a volume")?;
+        self.commit_or(&mut state, before, "resizing a volume")?;
+        self.punch(&mut state, &freed);
         Ok(volume)
     }
 
@@ -219,17 +254,52 @@ impl Pool {
         if volume.users() > 0 {
             return Err(Error::VolumeBusy(name.to_owned()));
         }
+        let before = state.remember();
         state.volumes.retain(|v| v.id != volume.id);
-        let mut freed = Vec::new();
-        for (physical, owner) in state.owners.iter_mut().enumerate() {
-            if owner.volume == volume.id {
-                *owner = Owner::default();
-                freed.push(physical as u64);
-            }
-        }
-        self.commit(&mut state, "deleting a volume")?;
+        let freed = state.disown(|owner| owner.volume == volume.id);
+        self.commit_or(&mut state, before, "deleting a volume")?;
         self.punch(&mut state, &freed);
         Ok(())
+    }
+
+    /// Makes the pool anew: no volumes, another UUID. Refused while somebody is connected to a volume.
+    pub fn format(&self) -> Result<()> {
+        let mut state = self.lock();
+        self.unused(&state)?;
+        let before = state.remember();
+        let uuid = std::mem::replace(&mut state.superblock.uuid, Uuid::new_v4());
+        state.volumes.clear();
+        let freed = state.disown(|_| true);
+        if let Err(error) = self.commit_or(&mut state, before, "formatting") {
+            state.superblock.uuid = uuid;
+            return Err(error);
+        }
+        self.punch(&mut state, &freed);
+        Ok(())
+    }
+
+    /// Removes the pool from its device, with all that it holds; `zero` overwrites every byte. Refused while somebody
+    /// is connected to a volume. Nothing can be made on it until blockd is started again.
+    pub fn wipe(&self, zero: bool) -> Result<()> {
+        let mut state = self.lock();
+        self.unused(&state)?;
+        state.volumes.clear();
+        state.owners.fill(Owner::default());
+        // Half a wipe is no pool either.
+        state.closed = Some(Closed::Wiped);
+        let bytes = self.device.bytes();
+        erase(state.queue.as_mut(), bytes, self.data_start, zero)
+            .map_err(|e| failed(&self.path, "wiping", e))
+    }
+
+    fn unused(&self, state: &State) -> Result<()> {
+        match state.volumes.iter().find(|v| v.users() > 0) {
+            None => Ok(()),
+            Some(volume) => Err(Error::DeviceBusy {
+                path: self.path.clone(),
+                by: format!("volume {:?} is connected or exported", volume.name),
+            }),
+        }
     }
 
     /// Gives an extent of a thin volume its space, zeroed; durable on return. Nothing to do if it has it.
@@ -318,6 +388,45 @@ impl Pool {
     fn commit(&self, state: &mut State, doing: &'static str) -> Result<()> {
         state.commit().map_err(|e| failed(&self.path, doing, e))
     }
+
+    /// A change that did not become durable is not seen either: nobody may write to what a restart does not know.
+    fn commit_or(&self, state: &mut State, before: Before, doing: &'static str) -> Result<()> {
+        self.commit(state, doing).inspect_err(|_| {
+            (state.volumes, state.owners) = before;
+            state.first_free = 0;
+        })
+    }
+}
+
+/// Volumes and owners as they were before a change.
+type Before = (Vec<Arc<Volume>>, Vec<Owner>);
+
+/// Clears a device: its head, which says what it is, is overwritten, the rest is given back, or overwritten as well.
+pub(crate) fn erase(
+    queue: &mut dyn Queue,
+    bytes: u64,
+    head_bytes: u64,
+    zero: bool,
+) -> io::Result<()> {
+    const STEP_BYTES: u64 = 4 << 20;
+    if zero {
+        for offset in (0..bytes).step_by(STEP_BYTES as usize) {
+            run(queue, Action::Zero { offset, len: STEP_BYTES.min(bytes - offset) })?;
+        }
+    } else {
+        run(queue, Action::Deallocate { offset: 0, len: bytes })?;
+    }
+    // What was given back may still read as it was; partition tables have a second copy at the end.
+    let head = head_bytes.clamp(1 << 20, bytes.max(1 << 20)).min(bytes);
+    let tail = (bytes - head).min(1 << 20);
+    for (mut at, end) in [(0, head), (bytes - tail, bytes)] {
+        while at < end {
+            let len = STEP_BYTES.min(end - at);
+            write(queue, at, &vec![0; len as usize])?;
+            at += len;
+        }
+    }
+    run(queue, Action::Flush)
 }
 
 impl State {
@@ -346,9 +455,25 @@ impl State {
         self.owners.iter().filter(|o| o.volume == 0).count() as u64
     }
 
+    fn remember(&self) -> Before {
+        (self.volumes.clone(), self.owners.clone())
+    }
+
+    /// Takes extents from their owners. Those that had one.
+    fn disown(&mut self, which: impl Fn(&Owner) -> bool) -> Vec<u64> {
+        let mut freed = Vec::new();
+        for (physical, owner) in self.owners.iter_mut().enumerate() {
+            if owner.volume != 0 && which(owner) {
+                *owner = Owner::default();
+                freed.push(physical as u64);
+            }
+        }
+        freed
+    }
+
     fn commit(&mut self) -> io::Result<()> {
-        if self.failed {
-            return Err(io::Error::other("an earlier metadata write failed; restart blockd"));
+        if let Some(closed) = self.closed {
+            return Err(closed.error());
         }
         if self.superblock.generation >= GENERATION_MAX {
             return Err(io::Error::other(
@@ -357,7 +482,7 @@ impl State {
         }
         self.first_free = 0;
         // Set until the end: whatever returns early leaves it set.
-        self.failed = true;
+        self.closed = Some(Closed::Failed);
         let records: Vec<VolumeRecord> = self
             .volumes
             .iter()
@@ -380,7 +505,7 @@ impl State {
             run(queue, Action::Flush)?;
         }
         self.superblock = next;
-        self.failed = false;
+        self.closed = None;
         Ok(())
     }
 }

@@ -9,6 +9,7 @@
 //! A request keeps its extents pinned and its memory alive until its last part ends, whether or not its client is
 //! still there. A volume counts its users until the last request of each has ended.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -157,6 +158,21 @@ pub fn start(core: usize, pools: &[Arc<Pool>], idle: Duration) -> io::Result<Han
     let thread =
         std::thread::Builder::new().name(format!("reactor-{core}")).spawn(move || reactor.run())?;
     Ok(Handle { inbox, wake, stop, stats, thread: Some(thread) })
+}
+
+/// CPU time of each reactor of a blockd process by its core, as the kernel accounts it to the thread. Empty where
+/// procfs does not say.
+#[must_use]
+pub fn cpu_times(pid: u32) -> BTreeMap<usize, Duration> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let time = |task: std::fs::DirEntry| {
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let core = name.trim().strip_prefix("reactor-")?.parse().ok()?;
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        let ran_ns = text.split_whitespace().next()?.parse().ok()?;
+        Some((core, Duration::from_nanos(ran_ns)))
+    };
+    tasks.filter_map(time).collect()
 }
 
 struct Session {
@@ -453,9 +469,12 @@ impl Reactor {
     fn sleep(&mut self) {
         self.bury();
         let mut fds = vec![self.wake.as_raw_fd()];
-        for queue in self.queues.iter().filter(|q| q.in_flight() > 0) {
-            let Some(fd) = queue.wait_fd() else { return };
-            fds.push(fd);
+        for queue in &self.queues {
+            match queue.wait_fd() {
+                Some(fd) => fds.push(fd),
+                None if queue.in_flight() > 0 => return,
+                None => {}
+            }
         }
         let mut work = false;
         for session in self.sessions.iter_mut().flatten().filter(|s| !s.gone) {

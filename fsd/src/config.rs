@@ -111,6 +111,18 @@ pub struct Blockd {
     pub pool: Option<Pool>,
 }
 
+impl Blockd {
+    /// The admin socket of the block daemon that is started with a `pool`: beside its other one. One with a
+    /// configuration of its own says there where it is.
+    #[must_use]
+    pub fn admin_socket(&self) -> Option<PathBuf> {
+        self.pool.as_ref()?;
+        let mut path = self.socket.clone().into_os_string();
+        path.push(".admin");
+        Some(path.into())
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pool {

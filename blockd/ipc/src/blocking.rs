@@ -160,28 +160,47 @@ impl BlockingQueue {
         Ok(Some(Completed { slot, buffer, result }))
     }
 
-    /// Sleeps until an operation is completed, at most for `timeout_max`, then polls.
+    /// Sleeps until there may be something to poll, at most for `timeout_max`.
+    ///
+    /// # Errors
+    /// `Timeout`, `Disconnected` when blockd hung up.
+    pub fn sleep(&mut self, timeout_max: Duration) -> Result<(), Error> {
+        if !self.completions.prepare_sleep() {
+            return Ok(());
+        }
+        let timeout = Timespec::try_from(timeout_max)
+            .map_err(|_| Error::new(Kind::Invalid, "a wait of centuries"))?;
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.cq_event.fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN | PollFlags::RDHUP),
+        ];
+        let woken = poll(&mut fds, Some(&timeout));
+        let (rung, hung_up) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+        self.completions.wake();
+        self.cq_event.drain();
+        match woken {
+            Ok(0) => Err(Error::new(Kind::Timeout, "waiting for a completion")),
+            Ok(_) if hung_up && !rung => {
+                Err(Error::new(Kind::Disconnected, "waiting for a completion"))
+            }
+            // A signal: there may be nothing.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Sleeps until an operation is completed, at most for `timeout_max` at a time, then polls.
     ///
     /// # Errors
     /// `Timeout`, `Disconnected` when blockd hung up, `Invalid` when it broke the queue.
     pub fn wait(&mut self, timeout_max: Duration) -> Result<Completed, Error> {
-        if let Some(completed) = self.poll()? {
-            return Ok(completed);
+        loop {
+            if let Some(completed) = self.poll()? {
+                return Ok(completed);
+            }
+            if let Err(error) = self.sleep(timeout_max) {
+                // What blockd did before it went is done.
+                return self.poll()?.ok_or(error);
+            }
         }
-        let mut hung_up = false;
-        if self.completions.prepare_sleep() {
-            let timeout = Timespec::try_from(timeout_max)
-                .map_err(|_| Error::new(Kind::Invalid, "a wait of centuries"))?;
-            let mut fds = [
-                PollFd::from_borrowed_fd(self.cq_event.fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN | PollFlags::RDHUP),
-            ];
-            let _ = poll(&mut fds, Some(&timeout));
-            hung_up = !fds[1].revents().is_empty();
-            self.completions.wake();
-            self.cq_event.drain();
-        }
-        let kind = if hung_up { Kind::Disconnected } else { Kind::Timeout };
-        self.poll()?.ok_or_else(|| Error::new(kind, "waiting for a completion"))
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Action, BLOCK_BYTES, Completion, Device, Memory, Op, Queue, run};
+use super::{Action, BLOCK_BYTES, Completion, Device, DeviceFacts, Memory, Op, Queue, run};
 
 const SECTOR: usize = 512;
 /// One write to the inner device while flushing carries at most this many bytes.
@@ -43,12 +43,12 @@ pub struct FaultSettings {
 #[derive(Clone)]
 pub struct Fault {
     state: Arc<Mutex<State>>,
-    bytes: u64,
+    facts: DeviceFacts,
 }
 
 impl std::fmt::Debug for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Fault").field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("Fault").field("facts", &self.facts).finish_non_exhaustive()
     }
 }
 
@@ -68,7 +68,14 @@ impl Fault {
         let queue = inner.queue()?;
         let state =
             State { inner: queue, unflushed: BTreeMap::new(), settings, random, limbo: None };
-        Ok(Fault { state: Arc::new(Mutex::new(state)), bytes: inner.bytes() })
+        // A cache of its own lies over whatever is beneath, and a cut tears by sector.
+        let facts = DeviceFacts {
+            engine: "fault",
+            volatile_cache: true,
+            atomic_bytes: SECTOR as u64,
+            ..inner.facts()
+        };
+        Ok(Fault { state: Arc::new(Mutex::new(state)), facts })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -246,7 +253,11 @@ impl Device for Fault {
     }
 
     fn bytes(&self) -> u64 {
-        self.bytes
+        self.facts.bytes
+    }
+
+    fn facts(&self) -> DeviceFacts {
+        self.facts.clone()
     }
 
     fn queue(&self) -> io::Result<Box<dyn Queue>> {
@@ -270,7 +281,7 @@ impl Queue for FaultQueue {
             limbo.push(op);
             return;
         }
-        let result = state.perform(op.action, self.fault.bytes);
+        let result = state.perform(op.action, self.fault.facts.bytes);
         let ppm = state.settings.delay_ppm;
         let polls = if state.hits(ppm) { state.settings.delay_polls } else { 0 };
         self.done.push_back((polls, Completion { tag: op.tag, result }));

@@ -2,7 +2,7 @@ use std::io;
 
 use super::*;
 
-const BYTES: u64 = 8 << 20;
+pub const BYTES: u64 = 8 << 20;
 
 fn files() -> (tempfile::TempDir, Uring) {
     let dir = tempfile::tempdir().unwrap();
@@ -21,7 +21,7 @@ fn read(queue: &mut dyn Queue, offset: u64, len: usize) -> Vec<u8> {
 }
 
 /// What every engine does.
-fn conforms(device: &dyn Device) {
+pub fn conforms(device: &dyn Device) {
     assert_eq!(device.bytes(), BYTES);
     let mut queue = device.queue().unwrap();
     let queue = queue.as_mut();

@@ -13,15 +13,14 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::{Action, BLOCK_BYTES, Completion, Device, Op, Queue};
+use super::{
+    Action, BLOCK_BYTES, Completion, Device, DeviceFacts, LOCK_TRIES, Op, Queue, lock, sysfs,
+};
 
 /// Operations in the hardware ring at once; further ones wait in the queue's own backlog.
 const RING_DEPTH: u32 = 256;
 /// EINTR and EAGAIN of one operation are retried this often, then reported.
 const RETRIES_MAX: u32 = 1000;
-
-/// Tries for the lock, 20 ms apart; then the device counts as in use.
-const LOCK_TRIES: u32 = 100;
 
 /// See the module.
 #[derive(Debug)]
@@ -35,15 +34,31 @@ impl Uring {
     /// Opens the file or block device and takes its exclusive lock. With `create`, a missing file is made with `size`
     /// bytes. A lock that another process holds gives `WouldBlock`.
     pub fn open(path: &Path, create: bool, size: Option<u64>) -> io::Result<Uring> {
-        let open = |direct: i32| {
+        // Exclusively, so that a mounted device is refused and nobody mounts it meanwhile.
+        let is_block = path.metadata().is_ok_and(|m| m.file_type().is_block_device());
+        let exclusive = if is_block { libc::O_EXCL } else { 0 };
+        let open_once = |direct: i32| {
             OpenOptions::new()
                 .read(true)
                 .write(true)
-                .create(create && size.is_some())
+                .create(create && size.is_some() && !is_block)
                 .truncate(false)
-                .custom_flags(direct | libc::O_CLOEXEC)
+                .custom_flags(direct | exclusive | libc::O_CLOEXEC)
                 .mode(0o600)
                 .open(path)
+        };
+        let open = |direct: i32| {
+            // A blockd that was killed keeps it for a moment; see `lock`.
+            let is_busy = |e: &io::Error| e.raw_os_error() == Some(libc::EBUSY);
+            let mut outcome = open_once(direct);
+            for _ in 0..LOCK_TRIES {
+                if !outcome.as_ref().is_err_and(is_busy) {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                outcome = open_once(direct);
+            }
+            outcome.map_err(|error| explain_busy(error, path))
         };
         let file = match open(libc::O_DIRECT) {
             // tmpfs of old kernels and some overlay file systems have no direct I/O.
@@ -72,19 +87,16 @@ impl Uring {
     }
 }
 
-/// The kernel takes rings down, and with them their registered files, some time after their process has ended: a
-/// lock that a dead blockd holds goes away soon.
-fn lock(file: &File) -> io::Result<()> {
-    use rustix::fs::{FlockOperation, flock};
-    for _ in 0..LOCK_TRIES {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                std::thread::sleep(std::time::Duration::from_millis(20));
-            }
-            other => return Ok(other?),
-        }
+/// Says why a block device is busy.
+fn explain_busy(error: io::Error, path: &Path) -> io::Error {
+    if error.raw_os_error() != Some(libc::EBUSY) {
+        return error;
     }
-    Err(io::ErrorKind::WouldBlock.into())
+    let path = path.display();
+    io::Error::new(
+        io::ErrorKind::ResourceBusy,
+        format!("it is mounted or in use by the kernel: see `lsblk {path}`"),
+    )
 }
 
 impl Device for Uring {
@@ -94,6 +106,10 @@ impl Device for Uring {
 
     fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    fn facts(&self) -> DeviceFacts {
+        sysfs::block_facts(&self.file, self.bytes)
     }
 
     fn queue(&self) -> io::Result<Box<dyn Queue>> {

@@ -3,15 +3,8 @@
 use super::connection::{Connection, Outcome, Reply, Stage};
 use super::controller::{EVENT_DISCOVERY, EVENT_NAMESPACE};
 use super::status::Status;
-use super::{features, identify, log_page};
-
-pub const GET_LOG_PAGE: u8 = 0x02;
-pub const IDENTIFY: u8 = 0x06;
-pub const ABORT: u8 = 0x08;
-pub const SET_FEATURES: u8 = 0x09;
-pub const GET_FEATURES: u8 = 0x0a;
-pub const EVENT_REQUEST: u8 = 0x0c;
-pub const KEEP_ALIVE: u8 = 0x18;
+use super::{abort, features, identify, log_page};
+pub use crate::nvme::opcode::admin::*;
 
 /// Event requests at once.
 pub const EVENT_REQUESTS_MAX: usize = 4;
@@ -37,7 +30,7 @@ pub fn execute(connection: &mut Connection, slot: usize) -> Outcome {
             Ok(Reply::Pending)
         }
         KEEP_ALIVE => Ok(Reply::Done(0)),
-        ABORT => Ok(Reply::Done(u64::from(!abort(connection, sqe.dword(10))))),
+        ABORT => abort::execute(connection, slot),
         _ => Err(Status::INVALID_OPCODE),
     }
 }
@@ -49,21 +42,6 @@ pub fn event_result(event: u32) -> u64 {
         EVENT_DISCOVERY => 0x02 | 0xf0 << 8 | u64::from(log_page::DISCOVERY) << 16,
         _ => unreachable!("the controller has no other events"),
     }
-}
-
-/// Aborts an event request. Other commands end by themselves: what is with a device is not called back.
-fn abort(connection: &mut Connection, which: u32) -> bool {
-    let (queue, id) = (which as u16, (which >> 16) as u16);
-    if queue != 0 {
-        return false;
-    }
-    let events = connection.events.clone();
-    let Some(at) = events.iter().position(|slot| connection.command(*slot).sqe.id() == id) else {
-        return false;
-    };
-    let slot = connection.events.remove(at);
-    connection.finish(slot, Status::ABORT_REQUESTED, 0);
-    true
 }
 
 /// The numbers of the namespaces, ascending.

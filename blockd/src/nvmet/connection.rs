@@ -22,7 +22,7 @@ use super::pdu::{self, DataHeader, Fatal, IcRequest, Pdu};
 use super::receiver::{Item, Receiver, Sink};
 use super::registry::{Namespace, Registry};
 use super::status::Status;
-use super::{admin, fabrics, io};
+use super::{abort, admin, fabrics, io};
 use crate::engine::Memory;
 use crate::reactor::{Ask, Request};
 
@@ -47,6 +47,8 @@ pub enum Stage {
     Second,
     /// An event request that waits for its event.
     Event,
+    /// An Abort that the queue of its command answers.
+    Abort,
 }
 
 /// A command from its capsule to its response.
@@ -119,6 +121,8 @@ pub struct Connection {
     pub queue: Queue,
     /// Slots of event requests.
     pub events: Vec<usize>,
+    /// Aborts that are under way.
+    pub aborting: usize,
     receiver: Receiver,
     outbox: Outbox,
     buffers: Buffers,
@@ -147,6 +151,7 @@ impl Connection {
             // Until Connect, one command at a time.
             queue: Queue { id: 0, depth: 1, head: 0, flow: true },
             events: Vec::new(),
+            aborting: 0,
             receiver: Receiver::new(CAPSULE_DATA_MAX, TRANSFER_BYTES_MAX as usize),
             outbox: Outbox::default(),
             buffers,
@@ -213,6 +218,12 @@ impl Connection {
     pub fn poll(&mut self) {
         if self.link.is_closed() {
             self.ended = true;
+        }
+        let subsystem = self.controller.as_ref().and_then(|c| c.subsystem.as_ref());
+        let version = subsystem.map_or(0, |s| s.version());
+        self.namespaces.take_if(|(seen, _)| *seen != version);
+        if !self.ended {
+            abort::poll(self);
         }
         if self.ended || self.events.is_empty() {
             return;
@@ -509,14 +520,37 @@ impl Connection {
         if !sound {
             command.status = Status::TRANSIENT;
         }
-        if (command.received as usize) < command.len {
+        let failed = !command.status.is_success();
+        if failed && command.received < command.asked {
+            // The host sends what it was asked for; more is not asked for.
+        } else if !failed && (command.received as usize) < command.len {
             self.ask(slot);
-        } else if command.status.is_success() {
+        } else if !failed {
             self.execute(slot);
         } else {
             let status = command.status;
             self.finish(slot, status, 0);
             self.resume();
+        }
+    }
+
+    /// Ends a command without executing it, now or when what it fetches has come; `false` if it is too late.
+    pub fn abort(&mut self, id: u16) -> bool {
+        let is_it = |command: &Option<Command>| command.as_ref().is_some_and(|c| c.sqe.id() == id);
+        let Some(slot) = self.slots.iter().position(is_it) else { return false };
+        match self.command(slot).stage {
+            Stage::Waiting => {
+                self.waiting.retain(|waiting| *waiting != slot);
+                self.finish(slot, Status::ABORT_REQUESTED, 0);
+                // Those behind it may have waited for no more than their turn.
+                self.resume();
+                true
+            }
+            Stage::Fetching => {
+                self.command(slot).status = Status::ABORT_REQUESTED;
+                true
+            }
+            Stage::Capsule | Stage::First | Stage::Second | Stage::Event | Stage::Abort => false,
         }
     }
 

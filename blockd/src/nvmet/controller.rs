@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::abort::Aborts;
 use super::registry::Subsystem;
 use super::secret::Secret;
 use super::status::Status;
@@ -116,6 +117,7 @@ pub struct Controller {
     reported: AtomicU32,
     changed: Mutex<BTreeSet<u32>>,
     queues: Mutex<BTreeMap<u16, Arc<Link>>>,
+    pub aborts: Aborts,
     errors: Mutex<VecDeque<ErrorEntry>>,
     error_count: AtomicU64,
 }
@@ -149,6 +151,7 @@ impl Controller {
             reported: AtomicU32::new(0),
             changed: Mutex::default(),
             queues: Mutex::new(BTreeMap::from([(0, admin)])),
+            aborts: Aborts::default(),
             errors: Mutex::default(),
             error_count: AtomicU64::new(0),
         }
@@ -175,7 +178,13 @@ impl Controller {
 
     /// A connection ended. The end of the admin queue ends them all.
     pub fn detach(&self, queue: u16) {
-        lock(&self.queues).remove(&queue);
+        let mut queues = lock(&self.queues);
+        queues.remove(&queue);
+        self.aborts.ended(queue);
+        if let Some(admin) = queues.get(&0) {
+            admin.wake();
+        }
+        drop(queues);
         if queue == 0 {
             self.close_queues();
         }
@@ -189,6 +198,21 @@ impl Controller {
     /// Ends all queues.
     pub fn close(&self) {
         lock(&self.queues).values().for_each(|link| link.close());
+    }
+
+    /// Does something for a queue and wakes it; `false` if there is none of that number, and nothing was done. The queue
+    /// does not end in between.
+    pub fn wake_queue(&self, queue: u16, before: impl FnOnce()) -> bool {
+        let queues = lock(&self.queues);
+        let Some(link) = queues.get(&queue) else { return false };
+        before();
+        link.wake();
+        true
+    }
+
+    /// Wakes all queues.
+    pub fn wake(&self) {
+        lock(&self.queues).values().for_each(|link| link.wake());
     }
 
     pub fn queue_count(&self) -> usize {

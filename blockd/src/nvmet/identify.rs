@@ -1,5 +1,6 @@
 //! Identify: what the controller and its namespaces are (NVMe base 2.0 §5.17, NVM command set 1.0 §4.1.5).
 
+use super::abort::ABORTS_MAX;
 use super::admin::{EVENT_REQUESTS_MAX, namespace_ids};
 use super::buffers::BUFFER_BYTES_MAX;
 use super::capsule::Sqe;
@@ -11,6 +12,7 @@ use super::registry::{NAMESPACES_MAX, Namespace};
 use super::status::Status;
 use super::text::{DISCOVERY_NQN, ascii, zero_ended};
 use crate::engine::BLOCK_BYTES;
+use crate::nvme::bytes::{put16, put32, put64};
 
 const BYTES: usize = 4096;
 /// Longest transfer, as a power of two of 4 KiB pages.
@@ -22,18 +24,6 @@ const KEEP_ALIVE_UNITS: u16 = 10;
 pub const BROADCAST: u32 = 0xffff_ffff;
 /// The one ANA group: every path is as good as any other.
 pub const ANA_GROUP: u32 = 1;
-
-fn put16(b: &mut [u8], at: usize, value: u16) {
-    b[at..at + 2].copy_from_slice(&value.to_le_bytes());
-}
-
-fn put32(b: &mut [u8], at: usize, value: u32) {
-    b[at..at + 4].copy_from_slice(&value.to_le_bytes());
-}
-
-fn put64(b: &mut [u8], at: usize, value: u64) {
-    b[at..at + 8].copy_from_slice(&value.to_le_bytes());
-}
 
 pub fn execute(
     connection: &mut Connection,
@@ -133,7 +123,7 @@ fn io_controller(connection: &Connection, controller: &Controller) -> Vec<u8> {
     b[77] = TRANSFER_EXPONENT;
     put32(&mut b, 92, EVENT_NAMESPACE);
     b[111] = 1;
-    b[258] = 3;
+    b[258] = (ABORTS_MAX - 1) as u8;
     // One firmware slot, read-only.
     b[260] = 1 | 1 << 1;
     // Commands-supported log.

@@ -11,25 +11,14 @@ use super::pdu::{u16_at, u32_at, u64_at};
 use super::registry::Namespace;
 use super::status::Status;
 use crate::engine::{BLOCK_BYTES, Memory};
+pub use crate::nvme::opcode::io::*;
 use crate::reactor::Ask;
-
-pub const FLUSH: u8 = 0x00;
-pub const WRITE: u8 = 0x01;
-pub const READ: u8 = 0x02;
-pub const COMPARE: u8 = 0x05;
-pub const WRITE_ZEROES: u8 = 0x08;
-pub const DATASET: u8 = 0x09;
-pub const VERIFY: u8 = 0x0c;
-pub const COPY: u8 = 0x19;
 
 /// Blocks that one Copy moves, and that one of its ranges has.
 pub const COPY_BLOCKS_MAX: u16 = (BUFFER_BYTES_MAX as u64 / BLOCK_BYTES) as u16;
 pub const COPY_RANGES_MAX: usize = 128;
 const COPY_RANGE_BYTES: usize = 32;
 const DATASET_RANGE_BYTES: usize = 16;
-/// Attribute of Dataset Management: give the blocks back.
-const DEALLOCATE: u32 = 1 << 2;
-
 /// Bits of dword 12 that ask for what is not offered: protection information and directives.
 const PROTECTION: u32 = 0x3c00_0000;
 const DIRECTIVE: u32 = 0x00f0_0000;

@@ -12,6 +12,8 @@
 //! R2T         24  8..10 CCCID · 10..12 TTAG · 12..16 R2TO · 16..20 R2TL
 //! ```
 
+pub use crate::nvme::bytes::{u16_at, u32_at, u64_at};
+
 pub const COMMON_BYTES: usize = 8;
 pub const IC_BYTES: usize = 128;
 pub const TERM_BYTES: usize = 24;
@@ -106,18 +108,6 @@ pub struct DataHeader {
     pub offset: u32,
     pub len: u32,
     pub last: bool,
-}
-
-pub fn u16_at(b: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([b[at], b[at + 1]])
-}
-
-pub fn u32_at(b: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
-}
-
-pub fn u64_at(b: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(b, at)) | u64::from(u32_at(b, at + 4)) << 32
 }
 
 /// A common header in front of `body`, which becomes a whole header.

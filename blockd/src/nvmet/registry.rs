@@ -225,12 +225,29 @@ impl Registry {
         removed
     }
 
+    /// The names under which a volume is exported.
+    pub fn names_of(&self, volume: &str) -> Vec<String> {
+        let inner = lock(&self.inner);
+        let has = |s: &&Arc<Subsystem>| {
+            lock(&s.state).namespaces.values().any(|n| n.share.volume.name == volume)
+        };
+        inner.subsystems.values().filter(has).map(|s| s.nqn.clone()).collect()
+    }
+
+    /// Whether anything is exported under that name.
+    pub fn exists(&self, nqn: &str) -> Result<()> {
+        if lock(&self.inner).subsystems.contains_key(nqn) {
+            return Ok(());
+        }
+        Err(Error::NotExported(format!("a subsystem {nqn}")))
+    }
+
     /// Who may connect from now on; controllers of others are closed.
     pub fn set_access(&self, nqn: &str, access: &Access) -> Result<()> {
         let mut inner = lock(&self.inner);
         let subsystem = inner.subsystems.get(nqn).cloned();
         let subsystem =
-            subsystem.ok_or_else(|| Error::Invalid(format!("nothing is exported as {nqn}")))?;
+            subsystem.ok_or_else(|| Error::NotExported(format!("a subsystem {nqn}")))?;
         lock(&subsystem.state).access = access.clone();
         inner.close(|c| {
             c.subsystem.as_ref().is_some_and(|s| s.nqn == nqn)
@@ -390,6 +407,8 @@ impl Inner {
                 None => controller.happened(EVENT_DISCOVERY, None),
                 Some(of) if of.nqn == subsystem.nqn && nsid.is_some() => {
                     controller.happened(EVENT_NAMESPACE, nsid);
+                    // Each lets go of the namespaces that it knows, so that a volume is free at once.
+                    controller.wake();
                 }
                 Some(_) => {}
             }

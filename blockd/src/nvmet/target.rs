@@ -26,6 +26,8 @@ const EXPORTS_MAX: usize = 1024;
 pub struct Target {
     pub registry: Arc<Registry>,
     file: Option<PathBuf>,
+    // Names of the configuration's exports.
+    configured: Vec<String>,
     kept: Mutex<Vec<Export>>,
 }
 
@@ -44,8 +46,12 @@ impl Target {
             Some(path) => load(path)?,
             None => Vec::new(),
         };
-        let target =
-            Target { registry, file: config.exports_file.clone(), kept: Mutex::new(Vec::new()) };
+        let target = Target {
+            registry,
+            file: config.exports_file.clone(),
+            configured: exports.iter().map(Export::name).collect(),
+            kept: Mutex::new(Vec::new()),
+        };
         for export in exports {
             target.add(export, daemon)?;
         }
@@ -60,6 +66,16 @@ impl Target {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Export>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The names under which a volume is exported, now or again after a restart.
+    #[must_use]
+    pub fn names_of(&self, volume: &str) -> Vec<String> {
+        let kept = self.lock();
+        let mut names = self.registry.names_of(volume);
+        names.extend(kept.iter().filter(|e| e.volume == volume).map(Export::name));
+        names.dedup();
+        names
     }
 
     fn add(&self, export: &Export, daemon: &Daemon) -> Result<u32> {
@@ -102,26 +118,29 @@ impl Target {
         }
         let removed = self.registry.remove(volume, nqn);
         if removed == 0 && of_file == 0 {
-            return Err(Error::Invalid(format!("volume {volume:?} is not exported")));
+            return Err(Error::NotExported(format!("volume {volume:?}")));
         }
         Ok((removed, removed > of_file))
     }
 
-    /// Sets who may connect to a subsystem. Hosts that may not any more are disconnected.
-    pub fn hosts(&self, nqn: &str, hosts: &[Host], any_host: bool) -> Result<()> {
+    /// Sets who may connect to a subsystem. Hosts that may not any more are disconnected. `true` if the configuration
+    /// has the subsystem, and with it the last word at the next start.
+    pub fn hosts(&self, nqn: &str, hosts: &[Host], any_host: bool) -> Result<bool> {
         let access = Access::load(hosts, any_host)?;
         let mut kept = self.lock();
-        let mut next = kept.clone();
-        for export in next.iter_mut().filter(|e| e.name() == nqn) {
-            export.hosts = hosts.to_vec();
-            export.any_host = any_host;
-        }
-        if next != *kept {
+        self.registry.exists(nqn)?;
+        let of_configuration = self.configured.iter().any(|name| name == nqn);
+        if !of_configuration {
+            let mut next = kept.clone();
+            for export in next.iter_mut().filter(|e| e.name() == nqn) {
+                export.hosts = hosts.to_vec();
+                export.any_host = any_host;
+            }
             save(self.file()?, &next)?;
+            *kept = next;
         }
         self.registry.set_access(nqn, &access)?;
-        *kept = next;
-        Ok(())
+        Ok(of_configuration)
     }
 
     fn file(&self) -> Result<&Path> {
@@ -179,7 +198,7 @@ fn save(path: &Path, exports: &[Export]) -> Result<()> {
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
         File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
     };
-    write().map_err(|e| Error::Invalid(format!("writing the exports file {}: {e}", path.display())))
+    write().map_err(|e| Error::Config(format!("writing the exports file {}: {e}", path.display())))
 }
 
 #[cfg(test)]

@@ -322,3 +322,79 @@ fn queues_end_with_their_controller() {
     drop(io);
     assert_eq!(registry.describe()["controllers"], serde_json::json!([]));
 }
+
+/// A read or write of 1 MiB with its data outside of the capsule.
+fn large(opcode: u8, id: u16) -> Vec<u8> {
+    let mut sqe = [0; 64];
+    (sqe[0], sqe[1], sqe[4], sqe[39], sqe[48]) = (opcode, 0x40, 1, 0x5a, 255);
+    sqe[2..4].copy_from_slice(&id.to_le_bytes());
+    sqe[32..36].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+    capsule(&sqe, &[], 0)
+}
+
+fn abort(id: u16, queue: u16, command: u16) -> Vec<u8> {
+    let mut sqe = [0; 64];
+    (sqe[0], sqe[1], sqe[39]) = (8, 0x40, 0x5a);
+    sqe[2..4].copy_from_slice(&id.to_le_bytes());
+    sqe[40..42].copy_from_slice(&queue.to_le_bytes());
+    sqe[42..44].copy_from_slice(&command.to_le_bytes());
+    capsule(&sqe, &[], 0)
+}
+
+/// Of responses: command, status, dword 0.
+fn responses(bytes: &[u8]) -> Vec<(u16, u16, u32)> {
+    let pdus = parse(bytes);
+    let responses = pdus.iter().filter(|p| p[0] == pdu::RESPONSE);
+    let fields =
+        |p: &Vec<u8>| (pdu::u16_at(p, 20), pdu::u16_at(p, 22) >> 1 & 0x7ff, pdu::u32_at(p, 8));
+    responses.map(fields).collect()
+}
+
+#[test]
+fn commands_of_io_queues_are_aborted_while_no_device_has_them() {
+    const ABORTED: u16 = 7;
+    let registry = registry();
+    let (mut admin, controller) = admin(&registry);
+    let mut io = connection(&registry);
+    io.receive(&[handshake(0, 0), connect(1, controller, 0)].concat());
+    drive(&mut io, 0);
+    // Buffers for four: the fifth waits.
+    (0..5).for_each(|id| io.receive(&large(1, id)));
+    let asked = parse(&drive(&mut io, 0));
+    assert!(asked.iter().all(|p| p[0] == pdu::R2T) && asked.len() == 4, "{asked:?}");
+
+    admin.receive(&abort(40, 1, 4));
+    assert_eq!(responses(&drive(&mut admin, 0)), [], "its queue has to say");
+    assert_eq!(responses(&drive(&mut io, 0)), [(4, ABORTED, 0)]);
+    assert_eq!(responses(&drive(&mut admin, 0)), [(40, 0, 0)]);
+
+    // What the host was asked for still comes; nothing more is asked for, and nothing is written.
+    admin.receive(&abort(41, 1, 0));
+    drive(&mut admin, 0);
+    assert_eq!(responses(&drive(&mut io, 0)), []);
+    assert_eq!(responses(&drive(&mut admin, 0)), [(41, 0, 0)]);
+    let of_first = asked.iter().find(|p| pdu::u16_at(p, 8) == 0).unwrap();
+    let mut header = vec![0; 24];
+    header[8..20].copy_from_slice(&of_first[8..20]);
+    let data = vec![9; pdu::u32_at(of_first, 16) as usize];
+    io.receive(&with_digests(pdu::H2C_DATA, header, 4, &data, 0));
+    assert!(!io.has_request());
+    assert_eq!(responses(&drive(&mut io, 0)), [(0, ABORTED, 0)]);
+
+    // With the device, unknown, of no queue: each ends by itself.
+    io.receive(&large(2, 10));
+    assert!(io.has_request());
+    admin.receive(&[abort(42, 1, 10), abort(43, 1, 99), abort(44, 3, 1)].concat());
+    assert_eq!(responses(&drive(&mut admin, 0)), [(44, 0, 1)]);
+    io.poll();
+    assert_eq!(responses(&drive(&mut admin, 0)), [(42, 0, 1), (43, 0, 1)]);
+    assert_eq!(responses(&drive(&mut io, 0)), [(10, 0, 0)]);
+
+    // No more than announced at once, and none is left over when the queue ends.
+    (50..55).for_each(|id| admin.receive(&abort(id, 1, 1)));
+    assert_eq!(responses(&drive(&mut admin, 0)), [(54, 0x103, 0)]);
+    drop(io);
+    let left = responses(&drive(&mut admin, 0));
+    assert_eq!(left, [(50, 0, 1), (51, 0, 1), (52, 0, 1), (53, 0, 1)]);
+    assert!(!admin.is_ended());
+}

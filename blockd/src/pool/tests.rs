@@ -232,14 +232,17 @@ impl Queue for FuseQueue {
 #[test]
 fn power_cuts_at_every_write() {
     type Change = fn(&Pool) -> Result<()>;
-    let changes: [Change; 5] = [
+    let changes: [Change; 7] = [
         |p| p.create("a", 8 << 20, false).map(drop),
         |p| p.create("b", 1 << 30, true).map(drop),
         |p| p.resize("a", 16 << 20).map(drop),
         |p| p.allocate(&p.volumes()[1], 200),
+        |p| p.resize("a", 4 << 20).map(drop),
         |p| p.delete("a"),
+        Pool::format,
     ];
-    let states = [(0, 0, 0), (1, 8, 0), (2, 8, 0), (2, 16, 0), (2, 16, 1), (1, 0, 1)];
+    let states =
+        [(0, 0, 0), (1, 8, 0), (2, 8, 0), (2, 16, 0), (2, 16, 1), (2, 4, 1), (1, 0, 1), (0, 0, 0)];
     let describe = |pool: &Pool| {
         let volumes = pool.volumes();
         let find = |name: &str| volumes.iter().find(|v| v.name == name);
@@ -258,6 +261,7 @@ fn power_cuts_at_every_write() {
             let device = Fuse { inner: fault.clone(), left: Arc::clone(&left) };
             let pool = Pool::open("fuse", Arc::new(device), false).unwrap();
             let acked = changes.iter().take_while(|change| change(&pool).is_ok()).count();
+            assert_eq!(describe(&pool), states[acked], "what failed is not seen");
             drop(pool);
             fault.power_cut(seed).unwrap();
             let now = describe(&open(&mem, false).unwrap());
@@ -268,5 +272,33 @@ fn power_cuts_at_every_write() {
                 break;
             }
         }
+    }
+}
+
+#[test]
+fn a_pool_is_made_anew_or_wiped_when_nobody_uses_it() {
+    for zero in [false, true] {
+        let device = Mem::new(BYTES);
+        let pool = open(&device, true).unwrap();
+        let (uuid, free) = (pool.status().uuid, pool.status().extents_free);
+        pool.create("v", 8 << 20, false).unwrap();
+        let user = pool.connect("v").unwrap();
+        for refused in [pool.format(), pool.wipe(zero)] {
+            assert!(matches!(refused, Err(Error::DeviceBusy { .. })), "{refused:?}");
+        }
+        user.leave();
+        pool.format().unwrap();
+        assert_eq!((pool.volumes().len(), pool.status().extents_free), (0, free));
+        let again = open(&device, false).unwrap();
+        assert_ne!(again.status().uuid, uuid);
+        assert_eq!(again.status().uuid, pool.status().uuid);
+
+        pool.create("w", 8 << 20, false).unwrap();
+        pool.wipe(zero).unwrap();
+        assert!(pool.status().wiped && pool.volumes().is_empty());
+        let refused = pool.create("x", 1, true).unwrap_err().to_string();
+        assert!(refused.contains("wiped"), "{refused}");
+        let refused = open(&device, false).unwrap_err();
+        assert!(matches!(refused, Error::Format { reason: FormatError::Blank, .. }));
     }
 }

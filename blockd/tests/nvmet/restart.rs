@@ -83,7 +83,7 @@ fn exports_and_data_survive_a_kill() {
     assert_eq!(write(&mut queue, 5, &data), 0);
     assert_eq!(queue.call(initiator::sqe(0, 1), &[], 0).unwrap().status, 0);
     let refused = daemon.call("volume.delete", json!({ "name": "v" }));
-    assert!(refused["error"]["message"].as_str().unwrap().contains("in use"), "{refused}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("exported as"), "{refused}");
     let subsystems = daemon.list()["subsystems"].clone();
     drop(daemon);
     drop((host, queue));

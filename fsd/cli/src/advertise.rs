@@ -17,9 +17,9 @@ pub struct Advertised {
     socket: PathBuf,
 }
 
-/// Makes the link. Nothing happens where the socket lies there itself, or another node is served there.
-pub fn advertise(runtime_dir: &Path, socket: &Path) -> io::Result<Option<Advertised>> {
-    let link = runtime_dir.join(NAME);
+/// Makes the link `name`. Nothing happens where the socket lies there itself, or another one is served there.
+pub fn advertise(runtime_dir: &Path, name: &str, socket: &Path) -> io::Result<Option<Advertised>> {
+    let link = runtime_dir.join(name);
     if link == socket {
         return Ok(None);
     }
@@ -58,11 +58,11 @@ mod tests {
         let (a, b) = (directory.path().join("a.sock"), directory.path().join("b.sock"));
         let first = UnixListener::bind(&a).unwrap();
         let _second = UnixListener::bind(&b).unwrap();
-        let link = advertise(&runtime, &a).unwrap().unwrap();
+        let link = advertise(&runtime, NAME, &a).unwrap().unwrap();
         UnixStream::connect(runtime.join(NAME)).unwrap();
-        assert!(advertise(&runtime, &b).unwrap().is_none(), "the first one lives");
+        assert!(advertise(&runtime, NAME, &b).unwrap().is_none(), "the first one lives");
         drop(first);
-        let other = advertise(&runtime, &b).unwrap().unwrap();
+        let other = advertise(&runtime, NAME, &b).unwrap().unwrap();
         drop(link);
         assert_eq!(
             std::fs::read_link(runtime.join(NAME)).unwrap(),
@@ -77,10 +77,10 @@ mod tests {
     fn a_socket_that_lies_there_needs_no_link() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join(NAME);
-        assert!(advertise(directory.path(), &socket).unwrap().is_none());
+        assert!(advertise(directory.path(), NAME, &socket).unwrap().is_none());
         let _served = UnixListener::bind(&socket).unwrap();
         let elsewhere = directory.path().join("x");
-        assert!(advertise(directory.path(), &elsewhere).unwrap().is_none());
+        assert!(advertise(directory.path(), NAME, &elsewhere).unwrap().is_none());
         assert!(!std::fs::symlink_metadata(&socket).unwrap().is_symlink());
     }
 }

@@ -80,6 +80,28 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads `4k`, `10G`, `512MiB`, or bytes without a unit; powers of 1024, never zero.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let wrong =
+        || format!("`{text}` is not a size: a number with K, M, G or T, which are powers of 1024");
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        "T" | "TIB" => 40,
+        _ => return Err(wrong()),
+    };
+    match number.checked_mul(1 << shift) {
+        Some(0) => Err("a size of zero".into()),
+        Some(bytes) => Ok(bytes),
+        None => Err(format!("`{text}` is larger than any device")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +132,18 @@ mod tests {
         assert_eq!(percent(1, 3), 33);
         assert_eq!(percent(1, 0), 0);
         assert_eq!(percent(u64::MAX, u64::MAX), 100);
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        for (text, bytes) in
+            [("4k", 4096), ("10G", 10 << 30), ("512MiB", 512 << 20), ("1", 1), ("2T", 2 << 40)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "G", "0", "0G", "1.5G", "10GB", "-1", "99999999999T"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -118,9 +118,8 @@ fn write_config(config: &Config, pool: &Pool, creating: bool) -> Result<PathBuf,
     let extents = size.saturating_sub(POOL_OVERHEAD) / EXTENT_BYTES;
     let overhead = POOL_OVERHEAD + (extents * EXTENT_OVERHEAD).next_multiple_of(EXTENT_BYTES);
     let volume = size.saturating_sub(overhead) / EXTENT_BYTES * EXTENT_BYTES;
-    let mut admin_socket = config.blockd.socket.clone().into_os_string();
-    admin_socket.push(".admin");
-    let admin_socket = PathBuf::from(admin_socket);
+    let admin_socket =
+        config.blockd.admin_socket().expect("only a blockd with a pool is configured here");
     if admin_socket.as_os_str().len() > crate::config::SOCKET_PATH_BYTES_MAX {
         let why = format!("{} is too long for a socket: shorten it", admin_socket.display());
         return Err(NodeError::Blockd(why));

@@ -1,5 +1,6 @@
 //! `cfs admin …`, also called `cfsctl`: one file per noun.
 
+mod block;
 mod cert;
 mod checkpoint;
 mod client;
@@ -10,6 +11,8 @@ mod node;
 mod stat;
 mod status;
 mod token;
+
+pub use block::SOCKET_NAME as BLOCKD_SOCKET_NAME;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -62,6 +65,8 @@ enum Verb {
     /// Mounts that are connected
     #[command(subcommand)]
     Client(client::Client),
+    /// Devices, volumes and NVMe/TCP exports of blockd
+    Block(block::Block),
     /// Write a checkpoint of the metadata now, and drop the log before it
     Checkpoint(checkpoint::Checkpoint),
 }
@@ -91,6 +96,7 @@ impl Admin {
             Verb::Token(token) => token.run(&context),
             Verb::Cert(cert) => cert.run(&context),
             Verb::Client(client) => client.run(&context),
+            Verb::Block(block) => block.run(&context),
             Verb::Checkpoint(checkpoint) => checkpoint.run(&context),
         }
     }

@@ -6,7 +6,8 @@ use anyhow::Result;
 use clap::Args;
 use fsd::config::Config;
 
-use crate::advertise::advertise;
+use crate::advertise::{self, advertise};
+use crate::command::admin::BLOCKD_SOCKET_NAME;
 use crate::mount::control::runtime_dir;
 
 #[derive(Debug, Args)]
@@ -27,13 +28,19 @@ impl Server {
             return Ok(());
         }
         fsd::node::log_to_stderr();
-        let mut advertised = None;
+        let blockd = config.blockd.admin_socket();
+        let mut advertised = Vec::new();
         fsd::node::serve(config, |ready| {
-            match advertise(&runtime_dir(), &ready.unix) {
-                Ok(link) => advertised = link,
-                // Not root, usually: commands are told the socket then.
-                Err(error) => {
-                    tracing::info!(%error, "no link to the socket in the runtime directory")
+            let sockets =
+                [(advertise::NAME, Some(ready.unix.clone())), (BLOCKD_SOCKET_NAME, blockd)];
+            for (name, socket) in sockets {
+                let Some(socket) = socket else { continue };
+                match advertise(&runtime_dir(), name, &socket) {
+                    Ok(link) => advertised.extend(link),
+                    // Not root, usually: commands are told the socket then.
+                    Err(error) => {
+                        tracing::info!(%error, name, "no link to the socket in the runtime directory")
+                    }
                 }
             }
             println!("{ready}");

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod block;
 mod mount;
 mod node;
 mod world;
@@ -61,6 +62,8 @@ fn completion_and_manual_page_know_the_verbs() {
     let output = cfs(&["man", "admin", "token", "create"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("ttl"), "{}", stderr(&output));
     assert_eq!(cfs(&["man", "frobnicate"]).status.code(), Some(5));
+    let output = cfs(&["man", "admin", "block", "volume", "create"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("thin"), "{}", stderr(&output));
     let directory = tempfile::tempdir().unwrap();
     let output = cfs(&["man", "--dir", directory.path().to_str().unwrap()]);
     assert!(output.status.success(), "{}", stderr(&output));

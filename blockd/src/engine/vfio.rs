@@ -1,0 +1,166 @@
+//! Our own NVMe driver, in user space: the device's queues are in our memory, and nobody is between.
+//!
+//! ```text
+//!              reactor thread                            keeper thread (one a controller)
+//!  operation ─► commands ─► SQ ring ─► doorbell           admin queue: resets, aborts, queues made anew
+//!  completion ◄─ phase bit ◄─ CQ ring                     registers: fatal, gone? late commands?
+//!       │                        ▲                             │
+//!       └ sleeps on an eventfd ◄─┴──── MSI-X ── device ────────┘ epoch: tells queues of a reset
+//! ```
+//!
+//! `bus` is the seam to vfio-pci (`sys`); `registers` and `admin` are NVMe's; `controller` is what threads share. Memory
+//! of clients is shown to the device once, arena by arena (`memory`, `iova`); other memory goes through bounce buffers.
+
+mod admin;
+mod bus;
+mod controller;
+mod iova;
+mod keeper;
+mod memory;
+mod queue;
+mod registers;
+mod sys;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::{Device, DeviceFacts, Queue};
+use crate::nvme::address::PciAddress;
+use crate::nvme::identify::{Limits, Namespace};
+use controller::{Controller, signal};
+
+/// A controller with its keeper; dropping the last use shuts it down.
+#[derive(Debug)]
+struct Held {
+    controller: Arc<Controller>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Held {
+    fn new(name: String, bus: Arc<dyn bus::Bus>, timeout: Duration) -> io::Result<Held> {
+        let controller = Arc::new(Controller::start(name, bus, timeout)?);
+        let for_keeper = Arc::clone(&controller);
+        let keeper = std::thread::Builder::new()
+            .name("nvme-keeper".to_owned())
+            .spawn(move || keeper::run(for_keeper))?;
+        Ok(Held { controller, keeper: Mutex::new(Some(keeper)) })
+    }
+
+    fn stop(&self) {
+        self.controller.stopping.store(true, Ordering::Release);
+        signal(&self.controller.wake);
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if keeper.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!(device = self.controller.name, "the keeper of a controller panicked");
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Controllers of this process: namespaces of one share it.
+static HELD: Mutex<BTreeMap<PciAddress, Weak<Held>>> = Mutex::new(BTreeMap::new());
+
+/// One namespace.
+#[derive(Debug)]
+pub struct Vfio {
+    held: Arc<Held>,
+    nsid: u32,
+    namespace: Namespace,
+    limits: Limits,
+}
+
+impl Vfio {
+    /// Takes the controller, if this process has it not yet, and opens a namespace of it.
+    ///
+    /// # Errors
+    /// `WouldBlock` if somebody has the controller, or this process the namespace; others say what to do.
+    pub fn open(address: PciAddress, nsid: Option<u32>, timeout: Duration) -> io::Result<Vfio> {
+        let mut all = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = match all.get(&address).and_then(Weak::upgrade) {
+            Some(held) => held,
+            None => {
+                let bus = Arc::new(sys::VfioBus::open(address)?);
+                let held = Arc::new(Held::new(address.to_string(), bus, timeout)?);
+                all.insert(address, Arc::downgrade(&held));
+                held
+            }
+        };
+        drop(all);
+        Vfio::of(held, nsid)
+    }
+
+    fn of(held: Arc<Held>, nsid: Option<u32>) -> io::Result<Vfio> {
+        let (nsid, namespace, limits) = held.controller.open_namespace(nsid)?;
+        tracing::info!(
+            device = held.controller.name,
+            nsid,
+            model = held.controller.identity.model,
+            queues = held.controller.queues_max,
+            "NVMe in user space"
+        );
+        Ok(Vfio { held, nsid, namespace, limits })
+    }
+}
+
+impl Drop for Vfio {
+    fn drop(&mut self) {
+        self.held.controller.close_namespace(self.nsid);
+    }
+}
+
+impl Device for Vfio {
+    fn engine(&self) -> &'static str {
+        "vfio"
+    }
+
+    fn bytes(&self) -> u64 {
+        self.limits.bytes()
+    }
+
+    fn facts(&self) -> DeviceFacts {
+        let controller = &self.held.controller;
+        let identity = &controller.identity;
+        let atomic = self.namespace.atomic_blocks.unwrap_or(identity.atomic_blocks);
+        DeviceFacts {
+            engine: self.engine(),
+            model: identity.model.clone(),
+            serial: identity.serial.clone(),
+            firmware: identity.firmware.clone(),
+            bytes: self.limits.bytes(),
+            lba_bytes: 1 << self.limits.lba_shift,
+            transfer_bytes_max: u64::from(self.limits.transfer_blocks_max) << self.limits.lba_shift,
+            volatile_cache: self.limits.volatile_cache,
+            atomic_bytes: u64::from(atomic) << self.limits.lba_shift,
+            health: controller.ask_health(),
+        }
+    }
+
+    fn queue(&self) -> io::Result<Box<dyn Queue>> {
+        let controller = Arc::clone(&self.held.controller);
+        Ok(Box::new(queue::VfioQueue::new(controller, self.nsid, self.limits)?))
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        self.held.controller.reset_wanted.store(true, Ordering::Release);
+        signal(&self.held.controller.wake);
+        Ok(())
+    }
+
+    fn shut_down(&self) {
+        self.held.stop();
+    }
+}
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+//! The driver against a controller in memory.
+
+use std::time::Instant;
+
+use super::simulation::Simulation;
+use super::*;
+use crate::engine::tests::{BYTES, conforms};
+use crate::engine::{Action, Health, Memory, Op, run, wait_readable};
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+fn device(shift: u8) -> (Arc<Simulation>, Vfio) {
+    let simulation = Arc::new(Simulation::new(BYTES as usize, shift));
+    let bus: Arc<dyn bus::Bus> = simulation.clone();
+    let held = Held::new("simulated".to_owned(), bus, TIMEOUT).unwrap();
+    (simulation, Vfio::of(Arc::new(held), None).unwrap())
+}
+
+fn write(queue: &mut dyn Queue, byte: u8) -> io::Result<()> {
+    run(queue, Action::Write { offset: 4096, memory: Memory::copy_of(&[byte; 8192]), fua: false })
+}
+
+fn read(queue: &mut dyn Queue) -> io::Result<u8> {
+    let memory = Memory::zeroed(8192);
+    run(queue, Action::Read { offset: 4096, memory: memory.clone() })?;
+    let bytes = memory.to_vec();
+    assert!(bytes.iter().all(|b| *b == bytes[0]), "torn");
+    Ok(bytes[0])
+}
+
+/// Waits for something that another thread does.
+fn until(what: &str, done: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < end, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn both_block_sizes_conform() {
+    for shift in [9, 12] {
+        let (simulation, device) = device(shift);
+        conforms(&device);
+        assert_eq!(device.facts().lba_bytes, 1 << shift);
+        assert!(simulation.state().counts.flushes > 0);
+    }
+}
+
+#[test]
+fn without_write_zeroes_zeros_are_written() {
+    let simulation = Arc::new(Simulation::new(BYTES as usize, 9));
+    simulation.state().behaviour.knows_zeroes = false;
+    let held = Held::new("simulated".to_owned(), simulation, TIMEOUT).unwrap();
+    conforms(&Vfio::of(Arc::new(held), None).unwrap());
+}
+
+#[test]
+fn memory_of_an_arena_is_shown_and_hidden_again() {
+    let (simulation, device) = device(12);
+    let mut queue = device.queue().unwrap();
+    let before = simulation.state().mapped;
+    let arena = Arc::new(hugepages::Arena::ordinary(2 << 20).unwrap());
+    for offset in [0, 4096, 1 << 20] {
+        let memory = Memory::of_arena(&arena, offset, 65536 * 3).unwrap();
+        memory.write(0, &[offset as u8 | 1; 65536 * 3]);
+        run(queue.as_mut(), Action::Write { offset, memory, fua: true }).unwrap();
+        let back = Memory::of_arena(&arena, 1 << 19, 65536 * 3).unwrap();
+        run(queue.as_mut(), Action::Read { offset, memory: back.clone() }).unwrap();
+        assert_eq!(back.to_vec(), vec![offset as u8 | 1; 65536 * 3]);
+    }
+    assert_eq!(simulation.state().mapped, before + 1, "one arena, once");
+    drop(arena);
+    until("hiding the arena", || simulation.state().mapped == before);
+}
+
+#[test]
+fn a_sleeping_queue_is_woken_by_its_interrupt() {
+    let (simulation, device) = device(12);
+    let mut queue = device.queue().unwrap();
+    write(queue.as_mut(), 1).unwrap();
+    simulation.state().behaviour.hangs = true;
+    let memory = Memory::copy_of(&[7; 4096]);
+    queue.submit(Op { tag: 3, action: Action::Write { offset: 0, memory, fua: false } });
+    let fd = queue.wait_fd().expect("it can sleep");
+    simulation.state().behaviour.hangs = false;
+    simulation.state().behaviour.aborts = true;
+    // What ends it is an abort; that is an interrupt, too, and the write is sent again.
+    let mut done = Vec::new();
+    while done.is_empty() {
+        wait_readable(&[fd], Some(60_000)).unwrap();
+        queue.poll(&mut done);
+        while done.is_empty() && queue.wait_fd().is_none() {
+            queue.poll(&mut done);
+        }
+    }
+    assert_eq!((done[0].tag, done[0].result.is_ok()), (3, true));
+    assert!(simulation.state().counts.interrupts > 0 && simulation.state().counts.aborts > 0);
+    assert_eq!(simulation.state().counts.resets, 0, "the abort was enough");
+    // Much polling without a sleep disconnects it.
+    for byte in 0..=255 {
+        write(queue.as_mut(), byte).unwrap();
+    }
+    let before = simulation.state().counts.interrupts;
+    for _ in 0..300 {
+        let memory = Memory::zeroed(4096);
+        queue.submit(Op { tag: 1, action: Action::Read { offset: 0, memory } });
+        while queue.in_flight() > 0 {
+            queue.poll(&mut done);
+        }
+    }
+    write(queue.as_mut(), 1).unwrap();
+    assert!(simulation.state().counts.interrupts < before + 300);
+}
+
+#[test]
+fn a_controller_that_hangs_is_reset_and_nothing_is_lost() {
+    let (simulation, device) = device(9);
+    let mut queue = device.queue().unwrap();
+    write(queue.as_mut(), 5).unwrap();
+    simulation.state().behaviour.hangs = true;
+    let for_thread = Arc::clone(&simulation);
+    let healer = std::thread::spawn(move || {
+        until("a reset", || for_thread.state().counts.resets > 0);
+        for_thread.state().behaviour.hangs = false;
+    });
+    write(queue.as_mut(), 6).unwrap();
+    healer.join().unwrap();
+    assert_eq!(read(queue.as_mut()).unwrap(), 6);
+    assert!(simulation.state().counts.aborts > 0);
+    until("recovery", || device.facts().health == Health::Ok);
+}
+
+#[test]
+fn resets_that_are_asked_for_lose_nothing() {
+    let (simulation, device) = device(12);
+    let mut queue = device.queue().unwrap();
+    // More than a sick controller is granted.
+    for round in 1..=8 {
+        device.reset().unwrap();
+        write(queue.as_mut(), round).unwrap();
+        until("the reset", || simulation.state().counts.resets >= u32::from(round));
+        assert_eq!(read(queue.as_mut()).unwrap(), round);
+    }
+    simulation.state().behaviour.is_fatal = true;
+    until("the reset", || simulation.state().counts.resets >= 9);
+    assert_eq!(read(queue.as_mut()).unwrap(), 8);
+}
+
+#[test]
+fn a_device_that_is_gone_fails_and_says_so() {
+    let (simulation, device) = device(9);
+    let mut queue = device.queue().unwrap();
+    let mut idle = device.queue().unwrap();
+    simulation.state().behaviour.hangs = true;
+    let memory = Memory::zeroed(4096);
+    queue.submit(Op { tag: 1, action: Action::Read { offset: 0, memory } });
+    queue.poll(&mut Vec::new());
+    simulation.state().behaviour.is_gone = true;
+    let mut done = Vec::new();
+    until("failing", || matches!(device.facts().health, Health::Failed(_)));
+    while queue.in_flight() > 0 {
+        queue.poll(&mut done);
+    }
+    assert_eq!(done[0].result.as_ref().unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert!(read(queue.as_mut()).is_err());
+    assert!(read(idle.as_mut()).is_err());
+    assert!(device.queue().is_err());
+}
+
+#[test]
+fn a_controller_that_does_not_come_back_fails() {
+    let (simulation, device) = device(9);
+    let mut queue = device.queue().unwrap();
+    simulation.state().behaviour.stays_down = true;
+    device.reset().unwrap();
+    until("giving up", || matches!(device.facts().health, Health::Failed(_)));
+    assert!(write(queue.as_mut(), 1).is_err());
+}
+
+#[test]
+fn media_errors_are_errors_and_are_counted() {
+    let (simulation, device) = device(12);
+    let mut queue = device.queue().unwrap();
+    simulation.state().behaviour.fails = Some(0x281);
+    assert_eq!(read(queue.as_mut()).unwrap_err().raw_os_error(), Some(libc::EIO));
+    simulation.state().behaviour.fails = None;
+    write(queue.as_mut(), 1).unwrap();
+    assert!(matches!(device.facts().health, Health::Degraded(_)));
+    // One that never passes ends with the operation's time.
+    simulation.state().behaviour.fails = Some(0x06);
+    assert!(read(queue.as_mut()).is_err());
+}
+
+#[test]
+fn a_clean_end_is_told_to_the_controller() {
+    let (simulation, device) = device(12);
+    let mut queue = device.queue().unwrap();
+    write(queue.as_mut(), 1).unwrap();
+    assert_eq!(
+        device.held.controller.open_namespace(None).unwrap_err().kind(),
+        io::ErrorKind::WouldBlock
+    );
+    assert!(
+        device.held.controller.open_namespace(Some(7)).unwrap_err().to_string().contains("/n1")
+    );
+    device.shut_down();
+    assert_eq!(simulation.state().counts.shutdowns, 1);
+    assert!(write(queue.as_mut(), 2).is_err());
+    drop(queue);
+    drop(device);
+    assert_eq!(simulation.state().mapped, 0, "nothing is shown any more");
+}
+
+#[test]
+fn queues_run_out_with_words() {
+    let (_simulation, device) = device(12);
+    let queues: Vec<_> = (0..4).map(|_| device.queue().unwrap()).collect();
+    let error = device.queue().err().unwrap().to_string();
+    assert!(error.contains("fewer cores"), "{error}");
+    drop(queues);
+    device.queue().unwrap();
+}

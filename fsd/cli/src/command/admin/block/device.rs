@@ -1,0 +1,281 @@
+//! `cfs admin block device list | identify | format | wipe`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::rpc::Door;
+use super::{Context, confirm};
+use crate::failed::Exit;
+use crate::output::{self, Shown};
+use crate::units;
+
+#[derive(Debug, Subcommand)]
+pub enum Device {
+    /// List the devices of blockd, with what is free on them
+    List(List),
+    /// Show what a device is, which engine drives it, and what is on it
+    Identify(Identify),
+    /// Make an empty pool on a device
+    Format(Format),
+    /// Remove what is on a device
+    Wipe(Wipe),
+}
+
+#[derive(Debug, Args)]
+pub struct List {}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A device that is not blockd's is opened for this command alone; no blockd need run for that.")]
+pub struct Identify {
+    /// File, block device or what the configuration calls the device
+    path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+All volumes on it are lost. A device that is mounted or whose volumes are in use is refused; one that
+holds volumes or something else is refused without --force.
+
+Example:
+  cfsctl block device format /dev/nvme1n1 --confirm /dev/nvme1n1")]
+pub struct Format {
+    /// File or block device
+    path: PathBuf,
+    /// The path once more
+    #[arg(long, value_name = "PATH")]
+    confirm: Option<String>,
+    /// Whatever is on it
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The head and the end of the device are overwritten, the rest is deallocated. A device that is mounted or whose
+volumes are in use is refused.")]
+pub struct Wipe {
+    /// File or block device
+    path: PathBuf,
+    /// The path once more
+    #[arg(long, value_name = "PATH")]
+    confirm: Option<String>,
+    /// Overwrite every byte with zeros, which takes its time
+    #[arg(long)]
+    zero: bool,
+}
+
+impl Device {
+    pub(super) fn run(self, context: &Context, door: &Door) -> Result<Exit> {
+        match self {
+            Device::List(List {}) => {
+                let items = door.call("cannot list the devices", "device.list", Value::Null)?;
+                output::print(context.format, &View { items })?;
+            }
+            Device::Identify(Identify { path }) => {
+                let doing = format!("cannot identify {}", path.display());
+                let params = json!({ "path": absolute(&path, door) });
+                let identity: Identity = door.call_or_do(&doing, "device.identify", params)?;
+                output::print(context.format, &identity)?;
+            }
+            Device::Format(format) => format.run(door)?,
+            Device::Wipe(wipe) => wipe.run(door)?,
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+/// blockd has another working directory; names of its configuration that are no files stay as they are.
+fn absolute(path: &Path, door: &Door) -> PathBuf {
+    if path.exists() || !door.is_served() {
+        return std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    }
+    path.to_owned()
+}
+
+impl Format {
+    fn run(self, door: &Door) -> Result<()> {
+        let name = self.path.display().to_string();
+        confirm(&name, self.confirm.as_deref(), &format!("All that is on {name} is lost."))?;
+        let params = json!({ "path": absolute(&self.path, door), "force": self.force });
+        let doing = format!("cannot format {name}");
+        let done: Result<(), _> = door.call_or_do(&doing, "device.format", params);
+        done.map_err(|failed| match failed.code.as_str() {
+            "NOT_BLANK" => failed.next("the same with --force, if all of that may be lost"),
+            _ => failed,
+        })?;
+        eprintln!("{name} is an empty pool");
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+struct Wiped {
+    restart_needed: bool,
+}
+
+impl Wipe {
+    fn run(self, door: &Door) -> Result<()> {
+        let name = self.path.display().to_string();
+        confirm(&name, self.confirm.as_deref(), &format!("All that is on {name} is lost."))?;
+        let params = json!({ "path": absolute(&self.path, door), "zero": self.zero });
+        let done: Wiped = door.call_or_do(&format!("cannot wipe {name}"), "device.wipe", params)?;
+        eprintln!("{name} is blank");
+        if done.restart_needed {
+            eprintln!(
+                "blockd has it open and makes nothing on it any more: take it out of the configuration, or \
+                 restart blockd with `create = true` to make a pool again"
+            );
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Listed {
+    path: String,
+    engine: String,
+    bytes: u64,
+    uuid: String,
+    volumes: u64,
+    extent_bytes: u64,
+    extents: u64,
+    extents_free: u64,
+    state: String,
+    facts: Facts,
+}
+
+/// What an engine says of its device.
+#[derive(Debug, Serialize, Deserialize)]
+struct Facts {
+    engine: String,
+    model: String,
+    serial: String,
+    firmware: String,
+    bytes: u64,
+    lba_bytes: u64,
+    transfer_bytes_max: u64,
+    volatile_cache: bool,
+    atomic_bytes: u64,
+    health: Value,
+}
+
+#[derive(Serialize)]
+struct View {
+    items: Vec<Listed>,
+}
+
+impl Shown for View {
+    const KIND: &'static str = "block-device-list";
+
+    fn table(&self, wide: bool) -> String {
+        let row = |device: &Listed| {
+            let mut row = vec![
+                device.path.clone(),
+                device.engine.clone(),
+                units::bytes(device.bytes),
+                units::bytes(device.extents_free * device.extent_bytes),
+                device.volumes.to_string(),
+                device.state.clone(),
+            ];
+            if wide {
+                let Facts { model, serial, .. } = &device.facts;
+                row.extend([model.clone(), serial.clone(), device.uuid.clone()]);
+            }
+            row
+        };
+        let mut head = vec!["DEVICE", "ENGINE", "SIZE", "FREE", "VOLUMES", "STATE"];
+        if wide {
+            head.extend(["MODEL", "SERIAL", "POOL"]);
+        }
+        output::columns(&head, &[2, 3, 4], self.items.iter().map(row).collect())
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.items.iter().map(|device| device.path.clone()).collect()
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Identity {
+    path: String,
+    kind: String,
+    #[serde(flatten)]
+    facts: Facts,
+    contents: Contents,
+    used_by: Option<String>,
+    nvme: Option<Nvme>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "what")]
+enum Contents {
+    Blank,
+    Pool { uuid: String, generation: u64, volumes: Vec<String>, extents: u64, extents_free: u64 },
+    DamagedPool { why: String },
+    Foreign { signature: String },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Nvme {
+    transport: String,
+    address: String,
+    nsid: u32,
+    wwid: String,
+}
+
+impl Shown for Identity {
+    const KIND: &'static str = "block-device";
+
+    fn table(&self, _wide: bool) -> String {
+        let facts = &self.facts;
+        let mut lines = vec![
+            ("device", format!("{} ({})", self.path, self.kind)),
+            ("size", format!("{} ({} bytes)", units::bytes(facts.bytes), facts.bytes)),
+            ("engine", facts.engine.clone()),
+            ("model", facts.model.clone()),
+            ("serial", facts.serial.clone()),
+            ("firmware", facts.firmware.clone()),
+            ("lba", units::bytes(facts.lba_bytes)),
+            ("atomic", units::bytes(facts.atomic_bytes)),
+            ("cache", if facts.volatile_cache { "volatile" } else { "none that is lost" }.into()),
+        ];
+        if facts.transfer_bytes_max > 0 {
+            lines.push(("transfer", format!("at most {}", units::bytes(facts.transfer_bytes_max))));
+        }
+        if let Some(nvme) = &self.nvme {
+            let Nvme { transport, address, nsid, wwid } = nvme;
+            lines.push(("nvme", format!("namespace {nsid} at {transport} {address}, {wwid}")));
+        }
+        let health = facts.health["state"].as_str().unwrap_or("unknown");
+        let reason = facts.health["reason"].as_str().map_or(String::new(), |r| format!(": {r}"));
+        lines.push(("health", format!("{health}{reason}")));
+        lines.push(("contents", self.contents.to_string()));
+        lines.push(("used by", self.used_by.clone().unwrap_or_else(|| "nobody".into())));
+        let known = lines.iter().filter(|(_, value)| !value.is_empty());
+        known.map(|(name, value)| format!("{name:<10}{value}\n")).collect()
+    }
+
+    fn names(&self) -> Vec<String> {
+        vec![self.path.clone()]
+    }
+}
+
+impl std::fmt::Display for Contents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Contents::Blank => f.write_str("blank: zeros in its first 128 KiB"),
+            Contents::Pool { uuid, volumes, extents, extents_free, .. } => write!(
+                f,
+                "pool {uuid}, {extents_free} of {extents} extents free, volumes: {}",
+                if volumes.is_empty() { "none".into() } else { volumes.join(", ") }
+            ),
+            Contents::DamagedPool { why } => write!(f, "a pool that cannot be opened: {why}"),
+            Contents::Foreign { signature } => f.write_str(signature),
+        }
+    }
+}
