@@ -23,6 +23,8 @@ mod discovery;
 mod export;
 mod fabrics;
 mod features;
+#[doc(hidden)]
+pub mod fuzz;
 mod identify;
 mod io;
 mod listener;

@@ -14,8 +14,14 @@ use crate::engine::{Action, Device, Memory, Queue, run};
 use crate::error::{Error, FormatError, Result};
 use crate::volume::Volume;
 use format::{
-    EXTENT_BYTES, NAME_BYTES_MAX, Owner, SUPERBLOCK_BYTES, Superblock, VOLUMES_MAX, VolumeRecord,
+    EXTENT_BYTES, GENERATION_MAX, NAME_BYTES_MAX, Owner, SUPERBLOCK_BYTES, Superblock, VOLUMES_MAX,
+    VolumeRecord,
 };
+
+/// Most bytes that the volumes of a pool promise together: this, or so many times what the device holds. Each extent
+/// of a volume takes 8 bytes of memory, allocated or not; what goes beyond is refused.
+const PROMISED_BYTES_MAX: u64 = 16 << 40;
+const PROMISED_TIMES_MAX: u64 = 16;
 
 /// See the module.
 pub struct Pool {
@@ -153,8 +159,7 @@ impl Pool {
 
     /// Makes a volume of `bytes`, rounded up to extents. A thick one has all its space now, zeroed.
     pub fn create(&self, name: &str, bytes: u64, thin: bool) -> Result<Arc<Volume>> {
-        let name_fits = !name.is_empty() && name.len() <= NAME_BYTES_MAX;
-        if !name_fits || name.chars().any(|c| c.is_control() || c == '/') {
+        if !is_name(name) {
             return Err(Error::Invalid(format!(
                 "a volume's name is 1 to {NAME_BYTES_MAX} bytes without '/' and control characters"
             )));
@@ -167,6 +172,7 @@ impl Pool {
             return Err(Error::Invalid(format!("a pool has at most {VOLUMES_MAX} volumes")));
         }
         let extents = extents_of(bytes)?;
+        state.check_promise(extents)?;
         let id = (1..).find(|id| state.volumes.iter().all(|v| v.id != *id)).expect("1024 ids");
         let volume =
             self.build(&mut state, id, name, extents, thin, vec![None; extents as usize])?;
@@ -183,6 +189,7 @@ impl Pool {
             return Err(Error::VolumeBusy(name.to_owned()));
         }
         let extents = extents_of(bytes)?;
+        state.check_promise(extents.saturating_sub(old.extents()))?;
         let mut map = vec![None; extents as usize];
         for (physical, owner) in state.owners.iter().enumerate().filter(|(_, o)| o.volume == old.id)
         {
@@ -319,6 +326,22 @@ impl State {
         found.cloned().ok_or_else(|| Error::NoVolume(name.to_owned()))
     }
 
+    /// Whether the volumes may have so many extents more.
+    fn check_promise(&self, more: u64) -> Result<()> {
+        let promised: u64 = self.volumes.iter().map(|volume| volume.extents()).sum();
+        let most = promised_max(self.superblock.extents);
+        if more > most.saturating_sub(promised) {
+            let gib = |extents| (extents * EXTENT_BYTES) >> 30;
+            return Err(Error::Invalid(format!(
+                "the volumes of this pool may have {} GiB together and have {} GiB: take a smaller size, or another \
+                 device",
+                gib(most),
+                gib(promised)
+            )));
+        }
+        Ok(())
+    }
+
     fn free(&self) -> u64 {
         self.owners.iter().filter(|o| o.volume == 0).count() as u64
     }
@@ -326,6 +349,11 @@ impl State {
     fn commit(&mut self) -> io::Result<()> {
         if self.failed {
             return Err(io::Error::other("an earlier metadata write failed; restart blockd"));
+        }
+        if self.superblock.generation >= GENERATION_MAX {
+            return Err(io::Error::other(
+                "the superblock's generation is forged; make the pool anew",
+            ));
         }
         self.first_free = 0;
         // Set until the end: whatever returns early leaves it set.
@@ -394,12 +422,22 @@ fn load(
     format::decode_metadata(&meta, superblock.extents).map_err(refused)
 }
 
-/// Volumes with their maps; `None` if the map names what the table does not have.
+/// Volumes with their maps; `None` if the table has what [`Pool::create`] would not make, or the map names what the
+/// table does not have.
 fn attach(records: &[VolumeRecord], owners: &[Owner]) -> Option<Vec<Arc<Volume>>> {
     let mut volumes = Vec::with_capacity(records.len());
-    let mut mapped = 0;
-    for record in records {
+    let (mut mapped, mut promised) = (0, 0);
+    for (at, record) in records.iter().enumerate() {
         let extents = extents_of(record.bytes).ok()?;
+        promised += extents;
+        let is_twice = |other: &VolumeRecord| other.id == record.id || other.name == record.name;
+        let is_whole = record.bytes.is_multiple_of(EXTENT_BYTES) && is_name(&record.name);
+        if !is_whole
+            || records[..at].iter().any(is_twice)
+            || promised > promised_max(owners.len() as u64)
+        {
+            return None;
+        }
         let mut map = vec![None; extents as usize];
         for (physical, owner) in owners.iter().enumerate().filter(|(_, o)| o.volume == record.id) {
             let entry = map.get_mut(owner.index as usize)?;
@@ -415,6 +453,16 @@ fn attach(records: &[VolumeRecord], owners: &[Owner]) -> Option<Vec<Arc<Volume>>
         volumes.push(Arc::new(Volume::new(record.id, name, record.bytes, record.thin, map)));
     }
     (mapped == owners.iter().filter(|o| o.volume != 0).count()).then_some(volumes)
+}
+
+/// Most extents that the volumes of a pool have together.
+fn promised_max(extents: u64) -> u64 {
+    (PROMISED_BYTES_MAX / EXTENT_BYTES).max(extents * PROMISED_TIMES_MAX)
+}
+
+fn is_name(name: &str) -> bool {
+    let fits = !name.is_empty() && name.len() <= NAME_BYTES_MAX;
+    fits && !name.chars().any(|c| c.is_control() || c == '/')
 }
 
 fn extents_of(bytes: u64) -> Result<u64> {

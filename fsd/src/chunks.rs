@@ -17,6 +17,8 @@ mod delete;
 mod device;
 mod error;
 mod format;
+#[doc(hidden)]
+pub mod fuzz;
 mod index;
 mod pack;
 mod put;

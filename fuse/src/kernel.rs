@@ -7,6 +7,7 @@
 //! | `session` | threads from the mount to its end |
 //! | `dispatch` | one request in, one answer out; a file per family |
 //! | `reply` | the structures of answers |
+//! | `unmounted` | the same without a mount, for fuzzing |
 //! | `waiting` | lock requests that wait, and their interruption |
 //! | `notify` | telling the kernel what to forget |
 
@@ -16,4 +17,5 @@ pub(crate) mod mount;
 pub(crate) mod notify;
 pub(crate) mod reply;
 pub(crate) mod session;
+pub(crate) mod unmounted;
 pub(crate) mod waiting;

@@ -25,6 +25,8 @@ mod budget;
 mod buffer;
 mod cache;
 mod errno;
+#[doc(hidden)]
+pub mod fuzz;
 mod kernel;
 mod layout;
 mod ops;

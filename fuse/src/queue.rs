@@ -47,6 +47,11 @@ impl<T> Queue<T> {
         }
     }
 
+    /// The next job, if one waits.
+    pub(crate) fn take(&self) -> Option<T> {
+        self.jobs.lock().waiting.pop_front()
+    }
+
     /// Takes no more jobs; what is waiting is still done.
     pub(crate) fn close(&self) {
         self.jobs.lock().closed = true;

@@ -224,5 +224,21 @@ impl<R: Read> Reader<R> {
     }
 }
 
+/// A checkpoint of these payloads; the first is the state.
+pub(crate) fn image(payloads: &[Vec<u8>]) -> Vec<u8> {
+    let (mut bytes, mut crcs) = (MAGIC.to_vec(), crc_digest());
+    for payload in payloads {
+        let sum = crc(payload).to_le_bytes();
+        crcs.update(&sum);
+        bytes.extend((payload.len() as u32).to_le_bytes());
+        bytes.extend(sum);
+        bytes.extend(payload);
+    }
+    bytes.extend([0; 4]);
+    bytes.extend((crcs.finalize() as u32).to_le_bytes());
+    bytes.extend((payloads.len() as u64).to_le_bytes());
+    bytes
+}
+
 #[cfg(test)]
 mod tests;

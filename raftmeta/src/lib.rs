@@ -29,6 +29,8 @@
 pub mod apply;
 pub mod check;
 pub mod checkpoint;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod group;
 pub mod keys;
 pub mod kv;

@@ -14,9 +14,9 @@
 //!
 //! A failed write or sync is never retried: from then on everything is refused until the log is opened anew.
 
-mod format;
+pub(crate) mod format;
 mod keeper;
-mod recover;
+pub(crate) mod recover;
 mod segment;
 mod writer;
 

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use crate::tidy;
 
 /// Rounds of the crash test; `CRASH_ROUNDS` overrides.
-const CRASH_ROUNDS: &str = "100";
+const CRASH_ROUNDS: &str = "200";
 /// Rounds within the workspace's tests, where the crash test only has to work.
 const CRASH_ROUNDS_BRIEF: &str = "3";
 /// A run of CI that takes longer than this hangs, and so does a stage that takes longer than its own.

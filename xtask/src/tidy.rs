@@ -19,6 +19,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     // The binaries take plain data (`-types`) and errors of the door along with fsd and fuse.
     ("fsd-cli", &["fsd", "fuse", "fsd-rpc", "raftmeta-types"]),
     ("benches", &[]),
+    (
+        "fuzz",
+        &[
+            "hugepages",
+            "blockd-ipc",
+            "blockd",
+            "raftmeta-types",
+            "raftmeta",
+            "fsd-rpc",
+            "fsd",
+            "fuse",
+        ],
+    ),
     ("xtask", &[]),
 ];
 

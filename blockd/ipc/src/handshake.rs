@@ -54,8 +54,8 @@ pub(crate) struct Answer {
     reserved: [u8; 12],
 }
 
-pub(crate) const HELLO_BYTES: usize = size_of::<Hello>();
-pub(crate) const ANSWER_BYTES: usize = size_of::<Answer>();
+pub const HELLO_BYTES: usize = size_of::<Hello>();
+pub const ANSWER_BYTES: usize = size_of::<Answer>();
 const _: () = assert!(HELLO_BYTES == 96 && ANSWER_BYTES == 48);
 
 /// What a client asks for.

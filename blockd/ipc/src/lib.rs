@@ -18,6 +18,8 @@ pub mod blocking;
 pub mod client;
 pub mod error;
 mod event;
+#[doc(hidden)]
+pub mod fuzz;
 mod handshake;
 pub mod layout;
 mod ring;

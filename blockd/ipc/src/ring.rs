@@ -85,6 +85,12 @@ pub(crate) fn format(arena: &Arena, depth: u32) {
     word64(arena, layout::MAGIC_AT).store(layout::MAGIC, Ordering::Release);
 }
 
+/// Writes a word of the queue, as a peer may at any time.
+pub(crate) fn scribble(arena: &Arena, at: u32, value: u64) {
+    let words = layout::QUEUE_BYTES / 8;
+    word64(arena, at as usize % words * 8).store(value, Ordering::Relaxed);
+}
+
 /// Whether the header says what the hello said.
 pub(crate) fn check_format(arena: &Arena, depth: u32) -> Result<(), Error> {
     let magic = word64(arena, layout::MAGIC_AT).load(Ordering::Acquire);

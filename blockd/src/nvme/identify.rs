@@ -153,7 +153,7 @@ impl Limits {
         let zero = zero / BLOCK_BYTES * BLOCK_BYTES;
         Ok(Limits {
             lba_shift: shift,
-            blocks: bytes / BLOCK_BYTES * BLOCK_BYTES >> shift,
+            blocks: (bytes / BLOCK_BYTES * BLOCK_BYTES) >> shift,
             transfer_blocks_max: blocks_of(transfer),
             zero_blocks_max: if controller.has_write_zeroes { blocks_of(zero) } else { 0 },
             // One range has 32 bits; less keeps a device from being busy for long.

@@ -28,6 +28,8 @@ pub const NAME_BYTES_MAX: usize = 64;
 pub const VOLUMES_MAX: usize = 1024;
 const VOLUME_BYTES: usize = 88;
 const META_HEADER_BYTES: usize = 16;
+/// Highest generation, which no pool reaches: a higher one is damage, and nothing is changed after it.
+pub const GENERATION_MAX: u64 = 1 << 62;
 const CRC_AT: usize = SUPERBLOCK_BYTES - 4;
 
 /// What a superblock says.
@@ -128,7 +130,10 @@ impl Superblock {
             && expected.extents == read.extents
             && expected.area_bytes == read.area_bytes
             && u64_at(b, 48) == EXTENT_BYTES;
-        if !same_layout || read.meta_slot > 1 || u64::from(read.meta_len) > read.area_bytes {
+        let sane = read.meta_slot <= 1
+            && u64::from(read.meta_len) <= read.area_bytes
+            && read.generation <= GENERATION_MAX;
+        if !same_layout || !sane {
             return Err(FormatError::Metadata);
         }
         Ok(read)
@@ -209,6 +214,9 @@ pub fn decode_metadata(
     let map = &b[META_HEADER_BYTES + count * VOLUME_BYTES..];
     for (owner, bytes) in owners.iter_mut().zip(map.chunks_exact(8)) {
         *owner = Owner { volume: u32_at(bytes, 0), index: u32_at(bytes, 4) };
+        if owner.volume == 0 && owner.index != 0 {
+            return Err(FormatError::Metadata);
+        }
     }
     Ok((volumes, owners))
 }

@@ -119,6 +119,73 @@ fn what_is_not_a_sound_pool_is_refused() {
     assert!(matches!(refusal(&Mem::new(1 << 20)), FormatError::TooSmall(_)));
 }
 
+/// A pool whose metadata says so, with all checksums right.
+fn forged(generation: u64, volumes: &[VolumeRecord], owned: &[(usize, Owner)]) -> Mem {
+    let device = Mem::new(BYTES);
+    let mut superblock = Superblock::for_device(BYTES, Uuid::from_u128(5)).unwrap();
+    let mut owners = vec![Owner::default(); superblock.extents as usize];
+    owned.iter().for_each(|(at, owner)| owners[*at] = *owner);
+    let metadata = format::encode_metadata(volumes, &owners);
+    superblock.generation = generation;
+    superblock.meta_len = metadata.len() as u32;
+    superblock.meta_crc = crc_fast::crc32_iscsi(&metadata);
+    let mut queue = device.queue().unwrap();
+    write(queue.as_mut(), superblock.area_offset(superblock.meta_slot), &metadata).unwrap();
+    for copy in 0..2 {
+        write(queue.as_mut(), copy * SUPERBLOCK_BYTES as u64, &superblock.encode()).unwrap();
+    }
+    device
+}
+
+#[test]
+fn a_volume_table_that_was_never_written_is_refused() {
+    let volume = |id, bytes, name: &str| VolumeRecord { id, thin: true, bytes, name: name.into() };
+    let (one, two) = (volume(1, 1 << 40, "one"), volume(2, 4 << 20, "two"));
+    let owned = [(0, Owner { volume: 2, index: 0 })];
+    let sound = forged(3, &[one.clone(), two.clone()], &owned);
+    let pool = open(&sound, false).unwrap();
+    assert_eq!(pool.volumes().iter().map(|v| v.allocated()).collect::<Vec<_>>(), [0, 1]);
+    for other in [
+        VolumeRecord { id: 1, ..two.clone() },
+        VolumeRecord { name: "one".into(), ..two.clone() },
+        VolumeRecord { id: 0, ..two.clone() },
+        volume(2, 4 << 20, ""),
+        volume(2, 4 << 20, "a/b"),
+        volume(2, (4 << 20) + 1, "odd"),
+        // Maps for these would take gigabytes of memory.
+        volume(2, 1 << 50, "pebibyte"),
+        volume(2, 16 << 40, "with the other too much"),
+    ] {
+        let device = forged(3, &[one.clone(), other.clone()], &[]);
+        assert_eq!(refusal(&device), FormatError::Metadata, "{other:?}");
+    }
+    let nobodys = [(0, Owner { volume: 0, index: 9 }), (1, Owner { volume: 2, index: 0 })];
+    let device = forged(3, std::slice::from_ref(&two), &nobodys);
+    assert_eq!(refusal(&device), FormatError::Metadata);
+    assert_eq!(refusal(&forged(u64::MAX, &[one, two], &owned)), FormatError::Metadata);
+}
+
+#[test]
+fn a_generation_that_cannot_grow_ends_changes_not_reading() {
+    let device = forged(GENERATION_MAX, &[], &[]);
+    let pool = open(&device, false).unwrap();
+    assert!(matches!(pool.create("v", 4 << 20, true), Err(Error::Device { .. })));
+    assert_eq!(open(&device, false).unwrap().status().generation, GENERATION_MAX);
+}
+
+#[test]
+fn volumes_promise_no_more_than_their_maps_may_take() {
+    let pool = open(&Mem::new(BYTES), true).unwrap();
+    pool.create("a", 10 << 40, true).unwrap();
+    let refused = pool.create("b", 7 << 40, true).unwrap_err().to_string();
+    assert!(refused.contains("16384 GiB together and have 10240 GiB"), "{refused}");
+    assert!(matches!(pool.create("b", 1 << 50, true), Err(Error::Invalid(_))));
+    pool.create("b", 6 << 40, true).unwrap();
+    assert!(matches!(pool.resize("b", 7 << 40), Err(Error::Invalid(_))));
+    pool.resize("b", 1 << 40).unwrap();
+    pool.resize("b", 6 << 40).unwrap();
+}
+
 /// Lets a number of writes and flushes through, then fails everything, as if the machine had stopped there.
 struct Fuse {
     inner: Fault,

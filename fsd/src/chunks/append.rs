@@ -119,15 +119,18 @@ impl<V: Volume> Device<V> {
     }
 }
 
-/// Clears the mark of the running committer, also when it panics or its runtime ends: whoever waits
-/// hears an error, and the next put starts another one.
-struct Running<'a>(&'a parking_lot::Mutex<Queue>);
+/// Clears the mark of a committer that panics or whose runtime ends: whoever waits hears an error, and the
+/// next put starts another one.
+struct Running<'a> {
+    queue: &'a parking_lot::Mutex<Queue>,
+    /// It took its own mark away; one that is there now is another's.
+    ended: bool,
+}
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        let mut queue = self.0.lock();
-        if queue.running {
-            *queue = Queue::default();
+        if !self.ended {
+            *self.queue.lock() = Queue::default();
         }
     }
 }
@@ -149,7 +152,7 @@ impl<V: Volume> Inner<V> {
     }
 
     async fn run(self: &Arc<Self>) {
-        let _running = Running(&self.queue);
+        let mut running = Running { queue: &self.queue, ended: false };
         let mut appender = self.appender.lock().await;
         loop {
             let group = {
@@ -158,6 +161,7 @@ impl<V: Volume> Inner<V> {
                 std::mem::take(&mut queue.waiting)
             };
             if group.is_empty() {
+                running.ended = true;
                 return;
             }
             self.commit(&mut appender, group).await;

@@ -18,6 +18,9 @@ pub const RECORD_HEADER: usize = 80;
 pub const RECORD_ALIGN: usize = 16;
 pub const FOOTER_ENTRY: usize = 48;
 pub const FOOTER_TRAILER: usize = 32;
+/// Highest sequence, which a million segments a second reach after 146 000 years. What names a higher one is
+/// damaged, and no segment is begun after it.
+pub const SEQUENCE_MAX: u64 = 1 << 62;
 
 const VOLUME_MAGIC: &[u8; 8] = b"CFSCHUNK";
 const SEGMENT_MAGIC: &[u8; 8] = b"CFSSEGMT";
@@ -196,6 +199,7 @@ impl SegmentHeader {
             return Found::Absent;
         }
         match u32_at(bytes, 8) {
+            VERSION if u64_at(bytes, 32) > SEQUENCE_MAX => Found::Damaged,
             VERSION => Found::Valid(SegmentHeader {
                 volume: uuid_at(bytes, 16),
                 sequence: u64_at(bytes, 32),
@@ -230,6 +234,10 @@ impl RecordHeader {
         if u32_at(bytes, 0) != RECORD_MAGIC || u32_at(bytes, 4) != crc32c(&[&bytes[8..]]) {
             return None;
         }
+        let sequence = u64_at(bytes, 8);
+        if sequence > SEQUENCE_MAX {
+            return None;
+        }
         let header = RecordHeader {
             hash: hash_at(bytes, 16),
             plain_len: u32_at(bytes, 48),
@@ -239,7 +247,7 @@ impl RecordHeader {
             nonce: bytes[64..76].try_into().expect("twelve bytes"),
             stored_crc: u32_at(bytes, 76),
         };
-        Some((header, u64_at(bytes, 8)))
+        Some((header, sequence))
     }
 
     /// The record at the start of `bytes`, if it belongs to `sequence` and its checksums hold.

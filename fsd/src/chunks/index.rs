@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use raftmeta_types::{ChunkHash, Epoch};
 use tokio::sync::watch;
 
-use super::format::{self, BLOCK};
+use super::format::{self, BLOCK, SEQUENCE_MAX};
 use super::table::Table;
 
 /// Where a chunk lies.
@@ -133,10 +133,10 @@ impl Index {
         self.slots[slot as usize].lost_bytes = lost_bytes as u32;
     }
 
-    /// A free slot with the next sequence. The reserve is for cleaning alone.
+    /// A free slot with the next sequence, if there is one of either. The reserve is for cleaning alone.
     pub fn start_segment(&mut self, cleaning: bool) -> Option<(u32, u64)> {
         let kept = if cleaning { 0 } else { self.reserve() };
-        if self.free.len() <= kept {
+        if self.free.len() <= kept || self.sequence >= SEQUENCE_MAX {
             return None;
         }
         let slot = self.free.pop()?;

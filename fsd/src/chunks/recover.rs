@@ -13,7 +13,8 @@ use super::append::{Appender, Queue};
 use super::device::Device;
 use super::error::{Error, Kind};
 use super::format::{
-    self, BLOCK, Entry, Footer, Found, RecordHeader, SLOTS_START, SegmentHeader, VolumeHeader,
+    self, BLOCK, Entry, Footer, Found, RecordHeader, SEQUENCE_MAX, SLOTS_START, SegmentHeader,
+    VolumeHeader,
 };
 use super::index::{Index, Location};
 use super::pack::Packer;
@@ -129,7 +130,10 @@ async fn write_header<V: Volume>(
 
 /// The header of either copy, if it is of this cluster (with `None` of any); the other one is
 /// repaired.
-async fn read_header<V: Volume>(volume: &V, of: Option<Uuid>) -> Result<VolumeHeader, Error> {
+pub(super) async fn read_header<V: Volume>(
+    volume: &V,
+    of: Option<Uuid>,
+) -> Result<VolumeHeader, Error> {
     let geometry = volume.geometry();
     let mut found = Vec::new();
     let mut failed = None;
@@ -283,7 +287,8 @@ fn build(header: &VolumeHeader, loaded: Vec<Option<Loaded>>) -> Index {
     }
     found.into_iter().for_each(|slot| index.close(slot));
     // A segment whose header a power cut took had a number too: jump over what may be left of it.
-    index.sequence += 1 + u64::from(Uuid::new_v4().as_fields().0 % (1 << 20));
+    let jump = 1 + u64::from(Uuid::new_v4().as_fields().0 % (1 << 20));
+    index.sequence = (index.sequence + jump).min(SEQUENCE_MAX);
     // Lowest slots first.
     index.free.reverse();
     index

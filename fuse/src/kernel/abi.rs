@@ -68,7 +68,6 @@ pub(crate) mod opcode {
 pub(crate) mod init {
     const ASYNC_READ: u32 = 1;
     const POSIX_LOCKS: u32 = 1 << 1;
-    const ATOMIC_O_TRUNC: u32 = 1 << 3;
     const EXPORT_SUPPORT: u32 = 1 << 4;
     const BIG_WRITES: u32 = 1 << 5;
     const DONT_MASK: u32 = 1 << 6;
@@ -81,10 +80,10 @@ pub(crate) mod init {
     const MAX_PAGES: u32 = 1 << 22;
     const CACHE_SYMLINKS: u32 = 1 << 23;
     /// Without the write-back cache: the kernel then believes its own size and times, also when
-    /// another mount has changed them.
+    /// another mount has changed them. Without `ATOMIC_O_TRUNC`: with it an open that truncates reaches us
+    /// before the kernel has refused it with ETXTBSY, and a program that runs loses its pages.
     pub(crate) const FLAGS: u32 = ASYNC_READ
         | POSIX_LOCKS
-        | ATOMIC_O_TRUNC
         | EXPORT_SUPPORT
         | BIG_WRITES
         | DONT_MASK

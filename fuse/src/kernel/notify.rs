@@ -20,12 +20,16 @@ impl Shared {
     /// Serves the queue of notices until it is closed.
     pub(super) fn notify(&self) {
         while let Some(notice) = self.notices.pop() {
-            match notice {
-                Notice::Inode(ino) => self.forget_inode(ino, true),
-                Notice::InodeThenDone(ino, unique) => {
-                    self.forget_inode(ino, true);
-                    self.reply(unique, Ok(Vec::new()));
-                }
+            self.give_notice(&notice);
+        }
+    }
+
+    pub(super) fn give_notice(&self, notice: &Notice) {
+        match *notice {
+            Notice::Inode(ino) => self.forget_inode(ino, true),
+            Notice::InodeThenDone(ino, unique) => {
+                self.forget_inode(ino, true);
+                self.reply(unique, Ok(Vec::new()));
             }
         }
     }

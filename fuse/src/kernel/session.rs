@@ -34,7 +34,7 @@ const AHEAD_THREADS: usize = 4;
 /// How often dirty bytes are looked at for their age.
 const AGE_CHECK: Duration = Duration::from_secs(1);
 
-pub(super) struct Shared {
+pub(crate) struct Shared {
     fd: OwnedFd,
     pub(super) core: Core,
     pub(super) waiting: Waiting,
@@ -81,10 +81,7 @@ pub fn mount<B: Backend>(
 ) -> std::result::Result<Session, MountError> {
     let core = Core::new(Arc::new(backend), &options);
     let fd = attach(&options)?;
-    let notices = Queue::new(usize::MAX);
-    let waiting = Waiting::default();
-    let ended = AtomicBool::new(false);
-    let shared = Arc::new(Shared { fd, core, waiting, notices, ended });
+    let shared = Arc::new(Shared::new(fd, core));
     let (age_stop, age_stopped) = mpsc::channel();
     let mut session = Session {
         shared: shared.clone(),
@@ -230,6 +227,30 @@ impl Unmounter {
 }
 
 impl Shared {
+    pub(super) fn new(fd: OwnedFd, core: Core) -> Shared {
+        Shared {
+            fd,
+            core,
+            waiting: Waiting::default(),
+            notices: Queue::new(usize::MAX),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    /// Does what waits for the other threads of a mount.
+    pub(super) fn catch_up(&self) {
+        while let Some(file) = self.core.back.take() {
+            self.core.send_back(&file);
+        }
+        while let Some((file, range)) = self.core.ahead.take() {
+            self.core.fetch_ahead(&file, &range);
+        }
+        while let Some(notice) = self.notices.take() {
+            self.give_notice(&notice);
+        }
+        self.core.tell_closed();
+    }
+
     fn serve(&self) {
         let mut buffer = vec![0; abi::REQUEST_MAX];
         loop {

@@ -64,17 +64,23 @@ impl Core {
         let seen = self.seen.lock().insert(ino, inode.data_version);
         state.adopt(&inode);
         drop(state);
-        let fh = self.add_handle(file, flags);
-        let truncate = flags.contains(OFlags::TRUNC);
-        if truncate {
+        let keep_pages = seen == Some(inode.data_version);
+        Ok(Opened { fh: self.add_handle(file, flags), keep_pages, changed: !keep_pages })
+    }
+
+    /// The same for `open(O_CREAT)` of a file that another has made since the kernel looked: the kernel takes
+    /// it for new and leaves the truncation to us.
+    pub(crate) fn open_found(&self, ino: Ino, flags: OFlags) -> Result<Opened> {
+        let opened = self.open(ino, flags)?;
+        if flags.contains(OFlags::TRUNC) {
             let set = SetAttr { ino, change: AttrChange::default(), size: Some(0) };
             if let Err(error) = self.setattr(set) {
-                self.release(fh);
+                self.release(opened.fh);
                 return Err(error);
             }
+            return Ok(Opened { keep_pages: false, changed: true, ..opened });
         }
-        let keep_pages = seen == Some(inode.data_version) && !truncate;
-        Ok(Opened { fh, keep_pages, changed: !keep_pages })
+        Ok(opened)
     }
 
     /// A handle of a file that this mount has just made, which the server knows as open.

@@ -5,6 +5,9 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
 use super::{Mounts, eventually, noise};
 
 #[test]
@@ -208,6 +211,27 @@ fn programs_run_from_it() {
     fs::copy("/bin/true", &path).unwrap();
     let status = std::process::Command::new(&path).status().unwrap();
     assert!(status.success());
+    mounts.end();
+}
+
+#[test]
+fn a_program_that_runs_is_not_truncated() {
+    let Some(mounts) = Mounts::new(1) else { return };
+    let path = mounts.path(0).join("sleep");
+    fs::copy("/bin/sleep", &path).unwrap();
+    let length = fs::metadata(&path).unwrap().len();
+    let mut running = std::process::Command::new(&path).arg("60").spawn().unwrap();
+    for flags in [OFlags::WRONLY, OFlags::RDWR, OFlags::RDONLY | OFlags::TRUNC] {
+        let refused = rustix::fs::open(&path, flags, Mode::empty()).unwrap_err();
+        assert_eq!(refused, Errno::TXTBSY, "{flags:?}");
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), length);
+    assert!(running.try_wait().unwrap().is_none(), "it goes on");
+    running.kill().unwrap();
+    running.wait().unwrap();
+    // Whoever may, truncates.
+    File::options().write(true).truncate(true).open(&path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 0);
     mounts.end();
 }
 

@@ -4,20 +4,9 @@ use super::*;
 
 /// A checkpoint of a state and these blocks of records.
 fn image(blocks: &[Vec<Pair>]) -> Vec<u8> {
-    let (mut bytes, mut crcs) = (MAGIC.to_vec(), crc_digest());
     let mut payloads = vec![postcard::to_stdvec(&State::default()).unwrap()];
     payloads.extend(blocks.iter().map(|block| postcard::to_stdvec(block).unwrap()));
-    for payload in &payloads {
-        let sum = crc(payload).to_le_bytes();
-        crcs.update(&sum);
-        bytes.extend((payload.len() as u32).to_le_bytes());
-        bytes.extend(sum);
-        bytes.extend(payload);
-    }
-    bytes.extend([0; 4]);
-    bytes.extend((crcs.finalize() as u32).to_le_bytes());
-    bytes.extend((payloads.len() as u64).to_le_bytes());
-    bytes
+    super::image(&payloads)
 }
 
 fn read(bytes: &[u8]) -> io::Result<Vec<Pair>> {

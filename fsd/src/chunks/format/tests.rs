@@ -63,6 +63,19 @@ fn newer_versions_are_told_from_damage() {
     assert_eq!(VolumeHeader::decode(&bytes), Found::Newer(2));
 }
 
+#[test]
+fn no_sequence_is_beyond_the_highest() {
+    let segment = |sequence| {
+        let header = SegmentHeader { volume: Uuid::from_u128(2), sequence, shard: ShardId(5) };
+        SegmentHeader::decode(&header.encode())
+    };
+    assert!(matches!(segment(SEQUENCE_MAX), Found::Valid(_)));
+    assert_eq!(segment(SEQUENCE_MAX + 1), Found::Damaged);
+    let record = |sequence| RecordHeader::decode_head(&record(1, b"abc").encode(sequence));
+    assert!(record(SEQUENCE_MAX).is_some());
+    assert_eq!(record(SEQUENCE_MAX + 1), None);
+}
+
 /// Checksums do not keep a liar out: lengths and places are believed only as far as they make sense.
 #[test]
 fn hostile_bytes_with_right_checksums_are_refused() {

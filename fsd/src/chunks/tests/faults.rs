@@ -1,5 +1,9 @@
 //! Failed operations and damaged bytes.
 
+use blockd_ipc::Volume;
+
+use super::format::{SEQUENCE_MAX, SegmentHeader};
+use super::recover::read_header;
 use super::*;
 
 /// Fills segments, deletes a third, cleans, and fills again; what was acknowledged, whatever fails.
@@ -148,6 +152,43 @@ async fn a_damaged_segment_header_or_footer_loses_nothing() {
         }
         volume = volume.reopen();
     }
+}
+
+/// Writes a valid header of another sequence over that of a slot.
+async fn forge(volume: &SimVolume, slot: u32, sequence: u64) {
+    let header = read_header(volume, Some(CLUSTER)).await.unwrap();
+    let forged = SegmentHeader { volume: header.volume, sequence, shard: ShardId(0) };
+    let mut buffer = volume.buffer(format::BLOCK).await.unwrap();
+    buffer.set_len(format::BLOCK);
+    buffer.copy_from_slice(&forged.encode());
+    let start = format::SLOTS_START + u64::from(slot) * u64::from(header.segment_bytes);
+    volume.write(start / 4096, buffer, true).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sequence_beyond_the_highest_is_damage_and_stops_nothing() {
+    let (volume, store) = fresh(30).await;
+    let mut dice = Dice(6);
+    let chunks: Vec<_> = (0..20).map(|_| dice.chunk(5000)).collect();
+    store.put(chunks.clone()).await.unwrap();
+    let slot = store.inner.index.lock().table.get(&chunks[0].0).unwrap().slot;
+    let mut volume = volume.reopen();
+    for sequence in [u64::MAX, SEQUENCE_MAX + 1] {
+        forge(&volume, slot, sequence).await;
+        let store = open(volume.clone()).await;
+        for (hash, bytes) in &chunks {
+            assert_eq!(&store.get(hash).await.unwrap(), bytes, "salvaged from its records");
+        }
+        let more = dice.chunk(5000);
+        store.put(vec![more.clone()]).await.unwrap();
+        assert_eq!(store.get(&more.0).await.unwrap(), more.1);
+        volume = volume.reopen();
+    }
+    // The highest one is believed. What would come after it could not be read again, so nothing does.
+    forge(&volume, slot, SEQUENCE_MAX).await;
+    let store = open(volume).await;
+    let refused = store.put(vec![dice.chunk(5000)]).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::NoSpace);
 }
 
 #[tokio::test]

@@ -135,3 +135,23 @@ async fn everything_at_once() {
         assert_eq!(&store.get(hash).await.unwrap(), bytes);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_committer_that_ends_leaves_the_next_one_alone() {
+    let (_, store) = fresh(400).await;
+    let mut putters = tokio::task::JoinSet::new();
+    for putter in 0..3u64 {
+        let store = store.clone();
+        // Small puts one after the other: most meet a committer that is about to end.
+        putters.spawn(async move {
+            let mut dice = Dice(putter);
+            for round in 0..rounds("PUT_ROUNDS", 800) {
+                let put = store.put(vec![dice.chunk(40)]).await;
+                put.unwrap_or_else(|error| panic!("round {round}: {error}"));
+            }
+        });
+    }
+    while let Some(putter) = putters.join_next().await {
+        putter.unwrap();
+    }
+}

@@ -46,7 +46,7 @@ impl Shared {
             let (inode, opened) = match made {
                 true => (inode.clone(), self.core.open_made(inode, flags)),
                 false => {
-                    let opened = self.core.open(inode.ino, flags)?;
+                    let opened = self.core.open_found(inode.ino, flags)?;
                     (self.core.getattr(inode.ino)?, opened)
                 }
             };

@@ -1,0 +1,4 @@
+//! Parsers that have no other door, for the package `fuzz`.
+
+pub use super::codec::{compress, decompress};
+pub use super::format::*;
