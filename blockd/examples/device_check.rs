@@ -188,7 +188,7 @@ struct Model {
 impl Model {
     fn begin(&mut self, tag: usize) {
         let total = self.holds.len() as u64;
-        let blocks = 1 + self.random.below(if self.random.0 % 8 == 0 { 600 } else { 16 });
+        let blocks = 1 + self.random.below(if self.random.0.is_multiple_of(8) { 600 } else { 16 });
         let first = self.random.below(total - blocks);
         let range = first as usize..(first + blocks) as usize;
         let what = match self.random.below(20) {
@@ -218,7 +218,11 @@ impl Model {
             What::Write(generation) => {
                 let bytes: Vec<u8> =
                     (first..first + blocks).flat_map(|b| fill(b, generation)).collect();
-                Action::Write { offset, memory: Memory::copy_of(&bytes), fua: generation % 5 == 0 }
+                Action::Write {
+                    offset,
+                    memory: Memory::copy_of(&bytes),
+                    fua: generation.is_multiple_of(5),
+                }
             }
         };
         if what != What::Flush {
