@@ -218,7 +218,11 @@ impl Model {
             What::Write(generation) => {
                 let bytes: Vec<u8> =
                     (first..first + blocks).flat_map(|b| fill(b, generation)).collect();
-                Action::Write { offset, memory: Memory::copy_of(&bytes), fua: generation % 5 == 0 }
+                Action::Write {
+                    offset,
+                    memory: Memory::copy_of(&bytes),
+                    fua: generation.is_multiple_of(5),
+                }
             }
         };
         if what != What::Flush {
