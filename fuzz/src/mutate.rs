@@ -149,7 +149,8 @@ mod tests {
         assert_eq!(inputs(1), inputs(1));
         assert_ne!(inputs(1), inputs(2));
         assert!(inputs(1).iter().all(|input| input.len() <= LEN_MAX));
+        // The empty seed stays empty under most mutations.
         let unlike = inputs(3).iter().filter(|input| !corpus.contains(input)).count();
-        assert!(unlike > 1800, "{unlike}");
+        assert!(unlike > 1500, "{unlike}");
     }
 }
