@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::buffers::BUFFER_BYTES_MAX;
-use super::connection::{Connection, Outcome, Reply, Stage};
+use super::commands::{Command, Stage};
+use super::connection::{Connection, Outcome, Reply};
 use super::identify::BROADCAST;
 use super::pdu::{u16_at, u32_at, u64_at};
 use super::registry::Namespace;
@@ -80,6 +81,15 @@ fn inside(namespace: &Namespace, lba: u64, blocks: u64) -> Result<(), Status> {
     match lba.checked_add(blocks) {
         Some(end) if end <= namespace.blocks() => Ok(()),
         _ => Err(Status::LBA_RANGE),
+    }
+}
+
+/// Whether what the command has asked of the volume changes it: what fails then is a write.
+pub fn is_writing(command: &Command) -> bool {
+    match command.sqe.opcode() {
+        READ | COMPARE | VERIFY => false,
+        COPY => command.stage != Stage::First,
+        _ => true,
     }
 }
 
