@@ -8,10 +8,11 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, sockopt};
 
 use super::connection::{Connection, Place};
 use super::controller::Link;
@@ -25,6 +26,13 @@ const RECEIVE_BYTES: usize = 64 << 10;
 const DIRECT_BYTES_MIN: usize = 16 << 10;
 /// A quiet socket is passed over this many rounds at most.
 const SKIP_MAX: u32 = 64;
+/// Receives of one round: a host that sends faster than it is understood does not keep the others of its reactor waiting.
+const RECEIVES_MAX: u32 = 16;
+/// A host that says nothing for so long is asked by TCP whether it is there, so often, that many times. It finds hosts without
+/// a keep-alive time of NVMe that have lost their power or their network.
+const TCP_IDLE: Duration = Duration::from_secs(60);
+const TCP_INTERVAL: Duration = Duration::from_secs(10);
+const TCP_PROBES: u32 = 6;
 
 /// See the module.
 pub struct Socket {
@@ -40,6 +48,8 @@ pub struct Socket {
     skip: u32,
     /// The last receive took all there was.
     drained: bool,
+    /// Receives of this round.
+    receives: u32,
     blocked: bool,
     shut: bool,
     gone: bool,
@@ -49,6 +59,10 @@ impl Socket {
     pub fn new(stream: TcpStream, registry: &Arc<Registry>, only: bool) -> io::Result<Socket> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
+        sockopt::set_socket_keepalive(&stream, true)?;
+        sockopt::set_tcp_keepidle(&stream, TCP_IDLE)?;
+        sockopt::set_tcp_keepintvl(&stream, TCP_INTERVAL)?;
+        sockopt::set_tcp_keepcnt(&stream, TCP_PROBES)?;
         let place = Place { local: stream.local_addr()?, discovery_only: only };
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -70,6 +84,7 @@ impl Socket {
             quiet: 0,
             skip: 0,
             drained: false,
+            receives: 0,
             blocked: false,
             shut: false,
             gone: false,
@@ -160,7 +175,7 @@ impl Client for Socket {
             if let Some(request) = self.connection.next_request() {
                 return Some(request);
             }
-            if self.drained || self.skip > 0 {
+            if self.drained || self.skip > 0 || self.receives >= RECEIVES_MAX {
                 // The round ends: everything that it left to say goes out at once.
                 self.connection.poll();
                 self.send();
@@ -172,8 +187,10 @@ impl Client for Socket {
                     left => left - 1,
                 };
                 self.drained = false;
+                self.receives = 0;
                 return None;
             }
+            self.receives += 1;
             self.receive();
         }
     }
