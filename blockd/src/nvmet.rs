@@ -21,6 +21,7 @@ mod capsule;
 mod commands;
 mod connection;
 mod controller;
+mod dh;
 mod digest;
 mod discovery;
 mod export;
