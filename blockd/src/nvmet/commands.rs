@@ -55,6 +55,8 @@ pub struct Command {
     received: u32,
     pub status: Status,
     pub outstanding: u32,
+    /// Of a deallocation: the range that it is at, and how many blocks of it are done.
+    pub progress: (usize, u64),
     pub namespace: Option<Arc<Namespace>>,
 }
 
@@ -84,6 +86,7 @@ impl Command {
             received: 0,
             status: Status::SUCCESS,
             outstanding: 0,
+            progress: (0, 0),
             namespace: None,
         }
     }

@@ -529,10 +529,10 @@ impl Connection {
         self.controller = Some(controller);
     }
 
-    /// A copy of the data that came with the command.
-    pub fn data(&mut self, slot: usize) -> Vec<u8> {
+    /// A copy of the data that came with the command, at most its first `len` bytes.
+    pub fn data(&mut self, slot: usize, len: usize) -> Vec<u8> {
         let command = self.command(slot);
-        let mut bytes = vec![0; command.len];
+        let mut bytes = vec![0; command.len.min(len)];
         if let Some(memory) = &command.memory {
             memory.read(0, &mut bytes);
         }

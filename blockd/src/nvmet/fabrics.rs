@@ -77,7 +77,7 @@ pub fn execute(connection: &mut Connection, slot: usize) -> Outcome {
         PROPERTY_GET => property_get(connection, &sqe),
         PROPERTY_SET => property_set(connection, slot, &sqe),
         AUTHENTICATION_SEND => {
-            let data = connection.data(slot);
+            let data = connection.data(slot, usize::MAX);
             auth::send(connection, &sqe, &data)
         }
         AUTHENTICATION_RECEIVE => auth::receive(connection, slot, &sqe),
@@ -93,7 +93,7 @@ fn wrong(connection: &mut Connection, slot: usize, in_data: bool, offset: u16) -
 }
 
 fn connect(connection: &mut Connection, slot: usize, sqe: &Sqe) -> Outcome {
-    let data = connection.data(slot);
+    let data = connection.data(slot, usize::MAX);
     if data.len() != CONNECT_BYTES {
         return Err(Status::SGL_LENGTH);
     }

@@ -236,3 +236,56 @@ impl Drop for Socket {
         self.connection.registry.connections.fetch_sub(1, Ordering::AcqRel);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::time::Instant;
+
+    use super::super::registry::Limits;
+    use super::*;
+
+    /// A client of the reactor and its host's end.
+    fn pair() -> (Socket, TcpStream) {
+        let limits = Limits { connections_max: 8, queues_max: 2, depth: 16, buffer_bytes: 4 << 20 };
+        let registry = Arc::new(Registry::new(limits, None));
+        registry.connections.fetch_add(1, Ordering::AcqRel);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        (Socket::new(stream, &registry, false).unwrap(), host)
+    }
+
+    #[test]
+    fn a_flood_does_not_hold_the_reactor() {
+        let (mut socket, mut host) = pair();
+        // An ICReq of a version that is none: what follows is thrown away while the host reads why.
+        let mut bytes = vec![0; 128];
+        (bytes[2], bytes[4], bytes[8]) = (128, 128, 1);
+        host.write_all(&bytes).unwrap();
+        while !socket.connection.is_ended() {
+            assert!(socket.next().is_none());
+        }
+        // Less at once than really, so that many receives are there before the round begins.
+        socket.input = vec![0; 512].into_boxed_slice();
+        let round = RECEIVES_MAX as usize * socket.input.len();
+        host.write_all(&vec![1; 4 * round]).unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        let mut there = vec![0; 4 * round];
+        while socket.stream.peek(&mut there).unwrap_or(0) < there.len() {
+            assert!(Instant::now() < end, "the flood does not arrive");
+        }
+        for left in (0..4).rev() {
+            assert!(socket.next().is_none() && !socket.gone);
+            assert_eq!(socket.stream.peek(&mut there).unwrap_or(0), left * round);
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_silent_is_asked_for() {
+        let (socket, _host) = pair();
+        assert!(sockopt::socket_keepalive(&socket.stream).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&socket.stream).unwrap(), TCP_IDLE);
+    }
+}
