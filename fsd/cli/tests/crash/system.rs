@@ -14,6 +14,8 @@ use crate::process::{self, wait_for};
 const POOL_BYTES: u64 = 768 << 20;
 /// Holds the metadata log and its store.
 const DISK_BYTES: u64 = 2 << 30;
+/// How long the client repeats an operation while the node is down: on a slow machine a start takes its time.
+const DEADLINE: &str = "300s";
 /// The supervisor pauses longer after each death of its blockd; a fresh server does not.
 const BLOCKD_KILLS_MAX: u32 = 3;
 
@@ -107,7 +109,8 @@ impl System {
 
     fn mount(&mut self) {
         let (socket, mountpoint) = (self.path("fsd.sock"), self.path("mnt"));
-        let arguments = ["mount", "--socket", &socket, "--foreground", &mountpoint];
+        let arguments =
+            ["mount", "--socket", &socket, "--timeout", DEADLINE, "--foreground", &mountpoint];
         let log = self.dir.join("client.log");
         let mut client = process::daemon(cfs(), &arguments, &self.path("run"), &log);
         wait_for("the mount", || {
@@ -217,6 +220,7 @@ impl System {
     pub fn fsck(&self) {
         let mut command = Command::new(cfs());
         command.args(["admin", "fsck", "-o", "json", "--socket", &self.path("fsd.sock")]);
+        command.args(["--timeout", DEADLINE]);
         let report = process::run(&mut command);
         let report: serde_json::Value =
             serde_json::from_slice(&report).expect("fsck -o json prints JSON");
