@@ -118,9 +118,19 @@ fn main() -> Result<()> {
     let report = report::render(&arguments, &results);
     println!("{report}");
     if let Some(output) = &arguments.output {
+        let kept = std::fs::read_to_string(output).unwrap_or_default();
+        let report = format!("{report}{}", foreign(&kept));
         std::fs::write(output, &report).with_context(|| format!("writing {}", output.display()))?;
     }
     Ok(())
+}
+
+/// How the section of `scripts/bench nvme` begins.
+const NVME_SECTION: &str = "\n## NVMe\n";
+
+/// What `scripts/bench nvme` has written into the same file: its section is the last, and stays.
+fn foreign(old: &str) -> String {
+    old.find(NVME_SECTION).map_or(String::new(), |at| format!("\n{}", old[at..].trim_start()))
 }
 
 fn file_systems(arguments: &Arguments, work: &Work, results: &mut Results) -> Result<()> {
@@ -149,4 +159,15 @@ fn file_systems(arguments: &Arguments, work: &Work, results: &mut Results) -> Re
         memory::run(arguments, claudefs, results)?;
     }
     subjects.into_iter().try_for_each(Subject::stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::foreign;
+
+    #[test]
+    fn the_section_of_nvme_stays() {
+        assert_eq!(foreign("# Benchmarks\n\n## Commands\n"), "");
+        assert_eq!(foreign("# Benchmarks\n\n## NVMe\n\ntable\n"), "\n## NVMe\n\ntable\n");
+    }
 }

@@ -1,5 +1,6 @@
 //! Everything that has to hold before a change lands, in order, stopping at the first stage that fails: format,
-//! lints, tidiness, tests, the crash test with all its rounds, and the world's suites on a mount.
+//! lints, tidiness, tests, the crash test with all its rounds, NVMe in an emulated machine, and the world's suites on
+//! a mount.
 //!
 //! The last line says how many tests ran, whatever happened.
 
@@ -22,10 +23,13 @@ const BUILD_SECONDS_MAX: u64 = 30 * 60;
 const TESTS_SECONDS_MAX: u64 = 25 * 60;
 const CRASH_SECONDS_MAX: u64 = 20 * 60;
 const SUITES_SECONDS_MAX: u64 = 25 * 60;
+const GUEST_SECONDS_MAX: u64 = 25 * 60;
 /// Operations of each of four fsx in CI; `scripts/suites` by itself does 100,000 each. `FSX_OPS` overrides.
 const FSX_OPS: &str = "25000";
 /// pjdfstest and fsx on a mount, beside the tests that cargo knows.
 const SUITES: &str = "scripts/suites";
+/// NVMe devices and hosts, in a machine that is emulated.
+const GUEST: &str = "scripts/nvme-guest";
 
 pub fn run(quick: bool) -> Result<()> {
     let mut tally = Tally::default();
@@ -54,6 +58,11 @@ fn stages(quick: bool, tally: &mut Tally) -> Result<()> {
     let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--"];
     stage("cargo clippy", cargo(BUILD_SECONDS_MAX).args(clippy).args(["--deny", "warnings"]))?;
     tidy::check()?;
+    if !quick {
+        // What a machine cannot have is told before it has worked for half an hour.
+        let mut guest = clock.bounded(GUEST, GUEST_SECONDS_MAX);
+        stage("preparing the guest", guest.arg("--prepare"))?;
+    }
     // The integration tests start the daemons' binaries: all of them are built first.
     let build = ["build", "--locked", "--workspace", "--bins"];
     stage("cargo build", cargo(BUILD_SECONDS_MAX).args(build))?;
@@ -70,6 +79,8 @@ fn stages(quick: bool, tally: &mut Tally) -> Result<()> {
     crash.args(["test", "--locked", "--workspace", "--test", "crash"]);
     crash.args(["--", "--exact", "--nocapture", "crash"]).env("CRASH_ROUNDS", &rounds);
     stage(&format!("crash test, {rounds} rounds"), &mut crash)?;
+    let mut guest = clock.bounded(GUEST, GUEST_SECONDS_MAX);
+    stage("NVMe in the guest", guest.arg("--self-test"))?;
     if Path::new(SUITES).exists() {
         let operations = std::env::var("FSX_OPS").unwrap_or_else(|_| FSX_OPS.to_owned());
         let mut suites = clock.bounded(SUITES, SUITES_SECONDS_MAX);

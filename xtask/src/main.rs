@@ -1,6 +1,6 @@
 //! `cargo xtask`: what a developer and CI run.
 //!
-//! `ci` is formatting, lints, tidiness, tests, crash test and suites, stopping at the first failure.
+//! `ci` is formatting, lints, tidiness, tests, crash test, guest and suites, stopping at the first failure.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -11,7 +11,7 @@ mod tidy;
 use anyhow::{Result, bail};
 
 const USAGE: &str = "\
-cargo xtask ci [--quick]   format check, clippy, tidy, tests, crash test, suites (--quick: unit tests only)
+cargo xtask ci [--quick]   format check, clippy, tidy, tests, crash test, NVMe in the guest, suites (--quick: unit tests only)
 cargo xtask tidy           dependency arrows, file sizes, stray files";
 
 fn main() -> Result<()> {

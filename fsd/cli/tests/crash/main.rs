@@ -18,8 +18,9 @@
 //! A power cut is simulated: blockd's fault engine drops, tears and reorders what was not flushed to the pool, and
 //! the metadata is on an ext4 of its own whose page cache is thrown away. ext4 below is real, its disk is not cut.
 //!
-//! `CRASH_ROUNDS` (default 20; 100 in CI), `CRASH_SEED` (default random): a failure prints its seed, with which the same
-//! operations are done and the same things killed; the moments depend on the scheduler.
+//! `CRASH_ROUNDS` (default 20; 200 in CI), `CRASH_SEED` (default random): a failure prints its seed, with which the same
+//! operations are done and the same things killed; the moments depend on the scheduler. `CRASH_DEVICE` names a blank
+//! device of 1 GiB or more, such as `/dev/ng0n1` or a PCI address, that has the pool instead of a file.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
@@ -60,7 +61,16 @@ enum Kind {
 }
 
 impl Kind {
-    fn choose(random: &mut Random) -> Kind {
+    /// Each kind once, in an order of the seed's, so that a short run has all of them; then by weight.
+    fn choose(seed: u64, round: u64, random: &mut Random) -> Kind {
+        let mut left = vec![Kind::Blockd, Kind::Server, Kind::Client, Kind::All, Kind::Power];
+        let mut order = Random::branch(seed, &[u64::MAX]);
+        for drawn in 0..left.len() as u64 {
+            let kind = left.swap_remove(order.below(left.len()));
+            if drawn == round {
+                return kind;
+            }
+        }
         match random.below(100) {
             0..=17 => Kind::Blockd,
             18..=37 => Kind::Server,
@@ -73,7 +83,7 @@ impl Kind {
     /// A round that any engine serves keeps the one that runs.
     fn engine(self, now: Engine) -> Engine {
         match self {
-            Kind::Blockd => Engine::Uring,
+            Kind::Blockd => Engine::Plain,
             Kind::Server | Kind::Client | Kind::All => now,
             Kind::Power => Engine::Fault,
         }
@@ -168,7 +178,7 @@ struct Run {
 impl Run {
     fn new(dir: &Path, seed: u64) -> Run {
         let mut system = System::new(dir);
-        let engine = Engine::Uring;
+        let engine = Engine::Plain;
         system.up(engine);
         let models = (0..WRITERS).map(|writer| {
             let path = system.mountpoint().join(format!("w{writer}"));
@@ -195,7 +205,7 @@ impl Run {
 
     fn round(&mut self, round: u64) {
         let mut random = Random::branch(self.seed, &[round, u64::MAX]);
-        let kind = Kind::choose(&mut random);
+        let kind = Kind::choose(self.seed, round, &mut random);
         self.count(kind);
         if kind == Kind::Blockd && self.system.is_tired() {
             self.system.down();
@@ -239,7 +249,7 @@ impl Run {
                 Kind::Server => {
                     self.system.kill_server();
                     // With the fault engine that would cut blockd's power and not the server's.
-                    if self.engine == Engine::Uring && random.chance(50) {
+                    if self.engine == Engine::Plain && random.chance(50) {
                         self.system.kill_blockd_last();
                     }
                     self.system.restart_server();

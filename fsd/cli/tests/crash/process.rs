@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
-/// After this a wait is a hang.
-const HANG_AFTER: Duration = Duration::from_secs(180);
+/// After this a wait is a hang. An operation that fails by its deadline is told as that.
+const HANG_AFTER: Duration = Duration::from_secs(400);
 
 /// Polls until `done`, and panics with `what` if that takes as long as a hang.
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {

@@ -14,14 +14,19 @@ use crate::process::{self, wait_for};
 const POOL_BYTES: u64 = 768 << 20;
 /// Holds the metadata log and its store.
 const DISK_BYTES: u64 = 2 << 30;
+/// How long the client repeats an operation while the node is down: on a slow machine a start takes its time.
+const DEADLINE: &str = "300s";
 /// The supervisor pauses longer after each death of its blockd; a fresh server does not.
 const BLOCKD_KILLS_MAX: u32 = 3;
 
-/// What drives the pool file.
+/// Names the device that has the pool instead of a file.
+const DEVICE: &str = "CRASH_DEVICE";
+
+/// What drives the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// What is acknowledged is in the file: `kill -9` loses nothing.
-    Uring,
+    /// The one that blockd chooses for its path. What is acknowledged is in the device: `kill -9` loses nothing.
+    Plain,
     /// Unflushed writes are in the daemon's memory, and a power cut lets a random half of their sectors through.
     Fault,
 }
@@ -43,7 +48,7 @@ impl System {
         let disk = Disk::make(dir, "meta", DISK_BYTES);
         fs::create_dir(dir.join("mnt")).expect("making the mountpoint");
         fs::write(dir.join("node.toml"), node_config(dir)).expect("writing the configuration");
-        let engine = Engine::Uring;
+        let engine = Engine::Plain;
         System { dir: dir.into(), disk, engine, server: None, client: None, blockd_kills: 0 }
     }
 
@@ -104,7 +109,8 @@ impl System {
 
     fn mount(&mut self) {
         let (socket, mountpoint) = (self.path("fsd.sock"), self.path("mnt"));
-        let arguments = ["mount", "--socket", &socket, "--foreground", &mountpoint];
+        let arguments =
+            ["mount", "--socket", &socket, "--timeout", DEADLINE, "--foreground", &mountpoint];
         let log = self.dir.join("client.log");
         let mut client = process::daemon(cfs(), &arguments, &self.path("run"), &log);
         wait_for("the mount", || {
@@ -143,7 +149,7 @@ impl System {
 
     /// Kills blockd under a server that lives on and starts it again.
     pub fn kill_blockd(&mut self) {
-        assert_eq!(self.engine, Engine::Uring, "with the fault engine that is a power cut");
+        assert_eq!(self.engine, Engine::Plain, "with the fault engine that is a power cut");
         for pid in self.blockds() {
             process::kill_foreign(pid);
         }
@@ -214,6 +220,7 @@ impl System {
     pub fn fsck(&self) {
         let mut command = Command::new(cfs());
         command.args(["admin", "fsck", "-o", "json", "--socket", &self.path("fsd.sock")]);
+        command.args(["--timeout", DEADLINE]);
         let report = process::run(&mut command);
         let report: serde_json::Value =
             serde_json::from_slice(&report).expect("fsck -o json prints JSON");
@@ -255,9 +262,10 @@ fn node_config(dir: &Path) -> String {
 fn blockd_config(dir: &Path, engine: Engine) -> String {
     let at = |name: &str| dir.join(name).display().to_string();
     let engine = match engine {
-        Engine::Uring => "engine = \"uring\"\n",
-        Engine::Fault => "engine = \"fault\"\n[device.fault]\ninner = \"uring\"\n",
+        Engine::Plain => "engine = \"auto\"\n",
+        Engine::Fault => "engine = \"fault\"\n[device.fault]\ninner = \"auto\"\n",
     };
+    let pool = std::env::var(DEVICE).unwrap_or_else(|_| at("pool"));
     format!(
         "ipc_socket = {:?}\nadmin_socket = {:?}\n\n\
          [[volume]]\nname = \"chunks\"\nsize = {}\n\n\
@@ -265,6 +273,6 @@ fn blockd_config(dir: &Path, engine: Engine) -> String {
         at("blockd.sock"),
         at("blockd-admin.sock"),
         POOL_BYTES - (16 << 20),
-        at("pool"),
+        pool,
     )
 }
