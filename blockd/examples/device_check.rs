@@ -7,7 +7,7 @@
 //!     device_check call SOCKET METHOD [PARAMS]                    asks a running blockd, by its admin socket
 //!
 //! With `--until-gone` the device disappears meanwhile: every operation has to end, and the last ones with errors.
-#![allow(clippy::cast_precision_loss)]
+#![allow(clippy::cast_precision_loss, reason = "figures for people")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

@@ -1,6 +1,6 @@
 //! How many operations a second, and how long does one take, through the shared-memory door of a running blockd?
 //! Compare with fio on the same device: `fio --ioengine=io_uring --direct=1 --bs=… --iodepth=… --rw=randread`.
-#![allow(clippy::cast_precision_loss)]
+#![allow(clippy::cast_precision_loss, reason = "figures for people")]
 
 use std::path::PathBuf;
 use std::sync::Arc;

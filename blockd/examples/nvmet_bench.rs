@@ -5,7 +5,7 @@
 //! another target, such as SPDK's; `--pid` is then the process whose CPU counts.
 //!
 //!     cargo run --release -p blockd --example nvmet_bench -- --time 5
-#![allow(clippy::unwrap_used)] // The host is the tests'.
+#![allow(clippy::unwrap_used, reason = "its host is that of the tests")]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

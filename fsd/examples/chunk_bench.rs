@@ -8,7 +8,7 @@
 //!
 //!     cargo run -p fsd --example chunk_bench -- [MiB per case, 128] [part of a name]
 #![forbid(unsafe_code)]
-#![allow(clippy::cast_precision_loss, clippy::unwrap_used)]
+#![allow(clippy::cast_precision_loss, clippy::unwrap_used, reason = "a benchmark that may panic")]
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 //!     memory_mount DIR...
 //!
 //! Every directory is a mount of its own on the same cluster. Ends when all are unmounted.
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(clippy::unwrap_used, dead_code, reason = "its cluster is that of the tests")]
 
 #[path = "../tests/it/memory.rs"]
 mod memory;

@@ -50,7 +50,9 @@ pub fn open(plan: &Plan) -> Result<Box<dyn Lane>> {
             let buffer_bytes = (plan.qd * plan.bs.next_power_of_two()).max(SCAN_STEP_BYTES);
             let config = Config { depth, buffer_bytes, ..Config::new(socket, name) };
             let queue = BlockingQueue::connect(&config)?;
-            Ok(Box::new(Shared { name: name.clone(), queue, spare: Vec::new(), plan: plan.into() }))
+            let (name, plan) = (name.clone(), plan.into());
+            let (read, noise, writes) = Default::default();
+            Ok(Box::new(Shared { name, queue, read, noise, writes, plan }))
         }
         Subject::Engine { engine, path, size } => {
             let size = size.or((*engine == EngineKind::Mem).then_some(MEM_BYTES));
@@ -88,7 +90,12 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
 struct Shared {
     name: String,
     queue: BlockingQueue,
-    spare: Vec<Buffer>,
+    /// Buffers that were read into; their bytes are whatever lay there.
+    read: Vec<Buffer>,
+    /// Buffers of noise, to be written.
+    noise: Vec<Buffer>,
+    /// Of each slot, whether it writes.
+    writes: Vec<bool>,
     plan: Shape,
 }
 
@@ -120,25 +127,38 @@ impl Lane for Shared {
     }
 
     fn submit(&mut self, write: bool, offset: u64) -> Result<usize> {
-        let buffer = match self.spare.pop() {
+        // Noise that was read over may be zeros, and a volume of zeros counts as empty.
+        let (own, other) = match write {
+            true => (&mut self.noise, &mut self.read),
+            false => (&mut self.read, &mut self.noise),
+        };
+        let buffer = match own.pop() {
             Some(buffer) => buffer,
             None => {
+                let buffer = self.queue.buffer(self.plan.bs).or_else(|| other.pop());
                 let none = || Error::Invalid("shared memory is used up".to_owned());
-                let mut buffer = self.queue.buffer(self.plan.bs).ok_or_else(none)?;
-                buffer.copy_from_slice(&noise(self.plan.bs, offset));
+                let mut buffer = buffer.ok_or_else(none)?;
+                if write {
+                    buffer.copy_from_slice(&noise(self.plan.bs, offset));
+                }
                 buffer
             }
         };
         let opcode = if write { Opcode::Write } else { Opcode::Read };
         let lba = offset / self.block_bytes();
-        Ok(self.queue.submit(opcode, lba, buffer, false)? as usize)
+        let slot = self.queue.submit(opcode, lba, buffer, false)? as usize;
+        self.writes.resize(self.writes.len().max(slot + 1), false);
+        self.writes[slot] = write;
+        Ok(slot)
     }
 
     fn poll(&mut self, done: &mut Vec<usize>) -> Result<()> {
         while let Some(completed) = self.queue.poll()? {
             completed.result?;
-            self.spare.extend(completed.buffer);
-            done.push(completed.slot as usize);
+            let slot = completed.slot as usize;
+            let kept = if self.writes[slot] { &mut self.noise } else { &mut self.read };
+            kept.extend(completed.buffer);
+            done.push(slot);
         }
         Ok(())
     }
@@ -175,7 +195,8 @@ struct Direct {
     name: String,
     device: Arc<dyn Device>,
     queue: Box<dyn Queue>,
-    memory: Vec<Memory>,
+    /// Of each slot, what it reads into and the noise that it writes.
+    memory: Vec<[Memory; 2]>,
     free: Vec<usize>,
     ended: Vec<Completion>,
 }
@@ -186,13 +207,14 @@ impl Direct {
             |source| Error::Device { path: name.clone(), doing: "opening a queue", source };
         let queue = device.queue().map_err(failed)?;
         // As clients bring it: memory that a device can be told of once.
-        let bytes = (plan.bs * plan.qd).next_multiple_of(hugepages::HUGE_PAGE_BYTES);
+        let bytes = (2 * plan.bs * plan.qd).next_multiple_of(hugepages::HUGE_PAGE_BYTES);
         let arena = Arc::new(hugepages::Arena::new(bytes).map_err(blockd_ipc::Error::from)?);
         let whole = Memory::of_arena(&arena, 0, bytes as u64).expect("all of the arena");
-        let memory: Vec<Memory> =
-            (0..plan.qd).map(|slot| whole.part(slot * plan.bs, plan.bs)).collect();
-        for (slot, memory) in memory.iter().enumerate() {
-            memory.write(0, &noise(plan.bs, slot as u64));
+        let part = |number: usize| whole.part(number * plan.bs, plan.bs);
+        let memory: Vec<[Memory; 2]> =
+            (0..plan.qd).map(|slot| [part(2 * slot), part(2 * slot + 1)]).collect();
+        for (slot, [_, written]) in memory.iter().enumerate() {
+            written.write(0, &noise(plan.bs, slot as u64));
         }
         let free = (0..plan.qd).rev().collect();
         Ok(Direct { name, device, queue, memory, free, ended: Vec::new() })
@@ -232,7 +254,7 @@ impl Lane for Direct {
 
     fn submit(&mut self, write: bool, offset: u64) -> Result<usize> {
         let slot = self.free.pop().expect("as many slots as operations");
-        let memory = self.memory[slot].clone();
+        let memory = self.memory[slot][usize::from(write)].clone();
         let action = if write {
             Action::Write { offset, memory, fua: false }
         } else {

@@ -160,9 +160,11 @@ impl Core {
         if closed.is_empty() {
             return;
         }
-        let inos: Vec<Ino> = closed.drain().collect();
-        if let Err(error) = self.call(&Request::Close { inos }) {
-            tracing::warn!(%error, "closed files not reported");
+        let inos: Vec<Ino> = closed.iter().copied().collect();
+        match self.call(&Request::Close { inos }) {
+            Ok(_) => closed.clear(),
+            // They stay for the next time: until then the server keeps what others unlink of them.
+            Err(error) => tracing::warn!(%error, "closed files not reported"),
         }
     }
 
