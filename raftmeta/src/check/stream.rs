@@ -47,11 +47,12 @@ impl<K: KvRead> Iterator for Pairs<'_, K> {
     type Item = Result<Pair, KvError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.read.len() == 0 && !self.ended {
-            if let Err(error) = self.refill() {
-                self.ended = true;
-                return Some(Err(error));
-            }
+        if self.read.len() == 0
+            && !self.ended
+            && let Err(error) = self.refill()
+        {
+            self.ended = true;
+            return Some(Err(error));
         }
         self.read.next().map(Ok)
     }

@@ -25,7 +25,7 @@ fn hanging(number: u8) -> Vec<u8> {
         0 => [&b"X"[..], &ino, &[b'a' + number % 7]].concat(),
         _ => {
             let window = u64::from(number % 5) << 22;
-            let window = if number % 11 == 0 { u64::MAX - (3 << 20) } else { window };
+            let window = if number.is_multiple_of(11) { u64::MAX - (3 << 20) } else { window };
             let offset = window + (u64::from(number / 5 % 4) << 20);
             [&b"E"[..], &ino, &offset.to_be_bytes()].concat()
         }
