@@ -1,8 +1,12 @@
 //! blockd's door in shared memory against fio's io_uring, both `O_DIRECT` on the same file, on the disk and on tmpfs.
 //!
-//! The file is written once, so that no block is a hole. fio keeps off the pool's superblocks at its start.
+//! `blockd-ipc` is who owns its queue, as fio owns its ring: `cfsctl block bench`. `shared` is the client that many
+//! threads share, as fsd does. The file is written once the pool is made, so that no block is a hole. fio keeps off the
+//! pool's superblocks at its start.
 
 use std::fs;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -46,6 +50,8 @@ pub fn run(arguments: &Arguments, work: &Path, results: &mut Results) -> Result<
     let tmpfs = Tmpfs::mount(work.join("tmpfs"))?;
     fs::create_dir(&disk)?;
     for dir in [&disk, &tmpfs.0] {
+        // Makes the pool.
+        with_blockd(arguments, dir, |_| Ok(()))?;
         fill(&dir.join("file"))?;
     }
     for round in 0..arguments.rounds {
@@ -57,12 +63,12 @@ pub fn run(arguments: &Arguments, work: &Path, results: &mut Results) -> Result<
                     continue;
                 }
                 eprintln!("benches: round {} of {}, {step}", round + 1, arguments.rounds);
-                // Both orders, so that neither always comes second.
-                for turn in 0..2 {
-                    let (subject, figures) = if (turn + round) % 2 == 0 {
-                        ("blockd-ipc", ipc(arguments, dir, load)?)
-                    } else {
-                        ("fio", fio(dir, load)?)
+                // In all orders, so that none always comes second.
+                for turn in 0..3 {
+                    let (subject, figures) = match (turn + round) % 3 {
+                        0 => ("blockd-ipc", with_blockd(arguments, dir, |a| queue(a, dir, load))?),
+                        1 => ("shared", with_blockd(arguments, dir, |a| shared(a, dir, load))?),
+                        _ => ("fio", fio(dir, load)?),
                     };
                     results.add(&step, subject, Unit::PerSecond, figures.iops);
                     if *depth == 1 {
@@ -94,21 +100,28 @@ impl Drop for Tmpfs {
     }
 }
 
+/// Writes all of the volume with bytes that do not compress.
 fn fill(path: &Path) -> Result<()> {
-    let file = fs::File::create_new(path)?;
-    let zeros = vec![0; 1 << 20];
-    for n in 0..FILE_BYTES >> 20 {
-        std::os::unix::fs::FileExt::write_all_at(&file, &zeros, n << 20)?;
+    let file = fs::OpenOptions::new().write(true).open(path)?;
+    let mut noise = vec![0; 1 << 20];
+    fs::File::open("/dev/urandom")?.read_exact(&mut noise)?;
+    for n in HEAD_BYTES >> 20..FILE_BYTES >> 20 {
+        file.write_all_at(&noise, n << 20)?;
     }
     file.sync_all().context("syncing the file")
 }
 
-fn ipc(arguments: &Arguments, dir: &Path, load: &Load) -> Result<Figures> {
+/// Starts a blockd for one measurement.
+fn with_blockd<T>(
+    arguments: &Arguments,
+    dir: &Path,
+    measure: impl FnOnce(&Arguments) -> Result<T>,
+) -> Result<T> {
     let at = |name: &str| dir.join(name).display().to_string();
     let config = at("blockd.toml");
     let text = format!(
         "ipc_socket = {:?}\nadmin_socket = {:?}\n\
-         [[device]]\npath = {:?}\nengine = \"uring\"\ncreate = true\n\
+         [[device]]\npath = {:?}\nengine = \"uring\"\ncreate = true\nsize = {FILE_BYTES}\n\
          [[volume]]\nname = \"bench\"\nsize = {}\n",
         at("ipc"),
         at("admin"),
@@ -123,12 +136,29 @@ fn ipc(arguments: &Arguments, dir: &Path, load: &Load) -> Result<Figures> {
         blockd.check().with_context(|| format!("see {}", log.display()))?;
         Ok(UnixStream::connect(dir.join("admin")).is_ok() && dir.join("ipc").exists())
     })?;
+    let measured = measure(arguments)?;
+    blockd.stop()?;
+    Ok(measured)
+}
+
+fn queue(arguments: &Arguments, dir: &Path, load: &Load) -> Result<Figures> {
+    let mut bench = Command::new(arguments.bin.join("cfsctl"));
+    bench.args(["block", "bench", "bench", "--confirm", "bench", "--output", "json"]);
+    bench.arg("--socket").arg(dir.join("admin")).args(["--rw", load.rw]);
+    bench.args(["--bs", &load.block_bytes.to_string(), "--qd", &load.depth.to_string()]);
+    bench.args(["--time", &SECONDS.to_string()]);
+    let told: Value = serde_json::from_slice(&process::run(&mut bench)?)?;
+    let side = if load.rw.contains("read") { "read" } else { "write" };
+    let p50_ns = number(&told[side]["p50_ns"])?;
+    Ok(Figures { iops: number(&told["iops"])?, p50_us: p50_ns / 1000.0 })
+}
+
+fn shared(arguments: &Arguments, dir: &Path, load: &Load) -> Result<Figures> {
     let mut bench = Command::new(arguments.bin.join("examples/ipc_bench"));
     bench.arg(dir.join("ipc")).args(["--volume", "bench", "--output", "json", "--rw", load.rw]);
     bench.args(["--bs", &load.block_bytes.to_string(), "--qd", &load.depth.to_string()]);
     bench.args(["--time", &SECONDS.to_string()]);
     let told: Value = serde_json::from_slice(&process::run(&mut bench)?)?;
-    blockd.stop()?;
     Ok(Figures { iops: number(&told["iops"])?, p50_us: number(&told["latency_us"]["p50"])? })
 }
 

@@ -20,6 +20,8 @@ enum Aim {
 
 const OWN: &str = "claudefs";
 const IPC: &str = "blockd-ipc";
+/// blockd-ipc by the client that threads share.
+const SHARED: &str = "shared";
 
 const AIMS: &[Aim] = &[
     Aim::Ratio { step: "sequential write", rival: "fuse", least: 0.4 },
@@ -55,7 +57,12 @@ pub fn render(arguments: &Arguments, results: &Results) -> String {
              and one mount with pool and metadata on it. Small files have 4 KiB; large ones 512 MiB that do not compress; \
              random reads are `O_DIRECT`, at depth 16 by 16 threads. Before a cold step the mount is made anew and the \
              kernel's caches are dropped.\n\n";
-    text += &table("Block path", results, &[IPC, "fio"], IPC, &["fio"], on(IPC));
+    text += &table("Block path", results, &[IPC, SHARED, "fio"], IPC, &["fio"], on(IPC));
+    if results.steps.iter().any(|(step, _)| on(IPC)(step)) {
+        text += "Subjects: `blockd-ipc` is a thread that owns its queue, as fio's owns its ring (`cfsctl block bench`); `shared` \
+                 is the client that fsd uses, whose queue many threads share; `fio` uses io_uring on the same file. All are \
+                 `O_DIRECT` where the file system has it.\n\n";
+    }
     text += &table("Idle and memory", results, &[OWN], OWN, &[], alone);
     text += &aims(results);
     text += &commands(arguments);

@@ -5,12 +5,13 @@
 //! plan ─► lane (a volume through shared memory, or an engine's queue) ─► completions ─► histogram ─► report
 //! ```
 //!
-//! The thread that submits spins like a reactor, and like a reactor sleeps when nothing ends for 50 µs. Nothing that holds
+//! The thread that submits looks and sleeps as a reactor does ([`Patience`]). Nothing that holds
 //! data is written to unless its name is given once more.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use blockd_ipc::Patience;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +33,8 @@ pub const OPERATION_BYTES_MAX: usize = hugepages::BUFFER_BYTES_MAX;
 /// Memory of all operations in flight.
 const MEMORY_BYTES_MAX: usize = 1 << 30;
 const SECONDS_MAX: u64 = 86_400;
-/// How long nothing has to end before the thread sleeps.
-const SPIN: Duration = Duration::from_micros(50);
+/// How long the thread looks for what has ended before it sleeps, at most.
+const SPIN: Duration = Duration::from_micros(200);
 
 /// What is done, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -233,17 +234,18 @@ fn drive(lane: &mut dyn Lane, course: &mut Course<'_>, end: Instant) -> Result<C
         in_flight += 1;
     }
     let mut done = Vec::with_capacity(in_flight);
-    let mut idle_since = Instant::now();
+    let mut patience = Patience::new(SPIN);
     while in_flight > 0 {
         lane.poll(&mut done)?;
         let now = Instant::now();
         if done.is_empty() {
-            if now.saturating_duration_since(idle_since) > SPIN {
+            if !patience.look_again() {
                 lane.sleep()?;
+                patience.slept();
             }
             continue;
         }
-        idle_since = now;
+        patience.found();
         let ended = done.len();
         for slot in done.drain(..) {
             let (since, write) = flights[slot].take().expect("a completion has its flight");

@@ -27,8 +27,8 @@ pub struct Config {
     /// Number of reactor threads.
     #[serde(default = "one")]
     pub cores: usize,
-    /// Microseconds a reactor polls without finding work before it sleeps.
-    #[serde(default = "fifty")]
+    /// Microseconds a reactor looks for work before it sleeps, at most; less where that has not paid lately.
+    #[serde(default = "idle_us")]
     pub idle_us: u64,
     #[serde(default)]
     pub device: Vec<DeviceConfig>,
@@ -217,8 +217,8 @@ fn thirty_seconds() -> u64 {
     30_000
 }
 
-fn fifty() -> u64 {
-    50
+fn idle_us() -> u64 {
+    200
 }
 
 impl Config {
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn defaults() {
         let config = Config::parse(&format!("{HEAD}[[device]]\npath = '/d'\n")).unwrap();
-        assert_eq!((config.cores, config.idle_us), (1, 50));
+        assert_eq!((config.cores, config.idle_us), (1, 200));
         assert_eq!(config.device[0].engine, EngineKind::Auto);
     }
 

@@ -6,6 +6,7 @@
 
 mod facts;
 mod fault;
+mod fixed;
 mod mem;
 mod memory;
 mod operations;
@@ -132,14 +133,16 @@ pub fn run(queue: &mut dyn Queue, action: Action) -> io::Result<()> {
             return completion.result;
         }
         match queue.wait_fd() {
-            Some(fd) => wait_readable(&[fd], None)?,
+            Some(fd) => {
+                wait_readable(&[fd], None)?;
+            }
             None => std::thread::yield_now(),
         }
     }
 }
 
-/// Sleeps until one of the descriptors is readable or the time is over. A signal ends it early.
-pub fn wait_readable(fds: &[RawFd], timeout_ms: Option<i32>) -> io::Result<()> {
+/// Sleeps until one of the descriptors is readable or the time is over. A signal ends it early. Says whether the first is.
+pub fn wait_readable(fds: &[RawFd], timeout_ms: Option<i32>) -> io::Result<bool> {
     let mut polled: Vec<libc::pollfd> =
         fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
     // SAFETY: the pointer and the length describe `polled`, which outlives the call.
@@ -152,7 +155,7 @@ pub fn wait_readable(fds: &[RawFd], timeout_ms: Option<i32>) -> io::Result<()> {
             return Err(error);
         }
     }
-    Ok(())
+    Ok(polled.first().is_some_and(|polled| polled.revents != 0))
 }
 
 /// The kernel takes rings down, and with them their registered files, some time after their process has ended: a

@@ -3,8 +3,10 @@
 //! ```text
 //! loop:  clients' requests ─► parts, one an extent ─► engine queues
 //!        engine completions ─► the request's last part ─► client
-//!        nothing for idle_us: sleep in poll(2) on clients, rings and the inbox
+//!        nothing for a while: sleep in poll(2) on clients, rings and the inbox
 //! ```
+//!
+//! How long the while is, the reactor learns from how soon there has lately been work: [`Patience`], at most `idle_us`.
 //!
 //! A request keeps its extents pinned and its memory alive until its last part ends, whether or not its client is
 //! still there. A volume counts its users until the last request of each has ended.
@@ -16,8 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use blockd_ipc::Patience;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::engine::{Action, Completion, Memory, Op, Queue, wait_readable};
@@ -147,7 +150,7 @@ pub fn start(core: usize, pools: &[Arc<Pool>], idle: Duration) -> io::Result<Han
         wake: Arc::clone(&wake),
         stop: Arc::clone(&stop),
         stats: Arc::clone(&stats),
-        idle,
+        patience: Patience::new(idle),
         pools: pools.to_vec(),
         queues,
         sessions: Vec::new(),
@@ -202,7 +205,7 @@ struct Reactor {
     wake: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
     stats: Arc<Stats>,
-    idle: Duration,
+    patience: Patience,
     pools: Vec<Arc<Pool>>,
     queues: Vec<Box<dyn Queue>>,
     sessions: Vec<Option<Session>>,
@@ -213,7 +216,6 @@ struct Reactor {
 
 impl Reactor {
     fn run(mut self) {
-        let mut idle_since = Instant::now();
         let mut rounds = 0_u32;
         loop {
             rounds = rounds.wrapping_add(1);
@@ -230,12 +232,10 @@ impl Reactor {
                 worked |= self.take_requests();
             }
             if worked {
-                idle_since = Instant::now();
-            } else if idle_since.elapsed() >= self.idle {
+                self.patience.found();
+            } else if !self.patience.look_again() {
                 self.sleep();
-                idle_since = Instant::now();
-            } else {
-                std::hint::spin_loop();
+                self.patience.slept();
             }
         }
     }
@@ -483,15 +483,16 @@ impl Reactor {
         }
         if !work {
             count(&self.stats.sleeps, 1);
-            if let Err(error) = wait_readable(&fds, None) {
-                tracing::error!(%error, "waiting for work failed");
+            match wait_readable(&fds, None) {
+                // Empties the counter.
+                Ok(true) => drop(rustix::io::read(&*self.wake, &mut [0_u8; 8])),
+                Ok(false) => {}
+                Err(error) => tracing::error!(%error, "waiting for work failed"),
             }
         }
         for session in self.sessions.iter_mut().flatten() {
             session.client.disarm();
         }
-        // Empties the counter; that it is empty already is no error.
-        let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
     }
 }
 

@@ -177,7 +177,9 @@ impl BlockingQueue {
         let woken = poll(&mut fds, Some(&timeout));
         let (rung, hung_up) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
         self.completions.wake();
-        self.cq_event.drain();
+        if rung {
+            self.cq_event.drain();
+        }
         match woken {
             Ok(0) => Err(Error::new(Kind::Timeout, "waiting for a completion")),
             Ok(_) if hung_up && !rung => {

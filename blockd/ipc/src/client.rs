@@ -26,6 +26,7 @@ use crate::error::{Error, Kind};
 use crate::event::Event;
 use crate::handshake::{ANSWER_BYTES, Grant, Wish, decode_answer};
 use crate::layout::{Cqe, Opcode, QUEUE_BYTES, Sqe};
+use crate::patience::Patience;
 use crate::ring::{self, CqConsumer, SqProducer};
 use crate::volume::{Geometry, Volume};
 
@@ -42,12 +43,13 @@ pub struct Config {
     pub buffer_bytes: usize,
     /// How long operations wait for a blockd that went away before they fail with `Disconnected`.
     pub reconnect_max: Duration,
-    /// How long the completion thread looks at the ring before it sleeps, while anything is in flight.
+    /// How long the completion thread looks at the ring before it sleeps, at most, while anything is in flight; see
+    /// [`Patience`].
     pub spin: Duration,
 }
 
 impl Config {
-    /// The defaults for a volume: depth 128, 64 MiB, 30 s, 20 µs.
+    /// The defaults for a volume: depth 128, 64 MiB, 30 s, 200 µs.
     pub fn new(socket: impl Into<PathBuf>, volume: impl Into<String>) -> Config {
         Config {
             socket: socket.into(),
@@ -55,7 +57,7 @@ impl Config {
             depth: 128,
             buffer_bytes: 64 << 20,
             reconnect_max: Duration::from_secs(30),
-            spin: Duration::from_micros(20),
+            spin: Duration::from_micros(200),
         }
     }
 }
@@ -168,7 +170,8 @@ impl RemoteVolume {
             cq_event,
             state: Mutex::new(state),
         });
-        let completer = Completer { shared: Arc::clone(&shared), socket, completions };
+        let patience = Patience::new(shared.config.spin);
+        let completer = Completer { shared: Arc::clone(&shared), socket, completions, patience };
         thread::Builder::new()
             .name("blockd-completions".into())
             .spawn(move || completer.run())
@@ -368,6 +371,7 @@ struct Completer {
     shared: Arc<Shared>,
     socket: UnixStream,
     completions: CqConsumer,
+    patience: Patience,
 }
 
 impl Completer {
@@ -388,9 +392,11 @@ impl Completer {
         }
     }
 
-    /// Delivers what is there; where nothing follows, spins a while and then sleeps once.
+    /// Delivers what is there; where nothing follows, looks again for a while and then sleeps once.
     fn work(&mut self) -> Result<(), Error> {
-        while self.deliver()? {}
+        while self.deliver()? {
+            self.patience.found();
+        }
         let (busy, broken) = {
             let state = self.shared.state();
             (state.in_flight > 0, state.broken)
@@ -398,12 +404,11 @@ impl Completer {
         if broken {
             return Err(Error::new(Kind::Invalid, "submission ring"));
         }
-        let idle_since = Instant::now();
-        while busy && idle_since.elapsed() < self.shared.config.spin {
+        while busy && self.patience.look_again() {
             if self.deliver()? {
+                self.patience.found();
                 return Ok(());
             }
-            std::hint::spin_loop();
         }
         if self.completions.prepare_sleep() {
             let timeout = Timespec { tv_sec: 0, tv_nsec: SLEEP_NS_MAX - 1 };
@@ -412,9 +417,13 @@ impl Completer {
                 PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN | PollFlags::RDHUP),
             ];
             let _ = poll(&mut fds, Some(&timeout));
-            let hung_up = !fds[1].revents().is_empty();
+            let (rung, hung_up) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+            // Others ring, too: whoever breaks or closes the queue.
             self.completions.wake();
-            self.shared.cq_event.drain();
+            if rung {
+                self.shared.cq_event.drain();
+            }
+            self.patience.slept();
             if hung_up {
                 // What blockd completed before it went away counts.
                 while self.deliver()? {}

@@ -10,6 +10,7 @@
 //! - [`volume`] the seam: what a user of blocks sees
 //! - [`layout`] the bytes both sides share; `ring`, one direction of them; `handshake`, the socket
 //! - [`client`] the user's half, [`blocking`] the same without a runtime; [`server`], blockd's half
+//! - [`patience`] how long either side looks at a ring before it sleeps
 //! - [`sim`] a volume in memory with a volatile cache, for tests
 //! - [`error`] what can go wrong
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -22,6 +23,7 @@ mod event;
 pub mod fuzz;
 mod handshake;
 pub mod layout;
+pub mod patience;
 mod ring;
 pub mod server;
 pub mod sim;
@@ -31,6 +33,7 @@ pub use blocking::BlockingQueue;
 pub use client::RemoteVolume;
 pub use error::{Error, Kind};
 pub use layout::{Cqe, Opcode, Sqe};
+pub use patience::Patience;
 pub use server::{Greeting, Listener, Request, ServerQueue};
 pub use sim::SimVolume;
 pub use volume::{Geometry, Volume};

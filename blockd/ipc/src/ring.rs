@@ -203,9 +203,9 @@ impl<const WORDS: usize> Consumer<WORDS> {
         empty
     }
 
-    /// Lowers the sleep flag.
-    pub(crate) fn wake(&self) {
-        word32(&self.arena, self.place.sleeps_at).store(0, Ordering::Relaxed);
+    /// Lowers the sleep flag; whether the producer has done so before: then it announces, or did.
+    pub(crate) fn wake(&self) -> bool {
+        word32(&self.arena, self.place.sleeps_at).swap(0, Ordering::Relaxed) == 0
     }
 }
 

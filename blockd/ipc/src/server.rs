@@ -293,10 +293,11 @@ impl ServerQueue {
         self.submissions.prepare_sleep()
     }
 
-    /// After sleeping: takes back the request and empties the eventfd.
+    /// After sleeping: takes back the request, or empties the eventfd if it was met.
     pub fn wake(&self) {
-        self.submissions.wake();
-        self.sq_event.drain();
+        if self.submissions.wake() {
+            self.sq_event.drain();
+        }
     }
 
     /// Readable when a submission was announced.

@@ -10,7 +10,6 @@
 //! operation's deadline. The block device of the same namespace is held exclusively, so that nobody mounts it meanwhile,
 //! and a mounted one is refused.
 
-mod fixed;
 mod ioctl;
 mod queue;
 
@@ -22,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::fixed::Mode;
 use super::{BLOCK_BYTES, Device, DeviceFacts, Health, HealthCell, Memory, Queue, lock, sysfs};
 use crate::nvme::command::Command;
 use crate::nvme::identify::{self, Controller, Limits, Namespace, smart_warning};
@@ -37,7 +37,7 @@ struct Shared {
     nsid: u32,
     limits: Limits,
     timeout: Duration,
-    fixed: fixed::Mode,
+    fixed: Mode,
     polled: bool,
     health: HealthCell,
     errors: AtomicU64,
@@ -126,7 +126,7 @@ impl Passthru {
             nsid,
             limits,
             timeout,
-            fixed: fixed::Mode::Off,
+            fixed: Mode::Off,
             polled: polled.unwrap_or(can_poll),
             health: HealthCell::default(),
             errors: AtomicU64::new(0),

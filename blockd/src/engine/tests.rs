@@ -1,4 +1,7 @@
 use std::io;
+use std::sync::Arc;
+
+use hugepages::Arena;
 
 use super::*;
 
@@ -54,6 +57,17 @@ pub fn conforms(device: &dyn Device) {
     assert!(done.iter().all(|c| c.result.is_ok()));
     for block in [0, 500, 999_u64] {
         assert_eq!(read(queue, block * 4096, 4096), vec![block as u8; 4096]);
+    }
+
+    // Arenas come and go, as clients do.
+    for round in 1..=3_u8 {
+        let arena = Arc::new(Arena::ordinary(hugepages::HUGE_PAGE_BYTES).unwrap());
+        let memory = |at| Memory::of_arena(&arena, at, 8192).unwrap();
+        memory(4096).write(0, &[round; 8192]);
+        run(queue, Action::Write { offset: 12288, memory: memory(4096), fua: true }).unwrap();
+        run(queue, Action::Read { offset: 12288, memory: memory(65536) }).unwrap();
+        assert_eq!(memory(65536).to_vec(), vec![round; 8192]);
+        assert_eq!(memory(73728).to_vec(), vec![0; 8192]);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Files and block devices through io_uring with O_DIRECT.
 //!
-//! The file is registered with the ring. A short transfer is continued where it stopped; the operation completes once,
-//! whole or with an error. FUA is `RWF_DSYNC`, flush is `fdatasync`, both of which reach a volatile write cache.
+//! The file is registered with the ring, and so are the arenas of clients ([`Fixed`]). A short transfer is continued
+//! where it stopped; the operation completes once, whole or with an error. FUA is `RWF_DSYNC`, flush is `fdatasync`, both of which reach a volatile write cache.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -13,12 +13,16 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
+use super::fixed::{Fixed, Mode};
 use super::{
-    Action, BLOCK_BYTES, Completion, Device, DeviceFacts, LOCK_TRIES, Op, Queue, lock, sysfs,
+    Action, BLOCK_BYTES, Completion, Device, DeviceFacts, LOCK_TRIES, Memory, Op, Queue, lock,
+    sysfs,
 };
 
 /// Operations in the hardware ring at once; further ones wait in the queue's own backlog.
 const RING_DEPTH: u32 = 256;
+/// Polls between two looks for arenas that are gone.
+const SWEEP_POLLS: u32 = 1 << 14;
 /// EINTR and EAGAIN of one operation are retried this often, then reported.
 const RETRIES_MAX: u32 = 1000;
 
@@ -116,11 +120,13 @@ impl Device for Uring {
         let ring = IoUring::builder().dontfork().build(RING_DEPTH)?;
         ring.submitter().register_files(&[self.file.as_raw_fd()])?;
         Ok(Box::new(UringQueue {
+            fixed: Fixed::new(&ring.submitter(), Mode::Arenas),
+            polls: 0,
             ring,
             flights: (0..RING_DEPTH).map(|_| None).collect(),
             free: (0..RING_DEPTH as usize).rev().collect(),
             backlog: VecDeque::new(),
-            unsubmitted: false,
+            unsubmitted: 0,
             bytes: self.bytes,
             is_block: self.is_block,
             done: Vec::new(),
@@ -139,10 +145,13 @@ struct Flight {
 struct UringQueue {
     // Dropped first: closing the ring ends kernel access before the flights' memory goes; see `Drop`.
     ring: IoUring,
+    fixed: Fixed,
+    polls: u32,
     flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     backlog: VecDeque<Op>,
-    unsubmitted: bool,
+    /// Entries in the ring that the kernel has not been told of.
+    unsubmitted: usize,
     bytes: u64,
     is_block: bool,
     done: Vec<Completion>,
@@ -152,7 +161,7 @@ struct UringQueue {
 impl UringQueue {
     fn push(&mut self, slot: usize) {
         let entry = self.entry(slot).user_data(slot as u64);
-        self.unsubmitted = true;
+        self.unsubmitted += 1;
         loop {
             // SAFETY: the memory of the entry belongs to the flight in `slot`, which is kept until its completion
             // is collected; the file is registered for the life of the ring.
@@ -164,23 +173,38 @@ impl UringQueue {
         }
     }
 
-    fn entry(&self, slot: usize) -> squeue::Entry {
+    fn entry(&mut self, slot: usize) -> squeue::Entry {
         let flight = self.flights[slot].as_ref().expect("a pushed slot is taken");
         let fd = types::Fixed(0);
         let done = flight.done_bytes;
+        let mut buffer = |memory: &Memory| {
+            let (arena, offset) = memory.arena()?;
+            self.fixed.index(&self.ring.submitter(), arena, offset, memory.len())
+        };
         match &flight.op.action {
             Action::Read { offset, memory } => {
                 let rest = memory.part(done, memory.len() - done);
-                opcode::Read::new(fd, rest.as_ptr(), rest.len() as u32)
-                    .offset(offset + done as u64)
-                    .build()
+                let (start, len, offset) = (rest.as_ptr(), rest.len() as u32, offset + done as u64);
+                match buffer(&rest) {
+                    Some(index) => {
+                        opcode::ReadFixed::new(fd, start, len, index).offset(offset).build()
+                    }
+                    None => opcode::Read::new(fd, start, len).offset(offset).build(),
+                }
             }
             Action::Write { offset, memory, fua } => {
                 let rest = memory.part(done, memory.len() - done);
-                opcode::Write::new(fd, rest.as_ptr(), rest.len() as u32)
-                    .offset(offset + done as u64)
-                    .rw_flags(if *fua { libc::RWF_DSYNC } else { 0 })
-                    .build()
+                let (start, len, offset) = (rest.as_ptr(), rest.len() as u32, offset + done as u64);
+                let flags = if *fua { libc::RWF_DSYNC } else { 0 };
+                match buffer(&rest) {
+                    Some(index) => opcode::WriteFixed::new(fd, start, len, index)
+                        .offset(offset)
+                        .rw_flags(flags)
+                        .build(),
+                    None => {
+                        opcode::Write::new(fd, start, len).offset(offset).rw_flags(flags).build()
+                    }
+                }
             }
             Action::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             Action::Deallocate { offset, len } => opcode::Fallocate::new(fd, *len)
@@ -199,6 +223,14 @@ impl UringQueue {
                     .mode(how | libc::FALLOC_FL_KEEP_SIZE)
                     .build()
             }
+        }
+    }
+
+    fn submit_all(&mut self) {
+        // EBUSY and EINTR leave entries in the ring; the next poll submits them again.
+        if self.unsubmitted > 0 {
+            let submitted = self.ring.submit().unwrap_or(0);
+            self.unsubmitted = self.unsubmitted.saturating_sub(submitted);
         }
     }
 
@@ -263,14 +295,18 @@ impl Queue for UringQueue {
         }
         self.backlog.push_back(op);
         self.start_backlog();
+        // At once: many together would save calls, but the device would stand still until it hears of the first. On a
+        // virtual disk at depth 32 that costs a third of the throughput.
+        self.submit_all();
     }
 
     fn poll(&mut self, done: &mut Vec<Completion>) {
         done.append(&mut self.done);
-        if self.unsubmitted {
-            // EBUSY and EINTR leave the entries in the ring; the next poll submits them again.
-            self.unsubmitted = self.ring.submit().is_err();
+        self.polls = self.polls.wrapping_add(1);
+        if self.polls.is_multiple_of(SWEEP_POLLS) && self.fixed.has_dead() {
+            self.fixed.release_dead(&self.ring.submitter());
         }
+        self.submit_all();
         loop {
             let next = self.ring.completion().next();
             let Some(cqe) = next else { break };
@@ -285,13 +321,11 @@ impl Queue for UringQueue {
             }
         }
         self.start_backlog();
-        if self.unsubmitted {
-            self.unsubmitted = self.ring.submit().is_err();
-        }
+        self.submit_all();
     }
 
     fn wait_fd(&self) -> Option<RawFd> {
-        (!self.unsubmitted && self.done.is_empty()).then(|| self.ring.as_raw_fd())
+        (self.unsubmitted == 0 && self.done.is_empty()).then(|| self.ring.as_raw_fd())
     }
 
     fn in_flight(&self) -> usize {

@@ -9,8 +9,8 @@ use std::time::Instant;
 use hugepages::Arena;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
-use super::fixed::{self, Fixed, Mode};
 use super::{Shared, ioctl};
+use crate::engine::fixed::{self, Fixed, Mode};
 use crate::engine::operations::{Operations, Started};
 use crate::engine::{Completion, Health, Memory, Op, Queue};
 use crate::nvme::command::{Command, dataset_range};
@@ -74,7 +74,7 @@ impl PassthruQueue {
         let ring = make(shared.polled, ENTRIES)?;
         ring.submitter().register_files(&[shared.file.as_raw_fd()])?;
         Ok(PassthruQueue {
-            fixed: Fixed::new(&ring, shared.fixed),
+            fixed: Fixed::new(&ring.submitter(), shared.fixed),
             ring,
             operations: Operations::new(shared.limits, shared.timeout.as_millis() as u64),
             shared,
@@ -124,8 +124,9 @@ impl PassthruQueue {
             None => (0, 0),
         };
         let arena = flight.memory.as_ref().and_then(Memory::arena);
-        let index = arena
-            .and_then(|(arena, offset)| self.fixed.index(&self.ring, arena, offset, len as usize));
+        let index = arena.and_then(|(arena, offset)| {
+            self.fixed.index(&self.ring.submitter(), arena, offset, len as usize)
+        });
         flight.is_fixed = index.is_some();
         let command = Command::of_step(&flight.started.step, self.shared.nsid);
         // The kernel begins to abort at half of the time, so that there is some left to try again.
@@ -237,7 +238,7 @@ impl Queue for PassthruQueue {
     fn poll(&mut self, done: &mut Vec<Completion>) {
         self.polls = self.polls.wrapping_add(1);
         if self.polls.is_multiple_of(SWEEP_POLLS) && self.fixed.has_dead() {
-            self.fixed.release_dead(&self.ring);
+            self.fixed.release_dead(&self.ring.submitter());
         }
         if self.operations.in_flight() == 0 {
             return;

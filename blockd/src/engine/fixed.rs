@@ -1,6 +1,6 @@
-//! Memory that the kernel has pinned for a ring, so that commands on it need no pinning of their own.
+//! Memory that the kernel has pinned for a ring, so that operations on it need no pinning of their own.
 //!
-//! Kernels differ in what they take for NVMe commands: newer ones a whole arena as one buffer, older ones (6.1) only
+//! Files and block devices take a whole arena as one buffer. Kernels differ in what they take for NVMe commands: newer ones a whole arena as one buffer, older ones (6.1) only
 //! buffers of a page. What the kernel takes is found out once, with a read, when the device is opened. Whatever is not
 //! pinned works, too, only slower.
 
@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Weak};
 
 use hugepages::Arena;
-use io_uring::{IoUring, cqueue, squeue};
+use io_uring::{IoUring, Submitter, cqueue, squeue};
 
 /// Entries of the table of a ring.
 const SLOTS: u32 = 16_384;
@@ -48,16 +48,15 @@ pub struct Fixed {
 
 impl Fixed {
     /// Makes an empty table in the ring. Where the kernel has none, nothing will be pinned.
-    pub fn new(ring: &Ring, mode: Mode) -> Fixed {
-        let has_table =
-            mode != Mode::Off && ring.submitter().register_buffers_sparse(SLOTS).is_ok();
+    pub fn new(submitter: &Submitter<'_>, mode: Mode) -> Fixed {
+        let has_table = mode != Mode::Off && submitter.register_buffers_sparse(SLOTS).is_ok();
         Fixed { mode: if has_table { mode } else { Mode::Off }, pinned: Vec::new() }
     }
 
     /// The buffer that holds `len` bytes at `offset` of an arena, which is pinned first if it is new.
     pub fn index(
         &mut self,
-        ring: &Ring,
+        submitter: &Submitter<'_>,
         arena: &Arc<Arena>,
         offset: usize,
         len: usize,
@@ -70,8 +69,8 @@ impl Fixed {
         let entry = match known {
             Some(entry) => entry,
             None => {
-                self.release_dead(ring);
-                let pinned = self.pin(ring, arena);
+                self.release_dead(submitter);
+                let pinned = self.pin(submitter, arena);
                 self.pinned.push(pinned);
                 self.pinned.len() - 1
             }
@@ -97,7 +96,7 @@ impl Fixed {
         }
     }
 
-    fn pin(&self, ring: &Ring, arena: &Arc<Arena>) -> Pinned {
+    fn pin(&self, submitter: &Submitter<'_>, arena: &Arc<Arena>) -> Pinned {
         let refused = Pinned { arena: Arc::downgrade(arena), first: 0, count: 0, refused: true };
         let (size, count) = match self.mode {
             Mode::Arenas => (arena.bytes(), 1),
@@ -114,7 +113,7 @@ impl Fixed {
             .collect();
         // SAFETY: the vectors lie in the arena's mapping. Commands name them only while an operation holds the arena, and
         // pinned pages outlive its mapping, so what stays here after the arena is gone is memory that nobody else has.
-        match unsafe { ring.submitter().register_buffers_update(first, &vectors, None) } {
+        match unsafe { submitter.register_buffers_update(first, &vectors, None) } {
             Ok(()) => Pinned { first, count, refused: false, ..refused },
             Err(error) => {
                 tracing::debug!(%error, bytes = arena.bytes(), "an arena cannot be pinned");
@@ -139,7 +138,7 @@ impl Fixed {
     }
 
     /// Unpins arenas that nobody has any more.
-    pub fn release_dead(&mut self, ring: &Ring) {
+    pub fn release_dead(&mut self, submitter: &Submitter<'_>) {
         self.pinned.retain(|pinned| {
             if pinned.arena.strong_count() > 0 {
                 return true;
@@ -148,10 +147,8 @@ impl Fixed {
             let vectors = vec![none; pinned.count as usize];
             // SAFETY: empty vectors; no command names these entries, since an operation would hold the arena.
             let released = pinned.count == 0
-                || unsafe {
-                    ring.submitter().register_buffers_update(pinned.first, &vectors, None)
-                }
-                .is_ok();
+                || unsafe { submitter.register_buffers_update(pinned.first, &vectors, None) }
+                    .is_ok();
             // What cannot be released keeps its place, so that it is not used twice.
             !released
         });
@@ -172,8 +169,8 @@ pub fn probe(
     let arena = Arc::new(arena);
     for mode in [Mode::Arenas, Mode::Pages] {
         let Ok(mut ring) = make() else { return Mode::Off };
-        let mut fixed = Fixed::new(&ring, mode);
-        let index = fixed.index(&ring, &arena, 0, SLOT_BYTES);
+        let mut fixed = Fixed::new(&ring.submitter(), mode);
+        let index = fixed.index(&ring.submitter(), &arena, 0, SLOT_BYTES);
         if index.is_some_and(|index| read(&mut ring, &arena, index).is_ok()) {
             return mode;
         }
@@ -193,23 +190,27 @@ mod tests {
     fn arenas_come_and_go() {
         for mode in [Mode::Arenas, Mode::Pages] {
             let ring = ring();
-            let mut fixed = Fixed::new(&ring, mode);
+            let mut fixed = Fixed::new(&ring.submitter(), mode);
             let one = Arc::new(Arena::ordinary(2 << 20).unwrap());
             let two = Arc::new(Arena::ordinary(2 << 20).unwrap());
-            let a = fixed.index(&ring, &one, 4096, 4096).unwrap();
-            let b = fixed.index(&ring, &two, 4096, 4096).unwrap();
-            assert_eq!(fixed.index(&ring, &one, 4096, 4096), Some(a));
+            let a = fixed.index(&ring.submitter(), &one, 4096, 4096).unwrap();
+            let b = fixed.index(&ring.submitter(), &two, 4096, 4096).unwrap();
+            assert_eq!(fixed.index(&ring.submitter(), &one, 4096, 4096), Some(a));
             assert_ne!(a, b);
-            let wide = fixed.index(&ring, &two, 4096, 8192);
+            let wide = fixed.index(&ring.submitter(), &two, 4096, 8192);
             assert_eq!(wide.is_some(), mode == Mode::Arenas);
             drop(one);
             assert!(fixed.has_dead());
-            fixed.release_dead(&ring);
+            fixed.release_dead(&ring.submitter());
             assert!(!fixed.has_dead());
             let three = Arc::new(Arena::ordinary(2 << 20).unwrap());
-            assert_eq!(fixed.index(&ring, &three, 4096, 4096), Some(a), "the gap is used again");
+            assert_eq!(
+                fixed.index(&ring.submitter(), &three, 4096, 4096),
+                Some(a),
+                "the gap is used again"
+            );
             fixed.refuse(&three);
-            assert_eq!(fixed.index(&ring, &three, 4096, 4096), None);
+            assert_eq!(fixed.index(&ring.submitter(), &three, 4096, 4096), None);
         }
     }
 

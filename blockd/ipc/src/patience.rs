@@ -1,0 +1,93 @@
+//! [`Patience`]: how long to look for work before sleeping.
+//!
+//! A sleep costs a wake-up, tens of microseconds on a virtual machine; looking costs the core. So one looks for as long
+//! as looking has lately paid, and ends at once when somebody else wants the core.
+
+use std::time::{Duration, Instant};
+
+/// Between two looks so much time passes only if the core was given to somebody else: there are too few of them for
+/// looking. (Yielding would ask more directly, but Linux makes who yields wait for milliseconds.)
+const CROWDED: Duration = Duration::from_micros(50);
+/// The window does not fall below this part of its maximum, so that it can grow again.
+const SHARE_MIN: u32 = 16;
+
+/// ```text
+/// loop { if work() { patience.found() } else if !patience.look_again() { sleep(); patience.slept() } }
+/// ```
+#[derive(Debug)]
+pub struct Patience {
+    max: Duration,
+    window: Duration,
+    /// Since when there was nothing, and the last look.
+    since: Option<(Instant, Instant)>,
+}
+
+impl Patience {
+    /// Looks for `max` at most; zero always sleeps.
+    #[must_use]
+    pub fn new(max: Duration) -> Patience {
+        Patience { max, window: max, since: None }
+    }
+
+    /// There was work.
+    pub fn found(&mut self) {
+        if let Some((since, _)) = self.since.take() {
+            self.learn(since.elapsed());
+        }
+    }
+
+    /// There was none: whether to look again rather than to sleep.
+    pub fn look_again(&mut self) -> bool {
+        let now = Instant::now();
+        let (since, last) = *self.since.get_or_insert((now, now));
+        self.since = Some((since, now));
+        for _ in 0..32 {
+            std::hint::spin_loop();
+        }
+        now - since < self.window && now - last < CROWDED
+    }
+
+    /// A sleep is over, with or without work.
+    pub fn slept(&mut self) {
+        self.found();
+    }
+
+    /// What would have paid: twice the wait if that is within bounds, else half of what there was.
+    fn learn(&mut self, waited: Duration) {
+        let floor = self.max / SHARE_MIN;
+        self.window = if waited < self.max {
+            (waited * 2).clamp(self.window.min(self.max), self.max).max(floor)
+        } else {
+            (self.window / 2).max(floor)
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: Duration = Duration::from_micros(160);
+
+    #[test]
+    fn long_waits_make_it_short_and_short_ones_long() {
+        let mut patience = Patience::new(MAX);
+        for _ in 0..10 {
+            patience.learn(MAX * 100);
+        }
+        assert_eq!(patience.window, MAX / SHARE_MIN);
+        patience.learn(Duration::from_micros(50));
+        assert_eq!(patience.window, Duration::from_micros(100));
+        patience.learn(Duration::from_micros(1));
+        assert_eq!(patience.window, Duration::from_micros(100), "one quick answer says little");
+        patience.learn(Duration::from_micros(159));
+        assert_eq!(patience.window, MAX);
+    }
+
+    #[test]
+    fn it_ends() {
+        let mut patience = Patience::new(MAX);
+        while patience.look_again() {}
+        assert!(!Patience::new(Duration::ZERO).look_again());
+    }
+}
