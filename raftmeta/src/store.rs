@@ -43,8 +43,8 @@ pub use view::View;
 pub(crate) const STATE: &[u8] = &[0];
 /// Bytes of fjall's block cache.
 const CACHE_BYTES: u64 = 64 << 20;
-/// Bytes in memory before fjall writes a table. A scan passes every old version of its keys that is in memory,
-/// which is what a file that is overwritten again and again is full of; tables keep the newest only.
+/// Bytes in memory before fjall writes a table. A scan passes every old version of its keys that is in memory, where
+/// [`recent`] does not answer it; tables keep the newest only.
 const MEMTABLE_BYTES: u64 = 8 << 20;
 /// Keys removed in one batch when everything goes.
 const CLEAR_KEYS: usize = 4096;
