@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  bytes ─► receiver ─► connection ─┬─ connect, auth, properties ─► controller ─► registry (subsystems, hosts)
-//!  (socket)  PDUs       one queue   ├─ admin: identify, features, log pages, events
+//!  (socket)  PDUs       one queue   ├─ commands: slots, buffers, R2T
+//!                                   ├─ admin: identify, features, log pages, events
 //!                                   └─ io: commands ─► requests ─► reactor ─► volume
 //!  bytes ◄── outbox ◄───────────────┴──────────────────── completions ◄──┘
 //! ```
@@ -17,8 +18,10 @@ mod admin;
 mod auth;
 mod buffers;
 mod capsule;
+mod commands;
 mod connection;
 mod controller;
+mod dh;
 mod digest;
 mod discovery;
 mod export;

@@ -281,14 +281,17 @@ impl Pool {
     /// Removes the pool from its device, with all that it holds; `zero` overwrites every byte. Refused while somebody
     /// is connected to a volume. Nothing can be made on it until blockd is started again.
     pub fn wipe(&self, zero: bool) -> Result<()> {
+        // A queue of its own, since it may take hours, and whoever looks for a volume looks into every pool.
+        let queue = self.device.queue();
+        let mut queue = queue.map_err(|e| failed(&self.path, "opening a queue", e))?;
         let mut state = self.lock();
         self.unused(&state)?;
         state.volumes.clear();
         state.owners.fill(Owner::default());
         // Half a wipe is no pool either.
         state.closed = Some(Closed::Wiped);
-        let bytes = self.device.bytes();
-        erase(state.queue.as_mut(), bytes, self.data_start, zero)
+        drop(state);
+        erase(queue.as_mut(), self.device.bytes(), self.data_start, zero)
             .map_err(|e| failed(&self.path, "wiping", e))
     }
 

@@ -1,7 +1,7 @@
 //! What a node does by itself, in one task, one thing after the other.
 //!
 //! ```text
-//!   every second, or when kicked
+//!   every second, or soon after a kick
 //!     expiry      sessions whose lease is over
 //!     reap        extents that unlinked files left behind
 //!     settle      inline extents older than ten seconds go into chunks
@@ -36,6 +36,8 @@ use crate::node::Node;
 pub use gc::Collected;
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
+/// Between two rounds, however often they are asked for: a round looks at much, and what it frees can wait so long.
+const REST_MIN: Duration = Duration::from_millis(200);
 /// A write that had to put its chunks again keeps deletions of their shards away for this long.
 const HOLD: Duration = Duration::from_secs(10);
 /// How often room is made for writers on a full pool, at most.
@@ -81,7 +83,7 @@ impl Upkeep {
         }
     }
 
-    /// There may be something to do: the next round comes at once.
+    /// There may be something to do: the next round comes soon.
     pub fn kick(&self) {
         self.kicked.notify_one();
     }
@@ -186,6 +188,11 @@ async fn work(node: Arc<Node>) {
             _ = stopping.wait_for(|stop| *stop) => return,
             () = rounds.round(&node) => {}
         }
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(REST_MIN) => {}
+        }
     }
 }
 
@@ -195,7 +202,7 @@ enum Found {
     Nothing,
     /// In a later round.
     Something,
-    /// At once.
+    /// Soon.
     More,
 }
 

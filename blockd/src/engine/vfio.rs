@@ -23,7 +23,7 @@ mod sys;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -76,6 +76,7 @@ pub struct Vfio {
     nsid: u32,
     namespace: Namespace,
     limits: Limits,
+    is_shut: AtomicBool,
 }
 
 impl Vfio {
@@ -107,13 +108,16 @@ impl Vfio {
             queues = held.controller.queues_max,
             "NVMe in user space"
         );
-        Ok(Vfio { held, nsid, namespace, limits })
+        Ok(Vfio { held, nsid, namespace, limits, is_shut: AtomicBool::new(false) })
     }
 }
 
 impl Drop for Vfio {
     fn drop(&mut self) {
-        self.held.controller.close_namespace(self.nsid);
+        // After `shut_down` it may be open again, and then it is another's.
+        if !self.is_shut.load(Ordering::Acquire) {
+            self.held.controller.close_namespace(self.nsid);
+        }
     }
 }
 
@@ -156,7 +160,13 @@ impl Device for Vfio {
     }
 
     fn shut_down(&self) {
-        self.held.stop();
+        if self.is_shut.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // The other namespaces of the controller go on; the last one ends it.
+        if !self.held.controller.close_namespace(self.nsid) {
+            self.held.stop();
+        }
     }
 }
 

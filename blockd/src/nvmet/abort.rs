@@ -14,7 +14,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::connection::{Connection, Outcome, Reply, Stage};
+use super::commands::Stage;
+use super::connection::{Connection, Outcome, Reply};
 use super::status::Status;
 
 /// Aborts at once (ACL); a further one is refused.

@@ -1,6 +1,7 @@
 //! Commands of the admin queue (NVMe base 2.0 §5).
 
-use super::connection::{Connection, Outcome, Reply, Stage};
+use super::commands::Stage;
+use super::connection::{Connection, Outcome, Reply};
 use super::controller::{EVENT_DISCOVERY, EVENT_NAMESPACE};
 use super::status::Status;
 use super::{abort, features, identify, log_page};

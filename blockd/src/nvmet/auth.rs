@@ -1,5 +1,5 @@
-//! DH-HMAC-CHAP without a Diffie-Hellman exchange (NVMe base 2.0 §8.13.5): the host proves that it knows its secret,
-//! and if it asks, the controller proves the same.
+//! DH-HMAC-CHAP (NVMe base 2.0 §8.13.5): the host proves that it knows its secret, and if it asks, the controller proves the
+//! same. With a Diffie-Hellman group, which is taken where the host offers one, who only listens cannot try secrets.
 //!
 //! ```text
 //! host       AUTH_Negotiate ─►             ─► DH-HMAC-CHAP_Reply ─►            (─► Success2)
@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::capsule::Sqe;
 use super::connection::{Connection, Outcome, Reply};
+use super::dh::{Exchange, Group};
 use super::pdu::{u16_at, u32_at};
 use super::secret::Hash;
 use super::status::Status;
@@ -66,6 +67,8 @@ pub struct Challenge {
     hash: Hash,
     sequence: u32,
     value: Zeroizing<Vec<u8>>,
+    /// None with the null group.
+    exchange: Option<Exchange>,
 }
 
 fn check_protocol(sqe: &Sqe) -> Result<usize, Status> {
@@ -150,7 +153,7 @@ fn failure(transaction: u16, reason: u8) -> Vec<u8> {
     vec![CHAP_MESSAGE, FAILURE1, 0, 0, low, high, AUTHENTICATION_FAILED, reason]
 }
 
-/// Picks the strongest hash that the host offers, and asks.
+/// Picks the strongest hash that the host offers and a group, and asks.
 fn negotiate(transaction: u16, data: &[u8]) -> Result<Authentication, u8> {
     if data[6] != 0 {
         // Secure channel concatenation: TLS is not offered.
@@ -164,15 +167,19 @@ fn negotiate(transaction: u16, data: &[u8]) -> Result<Authentication, u8> {
     }
     let offered = descriptor[4..4 + hashes].iter().filter_map(|id| Hash::of_id(*id));
     let hash = offered.max_by_key(|h| h.bytes()).ok_or(HASH_UNUSABLE)?;
-    if !descriptor[34..34 + groups].contains(&NULL_GROUP) {
-        return Err(GROUP_UNUSABLE);
-    }
+    let groups = &descriptor[34..34 + groups];
+    let group = groups.iter().filter_map(|id| Group::of_id(*id)).min_by_key(|g| g.rank());
+    let exchange = match group {
+        Some(group) => Some(Exchange::new(group).ok_or(AUTHENTICATION_FAILED)?),
+        None if groups.contains(&NULL_GROUP) => None,
+        None => return Err(GROUP_UNUSABLE),
+    };
     let mut random = Zeroizing::new(vec![0; hash.bytes() + 4]);
     SystemRandom::new().fill(&mut random).map_err(|_| AUTHENTICATION_FAILED)?;
     // Zero is no sequence number.
     let sequence = u32_at(&random, hash.bytes()) | 1;
     random.truncate(hash.bytes());
-    let challenge = Challenge { transaction, hash, sequence, value: random };
+    let challenge = Challenge { transaction, hash, sequence, value: random, exchange };
     Ok(Authentication::Challenged(Box::new(challenge)))
 }
 
@@ -184,10 +191,30 @@ impl Challenge {
         b[4..6].copy_from_slice(&self.transaction.to_le_bytes());
         b[6] = self.hash.bytes() as u8;
         b[8] = self.hash.id();
-        b[9] = NULL_GROUP;
+        b[9] = self.exchange.as_ref().map_or(NULL_GROUP, |e| e.group.id());
+        let public = self.exchange.as_ref().map_or(&[][..], |e| &e.public);
+        b[10..12].copy_from_slice(&(public.len() as u16).to_le_bytes());
         b[12..16].copy_from_slice(&self.sequence.to_le_bytes());
         b.extend_from_slice(&self.value);
+        b.extend_from_slice(public);
         b
+    }
+
+    /// A challenge as it is answered, theirs or ours: mixed with what both sides share, if they share something.
+    fn augmented(&self, challenge: &[u8], shared: Option<&[u8]>) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(match shared {
+            None => challenge.to_vec(),
+            Some(shared) => self.hash.mac(&self.hash.digest(shared), &[challenge]),
+        })
+    }
+
+    /// What is shared after the host has told its public value; an error if that is none of the group.
+    fn shared(&self, theirs: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>, u8> {
+        match &self.exchange {
+            None if theirs.is_empty() => Ok(None),
+            None => Err(INCORRECT_PAYLOAD),
+            Some(exchange) => exchange.shared(theirs).map(Some).ok_or(INCORRECT_PAYLOAD),
+        }
     }
 
     /// What somebody who knows the key answers. `host` is whether it is the host that does.
@@ -230,17 +257,24 @@ fn answer(
     if data.len() < 16 + size
         || transaction != challenge.transaction
         || usize::from(data[6]) != size
-        || u16_at(data, 10) != 0
     {
         return Err(INCORRECT_PAYLOAD);
     }
+    // The response, room for a challenge, the public value.
+    let public = match usize::from(u16_at(data, 10)) {
+        0 => &[][..],
+        len => data.get(16 + 2 * size..16 + 2 * size + len).ok_or(INCORRECT_PAYLOAD)?,
+    };
+    let shared = challenge.shared(public)?;
+    let shared = shared.as_deref().map(Vec::as_slice);
     let controller = connection.controller.as_ref().ok_or(INCORRECT_MESSAGE)?;
     let credentials = controller.credentials.as_ref().ok_or(INCORRECT_MESSAGE)?;
     let subsystem = controller.subsystem.as_ref().map_or("", |s| s.nqn.as_str());
     let host = controller.host_nqn.as_str();
     let key = credentials.host.transformed(host);
     let names = Some((host, subsystem));
-    let expected = challenge.response(&key, &challenge.value, challenge.sequence, names, None);
+    let asked = challenge.augmented(&challenge.value, shared);
+    let expected = challenge.response(&key, &asked, challenge.sequence, names, None);
     let given = &data[16..16 + size];
     if aws_lc_rs::constant_time::verify_slices_are_equal(given, &expected).is_err() {
         return Err(AUTHENTICATION_FAILED);
@@ -259,7 +293,8 @@ fn answer(
         let secret = credentials.controller.as_ref().ok_or(AUTHENTICATION_FAILED)?;
         let key = secret.transformed(subsystem);
         let names = Some((subsystem, host));
-        let ours = challenge.response(&key, theirs, u32_at(data, 12), None, names);
+        let asked = challenge.augmented(theirs, shared);
+        let ours = challenge.response(&key, &asked, u32_at(data, 12), None, names);
         message[8] = 1;
         message.extend_from_slice(&ours);
     }

@@ -5,8 +5,7 @@
 //!                      ├─ data in its capsule ──────────────────────────►     │
 //!                      └─ buffer (or waits for one) ─► R2T ─► H2CData … ─►    └─ requests ─► completions ─► response
 //! ```
-//! A command has a slot from its capsule to its response; slots are as many as the queue has entries. Nothing here does
-//! I/O: `receive` and `completed` are the events, `outbox`, `next_request` and `is_ended` the effects.
+//! `commands` has the slots of the commands and their buffers. Nothing here does I/O: `receive` and `completed` are the events, `outbox`, `next_request` and `is_ended` the effects.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -16,6 +15,7 @@ use std::sync::atomic::Ordering;
 use super::auth::Authentication;
 use super::buffers::{BUFFER_BYTES_MAX, Buffers};
 use super::capsule::{Cqe, Sgl, Sqe};
+use super::commands::{Command, Commands, Fetched, Stage, TRANSFER_BYTES_MAX};
 use super::controller::{Controller, ErrorEntry, Link};
 use super::outbox::{Outbox, WAITING_BYTES_MAX};
 use super::pdu::{self, DataHeader, Fatal, IcRequest, Pdu};
@@ -28,48 +28,8 @@ use crate::reactor::{Ask, Request};
 
 /// Longest data in a command capsule.
 pub const CAPSULE_DATA_MAX: usize = 8192;
-/// Longest data of one H2CData PDU, and what one R2T asks for.
-pub const TRANSFER_BYTES_MAX: u32 = 256 << 10;
 /// R2Ts of one command at once, whatever the host allows.
 const R2T_MAX: u32 = 16;
-
-/// How far a command is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Data of its capsule is coming.
-    Capsule,
-    /// No buffer is free.
-    Waiting,
-    /// Data is fetched from the host.
-    Fetching,
-    /// Requests are with the volume; which ones depends on the command.
-    First,
-    Second,
-    /// An event request that waits for its event.
-    Event,
-    /// An Abort that the queue of its command answers.
-    Abort,
-}
-
-/// A command from its capsule to its response.
-#[derive(Debug)]
-pub struct Command {
-    pub sqe: Sqe,
-    pub stage: Stage,
-    /// Bytes to or from the host.
-    pub len: usize,
-    pub memory: Option<Memory>,
-    /// A second buffer, of commands that compare or copy.
-    pub second: Option<Memory>,
-    /// Bytes that both have to have.
-    pub need: [usize; 2],
-    pub fetch: bool,
-    asked: u32,
-    received: u32,
-    pub status: Status,
-    pub outstanding: u32,
-    pub namespace: Option<Arc<Namespace>>,
-}
 
 /// What executing a command came to.
 #[derive(Debug)]
@@ -125,11 +85,8 @@ pub struct Connection {
     pub aborting: usize,
     receiver: Receiver,
     outbox: Outbox,
-    buffers: Buffers,
-    slots: Vec<Option<Command>>,
-    free: Vec<usize>,
+    commands: Commands,
     incoming: Option<Incoming>,
-    waiting: VecDeque<usize>,
     requests: VecDeque<Request>,
     r2t_max: u32,
     namespaces: Option<(u64, Vec<Arc<Namespace>>)>,
@@ -154,11 +111,8 @@ impl Connection {
             aborting: 0,
             receiver: Receiver::new(CAPSULE_DATA_MAX, TRANSFER_BYTES_MAX as usize),
             outbox: Outbox::default(),
-            buffers,
-            slots: Vec::new(),
-            free: Vec::new(),
+            commands: Commands::new(buffers),
             incoming: None,
-            waiting: VecDeque::new(),
             requests: VecDeque::new(),
             r2t_max: 1,
             namespaces: None,
@@ -203,12 +157,15 @@ impl Connection {
         let slot = tag as usize;
         let command = self.command(slot);
         if errno != 0 && command.status.is_success() {
-            let write = command.sqe.opcode() != io::READ && command.sqe.opcode() != io::COMPARE;
-            command.status = Status::of_errno(errno, write);
+            command.status = Status::of_errno(errno, io::is_writing(command));
         }
         command.outstanding -= 1;
         if command.outstanding == 0 {
-            let outcome = io::advance(self, slot);
+            let outcome = if command.sqe.opcode() == fabrics::OPCODE {
+                fabrics::advance(self, slot)
+            } else {
+                io::advance(self, slot)
+            };
             self.settle(slot, outcome);
             self.resume();
         }
@@ -251,7 +208,7 @@ impl Connection {
 
     /// Bytes of the outbox were sent.
     pub fn sent(&mut self, n: usize) {
-        self.outbox.advance(n, &mut self.buffers);
+        self.outbox.advance(n, &mut self.commands.buffers);
         self.resume();
     }
 
@@ -262,7 +219,7 @@ impl Connection {
 
     #[cfg(test)]
     pub fn buffers_used(&self) -> usize {
-        self.buffers.used_bytes()
+        self.commands.buffers.used_bytes()
     }
 
     /// To be closed once the outbox is sent.
@@ -337,38 +294,14 @@ impl Connection {
     }
 
     fn start(&mut self, sqe: Sqe, data_len: usize) -> Result<(), Fatal> {
-        if self.slots.len() - self.free.len() >= usize::from(self.queue.depth) {
+        if self.commands.len() >= usize::from(self.queue.depth) {
             return Err(Fatal::Limit);
         }
         self.queue.head = (self.queue.head + 1) % self.queue.depth.max(2);
-        let memory = (data_len > 0).then(|| self.buffers.take_reserved(data_len));
-        if let Some(memory) = &memory {
-            self.receiver.data_to(Sink::Memory { memory: memory.clone(), at: 0 });
+        let slot = self.commands.add(sqe, data_len);
+        if let Some(memory) = self.command(slot).memory.clone() {
+            self.receiver.data_to(Sink::Memory { memory, at: 0 });
         }
-        let command = Command {
-            sqe,
-            stage: Stage::Capsule,
-            len: 0,
-            memory,
-            second: None,
-            need: [0, 0],
-            fetch: false,
-            asked: 0,
-            received: 0,
-            status: Status::SUCCESS,
-            outstanding: 0,
-            namespace: None,
-        };
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.slots[slot] = Some(command);
-                slot
-            }
-            None => {
-                self.slots.push(Some(command));
-                self.slots.len() - 1
-            }
-        };
         if data_len > 0 {
             self.incoming = Some(Incoming::Capsule { slot, len: data_len });
         } else {
@@ -415,35 +348,9 @@ impl Connection {
 
     /// Gets the buffers, or has the command wait its turn for them.
     fn begin(&mut self, slot: usize) {
-        if !self.waiting.is_empty() && self.command(slot).need != [0, 0] || !self.acquire(slot) {
-            self.command(slot).stage = Stage::Waiting;
-            self.waiting.push_back(slot);
-            return;
+        if self.commands.acquire(slot) {
+            self.proceed(slot);
         }
-        self.proceed(slot);
-    }
-
-    /// Takes what the command needs and does not have: all of it or nothing.
-    fn acquire(&mut self, slot: usize) -> bool {
-        let command = self.slots[slot].as_mut().expect("a slot in use");
-        let [first, second] = command.need;
-        let took_first = first > 0 && command.memory.is_none();
-        if took_first {
-            command.memory = self.buffers.take(first);
-            if command.memory.is_none() {
-                return false;
-            }
-        }
-        if second > 0 && command.second.is_none() {
-            command.second = self.buffers.take(second);
-            if command.second.is_none() {
-                if took_first && let Some(memory) = command.memory.take() {
-                    self.buffers.give(memory);
-                }
-                return false;
-            }
-        }
-        true
     }
 
     fn proceed(&mut self, slot: usize) {
@@ -457,11 +364,7 @@ impl Connection {
 
     /// Buffers may be free again: those that waited longest go on.
     fn resume(&mut self) {
-        while let Some(&slot) = self.waiting.front() {
-            if !self.acquire(slot) {
-                return;
-            }
-            self.waiting.pop_front();
+        while let Some(slot) = self.commands.next_ready() {
             self.proceed(slot);
         }
     }
@@ -476,71 +379,38 @@ impl Connection {
 
     /// Sends R2Ts for what is not yet asked for, as many as the host allows at once.
     fn ask(&mut self, slot: usize) {
-        let r2t_max = self.r2t_max;
-        loop {
-            let command = self.command(slot);
-            let under_way =
-                command.asked.div_ceil(TRANSFER_BYTES_MAX) - command.received / TRANSFER_BYTES_MAX;
-            let (offset, total) = (command.asked, command.len as u32);
-            if offset == total || under_way >= r2t_max {
-                return;
-            }
-            let len = (total - offset).min(TRANSFER_BYTES_MAX);
-            command.asked += len;
+        let command = self.commands.get(slot);
+        while let Some((offset, len)) = command.ask(self.r2t_max) {
             let mut header = pdu::r2t(command.sqe.id(), slot as u16, offset, len);
             self.outbox.header(pdu::R2T, &mut header);
         }
     }
 
     fn transfer(&mut self, header: DataHeader) -> Result<(), Fatal> {
-        let slot = usize::from(header.tag);
-        let command = self.slots.get_mut(slot).and_then(Option::as_mut);
-        let command = command.filter(|c| c.stage == Stage::Fetching);
-        let command = command.ok_or(Fatal::HeaderField(10))?;
-        if command.sqe.id() != header.command {
-            return Err(Fatal::HeaderField(8));
-        }
-        if header.offset != command.received {
-            return Err(Fatal::DataRange(12));
-        }
-        // What one R2T asked for ends at a multiple of the longest transfer, or with the data.
-        let end = (command.received / TRANSFER_BYTES_MAX + 1) * TRANSFER_BYTES_MAX;
-        if header.len > end.min(command.asked) - command.received {
-            return Err(Fatal::DataRange(16));
-        }
-        let memory = command.memory.clone().expect("acquired before the first R2T");
+        let (slot, memory) = self.commands.destination(&header)?;
         self.receiver.data_to(Sink::Memory { memory, at: header.offset as usize });
         self.incoming = Some(Incoming::Transfer { slot, len: header.len });
         Ok(())
     }
 
     fn transfer_end(&mut self, slot: usize, len: u32, sound: bool) {
-        let command = self.command(slot);
-        command.received += len;
-        if !sound {
-            command.status = Status::TRANSIENT;
-        }
-        let failed = !command.status.is_success();
-        if failed && command.received < command.asked {
-            // The host sends what it was asked for; more is not asked for.
-        } else if !failed && (command.received as usize) < command.len {
-            self.ask(slot);
-        } else if !failed {
-            self.execute(slot);
-        } else {
-            let status = command.status;
-            self.finish(slot, status, 0);
-            self.resume();
+        match self.command(slot).received(len, sound) {
+            Fetched::Coming => {}
+            Fetched::Part => self.ask(slot),
+            Fetched::Whole => self.execute(slot),
+            Fetched::Failed(status) => {
+                self.finish(slot, status, 0);
+                self.resume();
+            }
         }
     }
 
     /// Ends a command without executing it, now or when what it fetches has come; `false` if it is too late.
     pub fn abort(&mut self, id: u16) -> bool {
-        let is_it = |command: &Option<Command>| command.as_ref().is_some_and(|c| c.sqe.id() == id);
-        let Some(slot) = self.slots.iter().position(is_it) else { return false };
+        let Some(slot) = self.commands.find(id) else { return false };
         match self.command(slot).stage {
             Stage::Waiting => {
-                self.waiting.retain(|waiting| *waiting != slot);
+                self.commands.forget_waiting(slot);
                 self.finish(slot, Status::ABORT_REQUESTED, 0);
                 // Those behind it may have waited for no more than their turn.
                 self.resume();
@@ -593,7 +463,7 @@ impl Connection {
         let memory = command.memory.take().expect("a read has its buffer");
         self.outbox.data(id, memory, len, silent);
         if silent {
-            self.release(slot);
+            self.commands.remove(slot);
         } else {
             self.finish(slot, Status::SUCCESS, 0);
         }
@@ -601,23 +471,13 @@ impl Connection {
 
     /// Sends the response and frees the slot.
     pub fn finish(&mut self, slot: usize, status: Status, result: u64) {
-        let sqe = self.release(slot);
+        let sqe = self.commands.remove(slot);
         let queue_head = if self.queue.flow { self.queue.head } else { 0xffff };
         if !status.is_success() {
             self.log(&sqe, status);
         }
         let cqe = Cqe { result, queue_head, id: sqe.id(), status };
         self.outbox.response(&cqe.encode());
-    }
-
-    fn release(&mut self, slot: usize) -> Sqe {
-        let command = self.slots[slot].take().expect("a slot in use");
-        assert_eq!(command.outstanding, 0, "no request of a finished command is under way");
-        self.free.push(slot);
-        for memory in [command.memory, command.second].into_iter().flatten() {
-            self.buffers.give(memory);
-        }
-        command.sqe
     }
 
     fn log(&self, sqe: &Sqe, status: Status) {
@@ -636,7 +496,7 @@ impl Connection {
     }
 
     pub fn command(&mut self, slot: usize) -> &mut Command {
-        self.slots[slot].as_mut().expect("a slot in use")
+        self.commands.get(slot)
     }
 
     /// Sends a request of the command to a volume.
@@ -665,14 +525,14 @@ impl Connection {
     pub fn become_queue(&mut self, controller: Arc<Controller>, id: u16, depth: u16, flow: bool) {
         // The Connect command itself was the queue's first.
         self.queue = Queue { id, depth, head: 1, flow };
-        self.buffers.reserve(depth.into(), CAPSULE_DATA_MAX);
+        self.commands.buffers.reserve(depth.into(), CAPSULE_DATA_MAX);
         self.controller = Some(controller);
     }
 
-    /// A copy of the data that came with the command.
-    pub fn data(&mut self, slot: usize) -> Vec<u8> {
+    /// A copy of the data that came with the command, at most its first `len` bytes.
+    pub fn data(&mut self, slot: usize, len: usize) -> Vec<u8> {
         let command = self.command(slot);
-        let mut bytes = vec![0; command.len];
+        let mut bytes = vec![0; command.len.min(len)];
         if let Some(memory) = &command.memory {
             memory.read(0, &mut bytes);
         }

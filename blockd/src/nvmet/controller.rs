@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::abort::Aborts;
+use super::fabrics::READY;
 use super::registry::Subsystem;
 use super::secret::Secret;
 use super::status::Status;
@@ -161,8 +162,17 @@ impl Controller {
         self.subsystem.is_none()
     }
 
-    pub fn is_enabled(&self) -> bool {
-        lock(&self.registers).configuration & 1 != 0
+    /// Whether it takes commands: one that was enabled with what it does not offer does not.
+    pub fn is_ready(&self) -> bool {
+        lock(&self.registers).status & READY != 0
+    }
+
+    /// It was disabled: its I/O queues end, and its features are as they were in the beginning.
+    pub fn reset(&self) {
+        self.close_queues();
+        self.write_cache.store(true, Ordering::Release);
+        self.events_enabled.store(0, Ordering::Release);
+        self.reported.store(0, Ordering::Release);
     }
 
     /// Adds an I/O queue; `false` if there is one of that number.
@@ -190,8 +200,8 @@ impl Controller {
         }
     }
 
-    /// Ends the I/O queues: the controller was reset.
-    pub fn close_queues(&self) {
+    /// Ends the I/O queues.
+    fn close_queues(&self) {
         lock(&self.queues).iter().filter(|(id, _)| **id != 0).for_each(|(_, link)| link.close());
     }
 

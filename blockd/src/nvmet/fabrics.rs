@@ -5,12 +5,14 @@ use std::sync::atomic::Ordering;
 
 use super::auth::{self, Authentication};
 use super::capsule::Sqe;
+use super::commands::Stage;
 use super::connection::{Connection, Outcome, Reply};
 use super::controller::{Controller, Registers};
 use super::pdu::{u16_at, u32_at, u64_at};
 use super::registry::Caller;
 use super::status::Status;
 use super::text::{DISCOVERY_NQN, nqn_of};
+use crate::reactor::Ask;
 
 pub const OPCODE: u8 = 0x7f;
 const PROPERTY_SET: u8 = 0x00;
@@ -33,8 +35,10 @@ const CONFIGURATION: u32 = 0x14;
 const STATUS: u32 = 0x1c;
 /// NVMe 2.0.
 pub const NVME_VERSION: u32 = 0x0002_0000;
-const READY: u32 = 1;
+pub const READY: u32 = 1;
 const FAILED: u32 = 1 << 1;
+const SHUTDOWN_MASK: u32 = 3 << 2;
+const SHUTDOWN_UNDER_WAY: u32 = 1 << 2;
 const SHUTDOWN_DONE: u32 = 2 << 2;
 
 /// Whether a command may come now.
@@ -59,7 +63,7 @@ pub fn authorize(connection: &Connection, sqe: &Sqe) -> Result<(), Status> {
         return Err(Status::INVALID_OPCODE);
     }
     // A reset closes I/O queues, so that only the admin queue has to look.
-    if !fabrics && connection.queue.id == 0 && !controller.is_enabled() {
+    if !fabrics && connection.queue.id == 0 && !controller.is_ready() {
         return Err(Status::SEQUENCE);
     }
     Ok(())
@@ -71,9 +75,9 @@ pub fn execute(connection: &mut Connection, slot: usize) -> Outcome {
     match sqe.fabrics_type() {
         CONNECT => connect(connection, slot, &sqe),
         PROPERTY_GET => property_get(connection, &sqe),
-        PROPERTY_SET => property_set(connection, &sqe),
+        PROPERTY_SET => property_set(connection, slot, &sqe),
         AUTHENTICATION_SEND => {
-            let data = connection.data(slot);
+            let data = connection.data(slot, usize::MAX);
             auth::send(connection, &sqe, &data)
         }
         AUTHENTICATION_RECEIVE => auth::receive(connection, slot, &sqe),
@@ -89,7 +93,7 @@ fn wrong(connection: &mut Connection, slot: usize, in_data: bool, offset: u16) -
 }
 
 fn connect(connection: &mut Connection, slot: usize, sqe: &Sqe) -> Outcome {
-    let data = connection.data(slot);
+    let data = connection.data(slot, usize::MAX);
     if data.len() != CONNECT_BYTES {
         return Err(Status::SGL_LENGTH);
     }
@@ -132,7 +136,7 @@ fn connect(connection: &mut Connection, slot: usize, sqe: &Sqe) -> Outcome {
         let Some(controller) = connection.registry.find(wanted, caller) else {
             return wrong(connection, slot, true, 16);
         };
-        if !controller.is_enabled() || !controller.attach(queue, &connection.link) {
+        if !controller.is_ready() || !controller.attach(queue, &connection.link) {
             return Err(Status::SEQUENCE);
         }
         controller
@@ -179,29 +183,65 @@ fn property_get(connection: &Connection, sqe: &Sqe) -> Outcome {
     Ok(Reply::Done(value))
 }
 
-fn property_set(connection: &Connection, sqe: &Sqe) -> Outcome {
-    let controller = connection.controller.as_ref().ok_or(Status::SEQUENCE)?;
+fn property_set(connection: &mut Connection, slot: usize, sqe: &Sqe) -> Outcome {
+    let controller = connection.controller.clone().ok_or(Status::SEQUENCE)?;
     if sqe.0[40] & 7 != 0 || u32_at(&sqe.0, 44) != CONFIGURATION {
         return Err(Status::INVALID_FIELD);
     }
     let new = u64_at(&sqe.0, 48) as u32;
-    let mut registers = registers(controller);
-    let was_enabled = registers.configuration & 1 != 0;
-    registers.configuration = new;
-    if new >> 14 & 3 != 0 {
-        // A host that shuts down waits for its writes itself; nothing is cached here.
-        registers.status = registers.status & !(3 << 2) | SHUTDOWN_DONE;
+    let (enabled, shuts_down) = (new & 1 != 0, new >> 14 & 3 != 0);
+    let was_enabled = {
+        let mut registers = registers(&controller);
+        let was_enabled = registers.configuration & 1 != 0;
+        registers.configuration = new;
+        if enabled && !was_enabled {
+            let sizes = new >> 16 & 0xff;
+            // Page size, arbitration and command set have to be what the capabilities offer. A discovery
+            // controller has no I/O queues whose entries would have a size.
+            let fits = new >> 4 & 0x3ff == 0 && (controller.is_discovery() || sizes == 0x46);
+            registers.status = if fits { READY } else { FAILED };
+        } else if was_enabled && !enabled {
+            registers.status = 0;
+        }
+        if shuts_down {
+            registers.status = registers.status & !SHUTDOWN_MASK | SHUTDOWN_UNDER_WAY;
+        }
+        was_enabled
+    };
+    if was_enabled && !enabled {
+        controller.reset();
+        // The host sends new ones when it has enabled the controller again.
+        for event in std::mem::take(&mut connection.events) {
+            connection.finish(event, Status::ABORT_REQUESTED, 0);
+        }
     }
-    let enabled = new & 1 != 0;
-    if enabled && !was_enabled {
-        let sizes = new >> 16 & 0xff;
-        // Page size, arbitration and command set have to be what the capabilities offer. A discovery
-        // controller has no I/O queues whose entries would have a size.
-        let fits = new >> 4 & 0x3ff == 0 && (controller.is_discovery() || sizes == 0x46);
-        registers.status = if fits { READY } else { FAILED };
-    } else if was_enabled && !enabled {
-        registers.status = 0;
-        controller.close_queues();
+    if shuts_down { flush(connection, slot) } else { Ok(Reply::Done(0)) }
+}
+
+/// A host that shuts down need not flush before: what it wrote is durable when the status says that the shutdown is done.
+fn flush(connection: &mut Connection, slot: usize) -> Outcome {
+    let namespaces = connection.namespaces().to_vec();
+    if namespaces.is_empty() {
+        return advance(connection, slot);
+    }
+    connection.command(slot).stage = Stage::First;
+    for namespace in &namespaces {
+        connection.request(slot, namespace, Ask::Flush);
+    }
+    Ok(Reply::Pending)
+}
+
+/// The volumes are flushed.
+pub fn advance(connection: &mut Connection, slot: usize) -> Outcome {
+    let status = connection.command(slot).status;
+    if !status.is_success() {
+        return Err(status);
+    }
+    let controller = connection.controller.as_ref().ok_or(Status::SEQUENCE)?;
+    let mut registers = registers(controller);
+    // Unless it was reset meanwhile.
+    if registers.status & SHUTDOWN_MASK == SHUTDOWN_UNDER_WAY {
+        registers.status = registers.status & !SHUTDOWN_MASK | SHUTDOWN_DONE;
     }
     Ok(Reply::Done(0))
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::connection::{CAPSULE_DATA_MAX, Connection, Place, TRANSFER_BYTES_MAX};
+use super::commands::TRANSFER_BYTES_MAX;
+use super::connection::{CAPSULE_DATA_MAX, Connection, Place};
 use super::controller::Link;
 use super::export::{Access, Host};
 use super::receiver::{Item, Receiver, Sink};

@@ -128,7 +128,7 @@ fn io_controller(connection: &Connection, controller: &Controller) -> Vec<u8> {
     b[260] = 1 | 1 << 1;
     // Commands-supported log.
     b[261] |= 1 << 1;
-    // Temperatures are not measured.
+    // A change of asymmetric access would take at most 10 s.
     b[342] = 10;
     // Optimized is the only state, and a namespace stays in its group.
     b[343] = 1 | 1 << 6 | 1 << 7;
@@ -189,7 +189,7 @@ fn namespace(namespace: &Namespace) -> Vec<u8> {
 
 fn independent_namespace(namespace: &Namespace) -> Vec<u8> {
     let mut b = vec![0; BYTES];
-    b[0] = u8::from(namespace.share.volume.thin);
+    // NSFEAT has no bit for thin volumes here. May be shared by controllers.
     b[1] = 1;
     put32(&mut b, 4, ANA_GROUP);
     b[8] = u8::from(namespace.read_only);

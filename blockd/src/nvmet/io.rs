@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::buffers::BUFFER_BYTES_MAX;
-use super::connection::{Connection, Outcome, Reply, Stage};
+use super::commands::{Command, Stage};
+use super::connection::{Connection, Outcome, Reply};
 use super::identify::BROADCAST;
 use super::pdu::{u16_at, u32_at, u64_at};
 use super::registry::Namespace;
@@ -19,6 +20,8 @@ pub const COPY_BLOCKS_MAX: u16 = (BUFFER_BYTES_MAX as u64 / BLOCK_BYTES) as u16;
 pub const COPY_RANGES_MAX: usize = 128;
 const COPY_RANGE_BYTES: usize = 32;
 const DATASET_RANGE_BYTES: usize = 16;
+/// Blocks that are deallocated at once: 4 GiB, which are a thousand extents.
+const DEALLOCATE_BLOCKS_MAX: u64 = 1 << 20;
 /// Bits of dword 12 that ask for what is not offered: protection information and directives.
 const PROTECTION: u32 = 0x3c00_0000;
 const DIRECTIVE: u32 = 0x00f0_0000;
@@ -83,6 +86,15 @@ fn inside(namespace: &Namespace, lba: u64, blocks: u64) -> Result<(), Status> {
     }
 }
 
+/// Whether what the command has asked of the volume changes it: what fails then is a write.
+pub fn is_writing(command: &Command) -> bool {
+    match command.sqe.opcode() {
+        READ | COMPARE | VERIFY => false,
+        COPY => command.stage != Stage::First,
+        _ => true,
+    }
+}
+
 pub fn execute(connection: &mut Connection, slot: usize) -> Outcome {
     let command = connection.command(slot);
     let sqe = command.sqe;
@@ -144,6 +156,7 @@ pub fn advance(connection: &mut Connection, slot: usize) -> Outcome {
             let same = equal(&first(connection, slot), &second(connection, slot), len);
             if same { Ok(Reply::Done(0)) } else { Err(Status::COMPARE_FAILURE) }
         }
+        (DATASET, _) => deallocate_next(connection, slot),
         (COPY, Stage::First) => {
             command.stage = Stage::Second;
             let namespace = command.namespace.clone().expect("checked before");
@@ -193,36 +206,55 @@ fn flush_all(connection: &mut Connection, slot: usize) -> Outcome {
     Ok(if namespaces.is_empty() { Reply::Done(0) } else { Reply::Pending })
 }
 
+/// The ranges of a Dataset Management command: first block, and how many.
+fn dataset_ranges(connection: &mut Connection, slot: usize) -> Vec<(u64, u64)> {
+    let count = (connection.command(slot).sqe.dword(10) as usize & 0xff) + 1;
+    let data = connection.data(slot, count * DATASET_RANGE_BYTES);
+    let ranges =
+        data.chunks_exact(DATASET_RANGE_BYTES).map(|r| (u64_at(r, 8), u32_at(r, 4).into()));
+    // An empty one is nowhere.
+    ranges.filter(|(_, blocks)| *blocks > 0).collect()
+}
+
 fn deallocate(connection: &mut Connection, slot: usize, namespace: &Namespace) -> Outcome {
-    let sqe = connection.command(slot).sqe;
-    let data = connection.data(slot);
-    let count = (sqe.dword(10) as usize & 0xff) + 1;
-    let ranges = data
-        .chunks_exact(DATASET_RANGE_BYTES)
-        .take(count)
-        .map(|r| (u64_at(r, 8), u32_at(r, 4).into()));
-    let ranges: Vec<(u64, u64)> = ranges.filter(|(_, blocks)| *blocks > 0).collect();
-    for (lba, blocks) in &ranges {
-        inside(namespace, *lba, *blocks)?;
+    for (lba, blocks) in dataset_ranges(connection, slot) {
+        inside(namespace, lba, blocks)?;
     }
     // The other attributes are hints about access, which change nothing here.
-    if sqe.dword(11) & DEALLOCATE == 0 || ranges.is_empty() {
+    if connection.command(slot).sqe.dword(11) & DEALLOCATE == 0 {
         return Ok(Reply::Done(0));
     }
-    for (lba, blocks) in ranges {
-        let (offset, len) = (lba * BLOCK_BYTES, blocks * BLOCK_BYTES);
-        connection.request(slot, namespace, Ask::Deallocate { offset, len });
+    deallocate_next(connection, slot)
+}
+
+/// Asks for the next part of a deallocation, one at a time: 256 ranges may each be all of a volume, and each extent of it is
+/// an operation.
+fn deallocate_next(connection: &mut Connection, slot: usize) -> Outcome {
+    let ranges = dataset_ranges(connection, slot);
+    let command = connection.command(slot);
+    let namespace = command.namespace.clone().expect("checked before");
+    let (range, done) = &mut command.progress;
+    while let Some((lba, blocks)) = ranges.get(*range) {
+        let now = (blocks - *done).min(DEALLOCATE_BLOCKS_MAX);
+        if now == 0 {
+            (*range, *done) = (*range + 1, 0);
+            continue;
+        }
+        let (offset, len) = ((lba + *done) * BLOCK_BYTES, now * BLOCK_BYTES);
+        *done += now;
+        connection.request(slot, &namespace, Ask::Deallocate { offset, len });
+        return Ok(Reply::Pending);
     }
-    Ok(Reply::Pending)
+    Ok(Reply::Done(0))
 }
 
 /// Reads all sources into one buffer, then writes it: overlapping ranges do no harm.
 fn copy(connection: &mut Connection, slot: usize, namespace: &Namespace) -> Outcome {
     let sqe = connection.command(slot).sqe;
-    let data = connection.data(slot);
+    let wanted = (sqe.dword(12) as usize & 0xff) + 1;
+    let data = connection.data(slot, wanted * COPY_RANGE_BYTES);
     let ranges: Vec<(u64, u64)> = data
         .chunks_exact(COPY_RANGE_BYTES)
-        .take((sqe.dword(12) as usize & 0xff) + 1)
         .map(|r| (u64_at(r, 8), u64::from(u16_at(r, 16)) + 1))
         .collect();
     let blocks: u64 = ranges.iter().map(|(_, blocks)| blocks).sum();

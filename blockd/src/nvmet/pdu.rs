@@ -107,7 +107,6 @@ pub struct DataHeader {
     pub tag: u16,
     pub offset: u32,
     pub len: u32,
-    pub last: bool,
 }
 
 /// A common header in front of `body`, which becomes a whole header.

@@ -292,7 +292,6 @@ impl Receiver {
                     tag: u16_at(h, 10),
                     offset: u32_at(h, 12),
                     len: u32_at(h, 16),
-                    last: h[1] & pdu::FLAG_LAST != 0,
                 };
                 // The fields of data offset and length lie at 12 and 16.
                 if header.len as usize != data_len || data_len == 0 {

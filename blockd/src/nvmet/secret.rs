@@ -1,6 +1,6 @@
 //! DH-HMAC-CHAP secrets: `DHHC-1:<hash>:<base64 of key and CRC-32>:` (NVMe base 2.0 §8.13.5.8).
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{digest, hmac};
 use zeroize::Zeroizing;
 
 /// A hash of DH-HMAC-CHAP, by its identifier on the wire.
@@ -43,6 +43,16 @@ impl Hash {
             Hash::Sha384 => hmac::HMAC_SHA384,
             Hash::Sha512 => hmac::HMAC_SHA512,
         }
+    }
+
+    /// The hash itself.
+    pub fn digest(self, bytes: &[u8]) -> Zeroizing<Vec<u8>> {
+        let algorithm = match self {
+            Hash::Sha256 => &digest::SHA256,
+            Hash::Sha384 => &digest::SHA384,
+            Hash::Sha512 => &digest::SHA512,
+        };
+        Zeroizing::new(digest::digest(algorithm, bytes).as_ref().to_vec())
     }
 
     /// HMAC over the parts.

@@ -8,10 +8,11 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, sockopt};
 
 use super::connection::{Connection, Place};
 use super::controller::Link;
@@ -25,6 +26,13 @@ const RECEIVE_BYTES: usize = 64 << 10;
 const DIRECT_BYTES_MIN: usize = 16 << 10;
 /// A quiet socket is passed over this many rounds at most.
 const SKIP_MAX: u32 = 64;
+/// Receives of one round: a host that sends faster than it is understood does not keep the others of its reactor waiting.
+const RECEIVES_MAX: u32 = 16;
+/// A host that says nothing for so long is asked by TCP whether it is there, so often, that many times. It finds hosts without
+/// a keep-alive time of NVMe that have lost their power or their network.
+const TCP_IDLE: Duration = Duration::from_secs(60);
+const TCP_INTERVAL: Duration = Duration::from_secs(10);
+const TCP_PROBES: u32 = 6;
 
 /// See the module.
 pub struct Socket {
@@ -40,6 +48,8 @@ pub struct Socket {
     skip: u32,
     /// The last receive took all there was.
     drained: bool,
+    /// Receives of this round.
+    receives: u32,
     blocked: bool,
     shut: bool,
     gone: bool,
@@ -49,6 +59,10 @@ impl Socket {
     pub fn new(stream: TcpStream, registry: &Arc<Registry>, only: bool) -> io::Result<Socket> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
+        sockopt::set_socket_keepalive(&stream, true)?;
+        sockopt::set_tcp_keepidle(&stream, TCP_IDLE)?;
+        sockopt::set_tcp_keepintvl(&stream, TCP_INTERVAL)?;
+        sockopt::set_tcp_keepcnt(&stream, TCP_PROBES)?;
         let place = Place { local: stream.local_addr()?, discovery_only: only };
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -70,6 +84,7 @@ impl Socket {
             quiet: 0,
             skip: 0,
             drained: false,
+            receives: 0,
             blocked: false,
             shut: false,
             gone: false,
@@ -160,7 +175,7 @@ impl Client for Socket {
             if let Some(request) = self.connection.next_request() {
                 return Some(request);
             }
-            if self.drained || self.skip > 0 {
+            if self.drained || self.skip > 0 || self.receives >= RECEIVES_MAX {
                 // The round ends: everything that it left to say goes out at once.
                 self.connection.poll();
                 self.send();
@@ -172,8 +187,10 @@ impl Client for Socket {
                     left => left - 1,
                 };
                 self.drained = false;
+                self.receives = 0;
                 return None;
             }
+            self.receives += 1;
             self.receive();
         }
     }
@@ -217,5 +234,58 @@ impl Client for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         self.connection.registry.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::time::Instant;
+
+    use super::super::registry::Limits;
+    use super::*;
+
+    /// A client of the reactor and its host's end.
+    fn pair() -> (Socket, TcpStream) {
+        let limits = Limits { connections_max: 8, queues_max: 2, depth: 16, buffer_bytes: 4 << 20 };
+        let registry = Arc::new(Registry::new(limits, None));
+        registry.connections.fetch_add(1, Ordering::AcqRel);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        (Socket::new(stream, &registry, false).unwrap(), host)
+    }
+
+    #[test]
+    fn a_flood_does_not_hold_the_reactor() {
+        let (mut socket, mut host) = pair();
+        // An ICReq of a version that is none: what follows is thrown away while the host reads why.
+        let mut bytes = vec![0; 128];
+        (bytes[2], bytes[4], bytes[8]) = (128, 128, 1);
+        host.write_all(&bytes).unwrap();
+        while !socket.connection.is_ended() {
+            assert!(socket.next().is_none());
+        }
+        // Less at once than really, so that many receives are there before the round begins.
+        socket.input = vec![0; 512].into_boxed_slice();
+        let round = RECEIVES_MAX as usize * socket.input.len();
+        host.write_all(&vec![1; 4 * round]).unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        let mut there = vec![0; 4 * round];
+        while socket.stream.peek(&mut there).unwrap_or(0) < there.len() {
+            assert!(Instant::now() < end, "the flood does not arrive");
+        }
+        for left in (0..4).rev() {
+            assert!(socket.next().is_none() && !socket.gone);
+            assert_eq!(socket.stream.peek(&mut there).unwrap_or(0), left * round);
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_silent_is_asked_for() {
+        let (socket, _host) = pair();
+        assert!(sockopt::socket_keepalive(&socket.stream).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&socket.stream).unwrap(), TCP_IDLE);
     }
 }

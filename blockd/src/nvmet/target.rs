@@ -74,6 +74,7 @@ impl Target {
         let kept = self.lock();
         let mut names = self.registry.names_of(volume);
         names.extend(kept.iter().filter(|e| e.volume == volume).map(Export::name));
+        names.sort_unstable();
         names.dedup();
         names
     }

@@ -398,3 +398,267 @@ fn commands_of_io_queues_are_aborted_while_no_device_has_them() {
     assert_eq!(left, [(50, 0, 1), (51, 0, 1), (52, 0, 1), (53, 0, 1)]);
     assert!(!admin.is_ended());
 }
+
+#[test]
+fn a_deallocation_is_asked_for_piece_by_piece() {
+    let registry = registry();
+    let (_admin, controller) = admin(&registry);
+    let mut io = connection(&registry);
+    io.receive(&[handshake(0, 0), connect(1, controller, 0)].concat());
+    drive(&mut io, 0);
+    // 256 times all of the volume, but for two ranges that are empty.
+    let mut sqe = [0; 64];
+    (sqe[0], sqe[1], sqe[4], sqe[39], sqe[40], sqe[44]) = (9, 0x40, 1, 1, 255, 4);
+    sqe[32..36].copy_from_slice(&4096_u32.to_le_bytes());
+    let mut ranges = vec![0; 4096];
+    ranges.chunks_exact_mut(16).skip(2).for_each(|r| r[5] = (2048_u32 >> 8) as u8);
+    io.receive(&capsule(&sqe, &ranges, 0));
+    for _ in 0..254 {
+        let request = io.next_request().expect("a range");
+        assert!(
+            matches!(request.ask, Ask::Deallocate { offset: 0, len: 0x80_0000 }),
+            "{request:?}"
+        );
+        assert!(io.next_request().is_none(), "one at a time");
+        io.completed(request.tag, 0);
+    }
+    assert_eq!(responses(&drive(&mut io, 0)), [(0, 0, 0)]);
+    // The first that fails is the last.
+    io.receive(&capsule(&sqe, &ranges, 0));
+    assert_eq!(responses(&drive(&mut io, libc::EIO)), [(0, 0x280, 0)]);
+    // One outside, and nothing is done.
+    ranges[4095] = 1;
+    io.receive(&capsule(&sqe, &ranges, 0));
+    assert_eq!(responses(&drive(&mut io, 0)), [(0, 0x80, 0)]);
+}
+
+fn property_set(value: u32) -> Vec<u8> {
+    let mut sqe = [0; 64];
+    (sqe[0], sqe[1], sqe[39], sqe[44]) = (0x7f, 0x40, 0x5a, 0x14);
+    sqe[48..52].copy_from_slice(&value.to_le_bytes());
+    capsule(&sqe, &[], 0)
+}
+
+/// Reads CSTS.
+fn controller_status(admin: &mut Connection) -> u32 {
+    let mut sqe = [0; 64];
+    (sqe[0], sqe[1], sqe[4], sqe[39], sqe[44]) = (0x7f, 0x40, 4, 0x5a, 0x1c);
+    admin.receive(&capsule(&sqe, &[], 0));
+    responses(&drive(admin, 0))[0].2
+}
+
+const ENABLE: u32 = 0x0046_0001;
+const SHUT_DOWN: u32 = ENABLE | 1 << 14;
+
+#[test]
+fn a_shutdown_is_done_when_the_volumes_are_flushed() {
+    let registry = registry();
+    let (mut admin, _) = admin(&registry);
+    admin.receive(&property_set(SHUT_DOWN));
+    let request = admin.next_request().expect("a flush");
+    assert!(matches!(request.ask, Ask::Flush), "{request:?}");
+    assert_eq!(controller_status(&mut admin) & 0xc, 4, "under way");
+    admin.completed(request.tag, 0);
+    assert_eq!(responses(&drive(&mut admin, 0)), [(0, 0, 0)]);
+    assert_eq!(controller_status(&mut admin) & 0xc, 8, "done");
+
+    // What could not be flushed is not said to be safe.
+    let (mut admin, _) = self::admin(&registry);
+    admin.receive(&property_set(SHUT_DOWN));
+    assert_eq!(responses(&drive(&mut admin, libc::EIO)), [(0, 0x280, 0)]);
+    assert_eq!(controller_status(&mut admin) & 0xc, 4);
+}
+
+#[test]
+fn a_reset_starts_from_the_beginning() {
+    let registry = registry();
+    let (mut admin, _) = admin(&registry);
+    let plain = |opcode: u8, id: u8, dword10: u8, dword11: u32| {
+        let mut sqe = [0; 64];
+        (sqe[0], sqe[1], sqe[2], sqe[39], sqe[40]) = (opcode, 0x40, id, 0x5a, dword10);
+        sqe[44..48].copy_from_slice(&dword11.to_le_bytes());
+        capsule(&sqe, &[], 0)
+    };
+    let events = || [plain(0x0c, 20, 0, 0), plain(0x0c, 21, 0, 0)].concat();
+    admin.receive(&[plain(9, 1, 6, 0), plain(9, 2, 0x0b, 0x100), events()].concat());
+    assert_eq!(responses(&drive(&mut admin, 0)), [(1, 0, 0), (2, 0, 0)]);
+    admin.receive(&property_set(0));
+    assert_eq!(responses(&drive(&mut admin, 0)), [(20, 7, 0), (21, 7, 0), (0, 0, 0)]);
+    admin.receive(&[property_set(ENABLE), plain(0x0a, 3, 6, 0), plain(0x0a, 4, 0x0b, 0)].concat());
+    let features = responses(&drive(&mut admin, 0));
+    assert_eq!(features, [(0, 0, 0), (3, 0, 1), (4, 0, 0)], "a write cache, no events");
+    admin.receive(&events());
+    assert_eq!(responses(&drive(&mut admin, 0)), [], "there is room for them again");
+    // Entries of other sizes than ours: it fails, and takes nothing.
+    admin.receive(&[property_set(0), property_set(1)].concat());
+    drive(&mut admin, 0);
+    assert_eq!(controller_status(&mut admin), 2, "failed");
+    admin.receive(&plain(0x18, 5, 0, 0));
+    assert_eq!(responses(&drive(&mut admin, 0)), [(5, 0x0c, 0)]);
+}
+
+mod authentication {
+    use super::super::dh::{Exchange, Group};
+    use super::super::export::Host;
+    use super::super::secret::{Hash, tests::encode};
+    use super::*;
+
+    const HOST: &str = "nqn.2014-08.org.example:h";
+    const KEY: [u8; 32] = [7; 32];
+    const CONTROLLER_KEY: [u8; 48] = [8; 48];
+    const TRANSACTION: [u8; 2] = [9, 0];
+
+    fn closed() -> Arc<Registry> {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = |name: &str, key: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, encode(key, 0)).unwrap();
+            Some(path)
+        };
+        let host = Host {
+            nqn: HOST.to_owned(),
+            secret_file: secret("h", &KEY),
+            controller_secret_file: secret("c", &CONTROLLER_KEY),
+        };
+        let open = registry();
+        open.remove("v", None);
+        let pool = Pool::open("ram", Arc::new(Mem::new(32 << 20)), true).unwrap();
+        pool.create("v", 8 << 20, false).unwrap();
+        let share = Arc::new(Share { pool: 0, volume: pool.connect("v").unwrap() });
+        let access = Access::load(&[host], false).unwrap();
+        open.add(NQN, None, &access, false, share, [1; 16]).unwrap();
+        open
+    }
+
+    fn command(kind: u8, len: usize) -> [u8; 64] {
+        let mut sqe = [0; 64];
+        (sqe[0], sqe[1], sqe[4], sqe[39]) = (0x7f, 0x40, kind, if kind == 5 { 1 } else { 0x5a });
+        sqe[32..36].copy_from_slice(&(len as u32).to_le_bytes());
+        sqe[41..44].copy_from_slice(&[1, 1, 0xe9]);
+        sqe[44..48].copy_from_slice(&(len as u32).to_le_bytes());
+        sqe
+    }
+
+    fn send(connection: &mut Connection, message: &[u8]) {
+        connection.receive(&capsule(&command(5, message.len()), message, 0));
+        assert_eq!(responses(&drive(connection, 0)), [(0, 0, 0)]);
+    }
+
+    fn fetch(connection: &mut Connection) -> Vec<u8> {
+        connection.receive(&capsule(&command(6, 4096), &[], 0));
+        let pdus = parse(&drive(connection, 0));
+        assert_eq!(pdus[0][0], pdu::C2H_DATA);
+        pdus[0][usize::from(pdus[0][3])..].to_vec()
+    }
+
+    /// A connection that has offered these groups, and the challenge that it got.
+    fn challenged(registry: &Arc<Registry>, hash: Hash, groups: &[u8]) -> (Connection, Vec<u8>) {
+        let mut connection = connection(registry);
+        connection.receive(&[handshake(0, 0), connect(0, 0xffff, 0)].concat());
+        drive(&mut connection, 0);
+        let mut offer = vec![0; 72];
+        (offer[4], offer[7], offer[8], offer[10]) = (TRANSACTION[0], 1, 1, 1);
+        (offer[11], offer[12]) = (groups.len() as u8, hash.id());
+        offer[42..42 + groups.len()].copy_from_slice(groups);
+        send(&mut connection, &offer);
+        let challenge = fetch(&mut connection);
+        (connection, challenge)
+    }
+
+    /// The specification's answer of one side, written down once more.
+    fn answer(
+        hash: Hash,
+        key: &[u8],
+        challenge: &[u8],
+        sequence: &[u8],
+        names: [&str; 3],
+    ) -> Vec<u8> {
+        let [role, first, second] = names;
+        let parts = [challenge, sequence, &TRANSACTION, &[0], role.as_bytes(), first.as_bytes()];
+        hash.mac(key, &[&parts.concat(), &[0], second.as_bytes()])
+    }
+
+    /// A reply with these values; `mine` is the challenge for the controller.
+    fn reply(response: &[u8], mine: Option<&[u8]>, public: &[u8]) -> Vec<u8> {
+        let size = response.len();
+        let mut b = vec![1, 2, 0, 0, 9, 0, size as u8, 0, u8::from(mine.is_some()), 0];
+        b.extend((public.len() as u16).to_le_bytes());
+        b.extend([5, 0, 0, 0]);
+        b.extend_from_slice(response);
+        b.extend_from_slice(mine.unwrap_or(&vec![0; size]));
+        b.extend_from_slice(public);
+        b
+    }
+
+    #[test]
+    fn with_every_group() {
+        let registry = closed();
+        let cases = [
+            (Hash::Sha256, &[0][..], 0),
+            (Hash::Sha512, &[0, 1], 1),
+            // The strong one that is quick before those that are slow.
+            (Hash::Sha384, &[0, 5, 4, 3, 2, 1], 2),
+            (Hash::Sha256, &[5, 3, 4], 3),
+            (Hash::Sha256, &[4], 4),
+            (Hash::Sha512, &[9, 5], 5),
+        ];
+        for (hash, offered, expected) in cases {
+            let (mut host, challenge) = challenged(&registry, hash, offered);
+            assert_eq!((challenge[1], challenge[8], challenge[9]), (1, hash.id(), expected));
+            let size = hash.bytes();
+            let public_len = usize::from(pdu::u16_at(&challenge, 10));
+            let (value, theirs) = challenge[16..16 + size + public_len].split_at(size);
+            let exchange = Group::of_id(expected).map(|group| Exchange::new(group).unwrap());
+            let shared = exchange.as_ref().map(|e| e.shared(theirs).expect("a public value"));
+            let mix = |challenge: &[u8]| match &shared {
+                Some(shared) => hash.mac(&hash.digest(shared), &[challenge]),
+                None => challenge.to_vec(),
+            };
+            let names = ["HostHost", HOST, NQN];
+            let response = answer(hash, &KEY, &mix(value), &challenge[12..16], names);
+            let mine = vec![0x33; size];
+            let public = exchange.as_ref().map_or(&[][..], |e| &e.public);
+            send(&mut host, &reply(&response, Some(&mine), public));
+            let verdict = fetch(&mut host);
+            assert_eq!((verdict[1], verdict[8]), (3, 1), "believed, with group {expected}");
+            let names = ["Controller", NQN, HOST];
+            let expected = answer(hash, &CONTROLLER_KEY, &mix(&mine), &[5, 0, 0, 0], names);
+            assert_eq!(verdict[16..16 + size], expected);
+            host.receive(&enable(0));
+            assert_eq!(responses(&drive(&mut host, 0)), [(0, 0, 0)]);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused() {
+        let registry = closed();
+        let hash = Hash::Sha256;
+        let (mut host, failure) = challenged(&registry, hash, &[9]);
+        assert_eq!((failure[1], failure[7]), (0xf1, 5), "no group that both have");
+        host.receive(&enable(0));
+        assert_eq!(responses(&drive(&mut host, 0)), [(0, 0x191, 0)]);
+
+        let publics = [vec![], vec![1], vec![0; 256], vec![0xff; 256], vec![2; 257]];
+        for public in publics {
+            let (mut host, challenge) = challenged(&registry, hash, &[1]);
+            assert_eq!(challenge[9], 1);
+            send(&mut host, &reply(&[0; 32], None, &public));
+            assert_eq!(fetch(&mut host)[6..8], [1, 6], "{public:?}");
+        }
+        // A public value that does not come whole, and one with the null group.
+        let (mut host, _) = challenged(&registry, hash, &[1]);
+        let whole = reply(&[0; 32], None, &[2; 256]);
+        send(&mut host, &whole[..whole.len() - 1]);
+        assert_eq!(fetch(&mut host)[6..8], [1, 6]);
+        let (mut host, _) = challenged(&registry, hash, &[0]);
+        send(&mut host, &whole);
+        assert_eq!(fetch(&mut host)[6..8], [1, 6]);
+        // The right secret without the exchange is not enough.
+        let (mut host, challenge) = challenged(&registry, hash, &[1]);
+        let names = ["HostHost", HOST, NQN];
+        let response = answer(hash, &KEY, &challenge[16..48], &challenge[12..16], names);
+        let exchange = Exchange::new(Group::Ffdhe2048).unwrap();
+        send(&mut host, &reply(&response, None, &exchange.public));
+        assert_eq!(fetch(&mut host)[6..8], [1, 1]);
+    }
+}

@@ -1,6 +1,6 @@
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use super::*;
 use crate::engine::{Completion, Fault, FaultSettings, Mem, Op};
@@ -301,4 +301,66 @@ fn a_pool_is_made_anew_or_wiped_when_nobody_uses_it() {
         let refused = open(&device, false).unwrap_err();
         assert!(matches!(refused, Error::Format { reason: FormatError::Blank, .. }));
     }
+}
+
+/// Zeroes nothing before it is told to.
+struct Slow {
+    inner: Mem,
+    goes_on: Arc<AtomicBool>,
+}
+
+struct SlowQueue(Box<dyn Queue>, Arc<AtomicBool>, Vec<Op>);
+
+impl Device for Slow {
+    fn engine(&self) -> &'static str {
+        "slow"
+    }
+    fn bytes(&self) -> u64 {
+        self.inner.bytes()
+    }
+    fn queue(&self) -> io::Result<Box<dyn Queue>> {
+        Ok(Box::new(SlowQueue(self.inner.queue()?, Arc::clone(&self.goes_on), Vec::new())))
+    }
+}
+
+impl Queue for SlowQueue {
+    fn submit(&mut self, op: Op) {
+        match op.action {
+            Action::Zero { .. } => self.2.push(op),
+            _ => self.0.submit(op),
+        }
+    }
+    fn poll(&mut self, done: &mut Vec<Completion>) {
+        if self.1.load(Ordering::Acquire) {
+            self.2.drain(..).for_each(|op| self.0.submit(op));
+        }
+        self.0.poll(done);
+    }
+    fn wait_fd(&self) -> Option<RawFd> {
+        None
+    }
+    fn in_flight(&self) -> usize {
+        self.0.in_flight() + self.2.len()
+    }
+}
+
+#[test]
+fn a_pool_that_is_being_wiped_can_be_asked() {
+    let goes_on = Arc::new(AtomicBool::new(false));
+    let device = Slow { inner: Mem::new(BYTES), goes_on: Arc::clone(&goes_on) };
+    let pool = Arc::new(Pool::open("slow", Arc::new(device), true).unwrap());
+    let (for_wiper, for_asker) = (Arc::clone(&pool), Arc::clone(&pool));
+    let wiper = std::thread::spawn(move || for_wiper.wipe(true));
+    // In a thread, so that the test ends, whatever holds the lock.
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        while !for_asker.status().wiped {
+            std::thread::yield_now();
+        }
+        tell.send(for_asker.create("v", 1, true).is_err())
+    });
+    let refused = told.recv_timeout(std::time::Duration::from_secs(60));
+    goes_on.store(true, Ordering::Release);
+    assert_eq!(refused, Ok(true), "answered while it is being wiped, and nothing is made");
+    wiper.join().unwrap().unwrap();
 }

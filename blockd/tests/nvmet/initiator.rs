@@ -345,8 +345,8 @@ impl Queue {
         negotiate[10] = 1;
         negotiate[11] = 2;
         negotiate[12] = hash;
-        // Groups: 2048 bits, which the target does not have, and none.
-        negotiate[42] = 1;
+        // Groups: one that the target does not have, and none.
+        negotiate[42] = 9;
         assert_eq!(self.auth(5, &negotiate, 0)?.status, 0);
         let challenge = self.auth(6, &[], 256)?.data;
         assert_eq!((challenge[0], challenge[1], challenge[4], challenge[8]), (1, 1, 9, hash));

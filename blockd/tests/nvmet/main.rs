@@ -314,7 +314,8 @@ fn identify_tells_the_truth() {
     assert_eq!(descriptors[..2], [2, 16]);
     assert_eq!(descriptors[4..20], n[104..120]);
     assert_eq!((descriptors[20], descriptors[40]), (3, 4));
-    assert_eq!(identify(admin, 5, 8, 0).data[8], 1);
+    let independent = identify(admin, 5, 8, 0).data;
+    assert_eq!((independent[0], independent[8]), (0, 1), "write-protected; nothing else to say");
     assert_eq!(identify(admin, 0, 6, 0).data[0], 8);
     assert_eq!(identify(admin, 0, 0x1c, 0).data[0], 1);
     assert_eq!(identify(admin, 2, 0, 0).data, vec![0; 4096], "inactive");
@@ -597,9 +598,20 @@ fn exports_at_run_time_are_checked() {
         let error = target.call("nvmet.export", params)["error"]["message"].to_string();
         assert!(error.contains(word), "{error}");
     }
-    let gone = target.call("nvmet.unexport", json!({ "volume": "w" }));
-    assert_eq!(gone["result"], json!({ "removed": 1, "until_restart": true }));
     assert!(!file.exists(), "nothing was kept");
+    // Under two names more: each is listed once.
+    for nqn in ["nqn.2025-01.org.example:a", "nqn.2025-01.org.example:b"] {
+        let export = json!({ "volume": "w", "nqn": nqn, "any_host": true });
+        assert_eq!(target.call("nvmet.export", export)["error"], Value::Null);
+    }
+    let volumes = target.call("volume.list", Value::Null)["result"].clone();
+    let w = volumes.as_array().unwrap().iter().find(|v| v["name"] == "w").unwrap();
+    assert_eq!(
+        w["exports"],
+        json!(["nqn.2025-01.org.example:a", "nqn.2025-01.org.example:b", format!("{NQN}2")])
+    );
+    let gone = target.call("nvmet.unexport", json!({ "volume": "w" }));
+    assert_eq!(gone["result"], json!({ "removed": 3, "until_restart": true }));
     let closed = Target::open();
     let export = json!({ "volume": "w", "any_host": true });
     let error = closed.call("nvmet.export", export)["error"]["message"].to_string();
@@ -664,8 +676,14 @@ fn a_device_that_fails_is_a_status() {
     let every = 1_000_000;
     rates(every, 0, 0);
     assert_eq!(queue.call(initiator::io(2, 0, 1), &[], BLOCK).unwrap().status, 0x281);
+    assert_eq!(queue.call(initiator::io(0x0c, 0, 1), &[], 0).unwrap().status, 0x281, "Verify");
+    let mut one_block = vec![0; 32];
+    one_block[8] = 1;
+    let copy = initiator::io(0x19, 0, 1);
+    assert_eq!(queue.call(copy, &one_block, 0).unwrap().status, 0x281, "Copy reads first");
     rates(0, every, 0);
     assert_eq!(write(&mut queue, 0, &pattern(1, BLOCK)), 0x280);
+    assert_eq!(queue.call(copy, &one_block, 0).unwrap().status, 0x280, "and then writes");
     rates(0, 0, every);
     assert_ne!(queue.call(initiator::sqe(0, 1), &[], 0).unwrap().status, 0);
     rates(0, 0, 0);

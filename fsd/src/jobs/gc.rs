@@ -48,11 +48,13 @@ pub(super) async fn collect(node: &Arc<Node>, pause: Duration) -> Result<Collect
     for id in 0..node.cluster.shard_count {
         let shard = ShardId(id as u16);
         loop {
-            let garbage = read::garbage(&node.group.view(), shard, BATCH).map_err(storage)?;
+            let may_delete = node.upkeep.may_delete(shard, pause);
+            let limit = if may_delete { BATCH } else { 1 };
+            let garbage = read::garbage(&node.group.view(), shard, limit).map_err(storage)?;
             if garbage.is_empty() {
                 break;
             }
-            if !node.upkeep.may_delete(shard, pause) {
+            if !may_delete {
                 collected.shards_left += 1;
                 break;
             }

@@ -24,9 +24,29 @@ const BATCH_BYTES: usize = 4 << 20;
 /// A put that is refused again and again because its shard deletes is left to the next round.
 const TRIES: usize = 4;
 
-/// Where the last round stopped looking.
+/// Where the last round stopped looking, and what it knows.
 #[derive(Debug, Default)]
-pub(super) struct Cursor(Option<(Ino, u64)>);
+pub(super) struct Cursor {
+    after: Option<(Ino, u64)>,
+    /// The oldest that was too young, since the start.
+    oldest: Option<Version>,
+    /// Everything was looked at, and nothing is ripe before this is. What came later is younger.
+    ripe_next: Option<Version>,
+}
+
+impl Cursor {
+    /// Notes what was looked at; at the end it begins from the start again.
+    fn advance(&mut self, found: &[Unsettled], old: Option<u64>) {
+        let is_young = |version: &Version| old.is_none_or(|old| *version > Version(old));
+        let young = found.iter().map(|unsettled| unsettled.version).filter(is_young).min();
+        self.oldest = self.oldest.into_iter().chain(young).min();
+        if found.len() == LOOKED_AT_MAX {
+            self.after = found.last().map(|last| (last.ino, last.offset));
+        } else {
+            *self = Cursor { ripe_next: self.oldest, ..Cursor::default() };
+        }
+    }
+}
 
 struct Item {
     unsettled: Unsettled,
@@ -40,14 +60,18 @@ pub(super) async fn settle(
     cursor: &mut Cursor,
     old: Option<u64>,
 ) -> Result<Found, Failure> {
-    let found = read::unsettled(&node.group.view(), cursor.0, LOOKED_AT_MAX).map_err(storage)?;
+    let is_young = |version: Version| old.is_none_or(|old| version > Version(old));
+    if cursor.ripe_next.is_some_and(is_young) {
+        return Ok(Found::Something);
+    }
+    let from_start = cursor.after.is_none();
+    let found =
+        read::unsettled(&node.group.view(), cursor.after, LOOKED_AT_MAX).map_err(storage)?;
+    cursor.advance(&found, old);
     if found.is_empty() {
-        let from_start = cursor.0.take().is_none();
         return Ok(if from_start { Found::Nothing } else { Found::Something });
     }
     let full = found.len() == LOOKED_AT_MAX;
-    // From the start again after the end.
-    cursor.0 = found.last().filter(|_| full).map(|last| (last.ino, last.offset));
     let Some(old) = old else { return Ok(Found::Something) };
     let mut ripe = found.into_iter().filter(|unsettled| unsettled.version <= Version(old));
     let mut any = false;
@@ -113,4 +137,29 @@ async fn store(node: &Arc<Node>, batch: &[Item]) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unsettled(count: usize, version: u64) -> Vec<Unsettled> {
+        let one = |n| Unsettled { ino: Ino(n as u64 + 2), offset: 0, version: Version(version) };
+        (0..count).map(one).collect()
+    }
+
+    #[test]
+    fn the_oldest_of_all_that_are_young_is_waited_for() {
+        let mut cursor = Cursor::default();
+        cursor.advance(&unsettled(LOOKED_AT_MAX, 70), Some(50));
+        assert_eq!(cursor.after, Some((Ino(LOOKED_AT_MAX as u64 + 1), 0)));
+        assert_eq!(cursor.ripe_next, None, "there is more to look at");
+        cursor.advance(&unsettled(3, 60), Some(50));
+        assert_eq!((cursor.after, cursor.ripe_next), (None, Some(Version(60))));
+        // What is ripe is settled, and waited for no longer.
+        cursor.advance(&unsettled(3, 60), Some(60));
+        assert_eq!(cursor.ripe_next, None);
+        cursor.advance(&unsettled(1, 60), None);
+        assert_eq!(cursor.ripe_next, Some(Version(60)), "while no age is known all are young");
+    }
 }

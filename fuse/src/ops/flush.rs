@@ -25,7 +25,7 @@ use crate::{BackendError, errno};
 /// Bytes of chunks in one request, about.
 const PUT_BYTES: usize = 1 << 20;
 /// Requests with chunks that one flush has under way.
-const PUTS_UNDER_WAY_MAX: usize = 4;
+const PUTS_UNDER_WAY_MAX: usize = 8;
 /// How long a commit is repeated while garbage collection takes the chunks away under it.
 const RETRY_PUT_MAX: Duration = Duration::from_secs(60);
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);

@@ -27,6 +27,8 @@ pub struct Admin {
     completions: Completions,
     capabilities: Capabilities,
     next_id: u16,
+    /// A command has not ended in its time: the device may still write its page. Until it is stopped, no other has it.
+    is_lost: bool,
 }
 
 impl Admin {
@@ -37,7 +39,13 @@ impl Admin {
             completions: Completions::new(ENTRIES),
             capabilities,
             next_id: 0,
+            is_lost: false,
         })
+    }
+
+    /// Whether the controller has to be reset before it is asked anything more.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// Starts the controller, which is stopped, with this queue.
@@ -45,6 +53,7 @@ impl Admin {
         self.memory.zero(0, DATA_AT);
         self.submission = Submission::new(ENTRIES);
         self.completions = Completions::new(ENTRIES);
+        self.is_lost = false;
         publish();
         let (sq, cq) = (self.memory.iova(SQ_AT), self.memory.iova(CQ_AT));
         registers::enable(bus, &self.capabilities, ENTRIES, sq, cq)
@@ -63,6 +72,9 @@ impl Admin {
     /// # Errors
     /// As [`Admin::run`].
     pub fn fetch(&mut self, bus: &dyn Bus, command: &Command) -> io::Result<[u8; identify::BYTES]> {
+        if self.is_lost {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         self.memory.zero(DATA_AT, identify::BYTES);
         let data = Data { prp1: self.memory.iova(DATA_AT), prp2: 0 };
         self.execute(bus, command, data)?;
@@ -70,6 +82,9 @@ impl Admin {
     }
 
     fn execute(&mut self, bus: &dyn Bus, command: &Command, data: Data) -> io::Result<u32> {
+        if self.is_lost {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let slot = self.submission.take().ok_or(io::ErrorKind::TimedOut)?;
         self.next_id = self.next_id.wrapping_add(1);
         let id = self.next_id;
@@ -100,6 +115,7 @@ impl Admin {
                 return Err(registers::gone());
             }
             if late {
+                self.is_lost = true;
                 return Err(io::ErrorKind::TimedOut.into());
             }
             polls += 1;

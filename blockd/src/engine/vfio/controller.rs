@@ -180,10 +180,8 @@ impl Controller {
                 smart_warning(page).map_or(Health::Ok, Health::Degraded)
             }
             Err(error) => {
-                if error.kind() == io::ErrorKind::TimedOut {
-                    self.reset_wanted.store(true, Ordering::Release);
-                    signal(&self.wake);
-                }
+                // If it timed out, the keeper resets the controller.
+                signal(&self.wake);
                 Health::Degraded(format!("it does not answer for its health: {error}"))
             }
         }
@@ -230,9 +228,11 @@ impl Controller {
         Ok((nsid, namespace, limits))
     }
 
-    /// The namespace may be opened again.
-    pub fn close_namespace(&self, nsid: u32) {
-        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).remove(&nsid);
+    /// The namespace may be opened again. Whether others of the controller are still open.
+    pub fn close_namespace(&self, nsid: u32) -> bool {
+        let mut open = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+        open.remove(&nsid);
+        !open.is_empty()
     }
 
     /// Makes the pair of a new queue; `place` puts its rings into memory and gives their addresses.

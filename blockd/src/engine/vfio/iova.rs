@@ -44,6 +44,12 @@ impl Space {
         None
     }
 
+    /// All that is in use: addresses and lengths.
+    pub fn taken(&self) -> Vec<(u64, u64)> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.iter().map(|(address, bytes)| (*address, *bytes)).collect()
+    }
+
     /// Gives back what `take` gave.
     pub fn give(&self, address: u64) {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,6 +70,7 @@ mod tests {
         space.give(a);
         assert_eq!(space.take(8 << 20), Some(8 << 20));
         assert_eq!(space.take(2 << 20), Some(2 << 20));
+        assert_eq!(space.taken(), [(2 << 20, 2 << 20), (6 << 20, 2 << 20), (8 << 20, 8 << 20)]);
         // Too large for what is below the interrupts.
         assert_eq!(space.take(8 << 30), Some(0xff00_0000));
         assert_eq!(space.take(1 << 40), None);

@@ -70,11 +70,11 @@ impl Keeper {
         let controller = Arc::clone(&self.controller);
         let now_ms = controller.since.elapsed().as_millis() as u64 + 1;
         controller.now_ms.store(now_ms, Ordering::Release);
-        let state = {
+        let (state, is_lost) = {
             let parts = controller.parts();
-            let Some(Parts { bus, arenas, .. }) = parts.as_ref() else { return };
+            let Some(Parts { bus, arenas, admin }) = parts.as_ref() else { return };
             arenas.sweep();
-            registers::state(bus.as_ref())
+            (registers::state(bus.as_ref()), admin.is_lost())
         };
         let wants_back = self.removal.is_some_and(is_readable);
         match state {
@@ -84,6 +84,8 @@ impl Keeper {
             State::Gone => controller.die("its registers do not answer: it was removed"),
             State::Fatal => self.reset("the controller reports a fatal error"),
             State::NotReady => self.reset("the controller is not ready any more"),
+            // Whoever asked it, be it for its health.
+            State::Ready if is_lost => self.reset("it does not answer admin commands"),
             State::Ready if controller.reset_wanted.swap(false, Ordering::AcqRel) => {
                 // Not for trouble, so it does not count.
                 self.resets = 0;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use hugepages::Arena;
@@ -15,6 +15,7 @@ pub struct Shown {
     arena: Arc<Arena>,
     iova: u64,
     bus: Arc<dyn Bus>,
+    is_leaked: AtomicBool,
 }
 
 impl fmt::Debug for Shown {
@@ -28,7 +29,12 @@ impl Shown {
     pub fn new(bus: &Arc<dyn Bus>, bytes: usize) -> io::Result<Shown> {
         let arena = Arena::new(bytes).map_err(io::Error::other)?;
         let iova = bus.map(arena.start(), arena.bytes())?;
-        Ok(Shown { arena: Arc::new(arena), iova, bus: Arc::clone(bus) })
+        Ok(Shown {
+            arena: Arc::new(arena),
+            iova,
+            bus: Arc::clone(bus),
+            is_leaked: AtomicBool::new(false),
+        })
     }
 
     pub fn arena(&self) -> &Arc<Arena> {
@@ -82,15 +88,20 @@ impl Shown {
         unsafe { self.at(offset, N).cast::<[u8; N]>().read_volatile() }
     }
 
-    /// Until the process ends, nobody else gets this memory: the device may still write to it.
+    /// Until the device is given back, nobody else gets this memory, nor its address there: the device may still write to it.
     pub fn leak(&self) {
-        std::mem::forget(Arc::clone(&self.arena));
+        if !self.is_leaked.swap(true, Ordering::AcqRel) {
+            std::mem::forget(Arc::clone(&self.arena));
+        }
     }
 }
 
 impl Drop for Shown {
     fn drop(&mut self) {
-        self.bus.unmap(self.iova, self.arena.bytes());
+        // What is unmapped may be mapped again at the same address, for something else.
+        if !self.is_leaked.load(Ordering::Acquire) {
+            self.bus.unmap(self.iova, self.arena.bytes());
+        }
     }
 }
 

@@ -27,6 +27,10 @@ pub struct Behaviour {
     /// Status of the I/O commands to come.
     pub fails: Option<u16>,
     pub knows_zeroes: bool,
+    /// Admin commands of this opcode are not answered, until a reset.
+    pub ignores: Option<u8>,
+    /// It has a second namespace, with the same blocks as the first.
+    pub has_second: bool,
 }
 
 #[derive(Debug, Default)]
@@ -134,6 +138,7 @@ impl State {
             self.reset();
             self.status = 0;
             self.behaviour.is_fatal = false;
+            self.behaviour.ignores = None;
         }
         if was & 1 == 0 && value & 1 == 1 && !self.behaviour.stays_down {
             let register = |at: usize| u64::from(self.registers.get(&at).copied().unwrap_or(0));
@@ -161,6 +166,9 @@ impl State {
             let id = u16_at(&sqe, 2);
             if queue > 0 && self.behaviour.hangs {
                 self.hanging.push((queue, id));
+                continue;
+            }
+            if queue == 0 && self.behaviour.ignores == Some(sqe[0]) {
                 continue;
             }
             let (status, result) = if queue == 0 { self.admin(&sqe) } else { (self.io(&sqe), 0) };
@@ -241,7 +249,7 @@ impl State {
     fn identify(&self, structure: u8, nsid: u32) -> Option<Vec<u8>> {
         let mut b = vec![0; 4096];
         match structure {
-            0 if nsid == 1 => {
+            0 if nsid == 1 || nsid == 2 && self.behaviour.has_second => {
                 put64(&mut b, 0, self.storage.len() as u64 >> self.shift);
                 b[130] = self.shift;
             }
@@ -255,7 +263,10 @@ impl State {
                 put16(&mut b, 520, 1 << 2 | u16::from(self.behaviour.knows_zeroes) << 3);
                 b[525] = 1;
             }
-            2 => put32(&mut b, 0, 1),
+            2 => {
+                put32(&mut b, 0, 1);
+                put32(&mut b, 4, u32::from(self.behaviour.has_second) * 2);
+            }
             _ => return None,
         }
         Some(b)

@@ -220,6 +220,14 @@ impl VfioBus {
         self.device.write_all_at(&wanted.to_le_bytes(), self.config_at + COMMAND_AT)
     }
 
+    /// Takes memory from the device.
+    fn hide(&self, iova: u64, bytes: u64) -> io::Result<i32> {
+        let mut unmap = Words([0; 6]);
+        put(&mut unmap.0[2..4], iova);
+        put(&mut unmap.0[4..6], bytes);
+        ioctl(self.container.as_raw_fd(), IOMMU_UNMAP_DMA, &mut unmap)
+    }
+
     fn register(&self, offset: usize) -> NonNull<u32> {
         assert!(
             offset.is_multiple_of(4) && offset + 4 <= self.registers.bytes,
@@ -398,10 +406,7 @@ impl Bus for VfioBus {
     }
 
     fn unmap(&self, iova: u64, bytes: usize) {
-        let mut unmap = Words([0; 6]);
-        put(&mut unmap.0[2..4], iova);
-        put(&mut unmap.0[4..6], bytes as u64);
-        match ioctl(self.container.as_raw_fd(), IOMMU_UNMAP_DMA, &mut unmap) {
+        match self.hide(iova, bytes as u64) {
             Ok(_) => self.space.give(iova),
             // The range stays taken, so that nothing else is put there.
             // All were unmapped together.
@@ -439,7 +444,13 @@ impl Bus for VfioBus {
         let mut unmap = Words([0; 6]);
         unmap.0[1] = UNMAP_ALL;
         if let Err(error) = ioctl(self.container.as_raw_fd(), IOMMU_UNMAP_DMA, &mut unmap) {
-            tracing::debug!(%error, "unmapping all memory from the device");
+            tracing::debug!(%error, "unmapping all memory from the device at once");
+            // Kernels before 5.12 know it only piece by piece.
+            for (iova, bytes) in self.space.taken() {
+                if let Err(error) = self.hide(iova, bytes) {
+                    tracing::debug!(%error, iova, bytes, "unmapping memory from the device");
+                }
+            }
         }
         self.registers.bury();
     }

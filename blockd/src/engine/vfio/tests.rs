@@ -213,6 +213,60 @@ fn a_clean_end_is_told_to_the_controller() {
 }
 
 #[test]
+fn a_namespace_that_is_looked_at_leaves_the_others_alone() {
+    let simulation = Arc::new(Simulation::new(BYTES as usize, 12));
+    simulation.state().behaviour.has_second = true;
+    let bus: Arc<dyn bus::Bus> = simulation.clone();
+    let held = Arc::new(Held::new("simulated".to_owned(), bus, TIMEOUT).unwrap());
+    let first = Vfio::of(Arc::clone(&held), Some(1)).unwrap();
+    let mut queue = first.queue().unwrap();
+    // As `device.identify` does with a device that is nobody's.
+    for _ in 0..2 {
+        let second = Vfio::of(Arc::clone(&held), Some(2)).unwrap();
+        read(second.queue().unwrap().as_mut()).unwrap();
+        second.shut_down();
+    }
+    write(queue.as_mut(), 3).unwrap();
+    assert_eq!(simulation.state().counts.shutdowns, 0);
+    // Both in use: the controller ends with the last, once.
+    let second = Vfio::of(held, Some(2)).unwrap();
+    first.shut_down();
+    read(second.queue().unwrap().as_mut()).unwrap();
+    second.shut_down();
+    first.shut_down();
+    assert_eq!(simulation.state().counts.shutdowns, 1);
+    assert!(write(queue.as_mut(), 4).is_err());
+}
+
+#[test]
+fn memory_of_a_queue_that_cannot_be_removed_stays_with_the_device() {
+    let (simulation, device) = device(12);
+    let mut queue = device.queue().unwrap();
+    write(queue.as_mut(), 1).unwrap();
+    let shown = simulation.state().mapped;
+    simulation.state().behaviour.ignores = Some(crate::nvme::opcode::admin::DELETE_SQ);
+    drop(queue);
+    assert_eq!(simulation.state().mapped, shown, "its rings stay where the device knows them");
+    // The admin queue is not used again before the reset that follows.
+    until("the reset", || simulation.state().counts.resets > 0);
+    let mut queue = device.queue().unwrap();
+    assert_eq!(read(queue.as_mut()).unwrap(), 1);
+}
+
+#[test]
+fn a_controller_that_does_not_answer_for_its_health_is_reset() {
+    let (simulation, device) = device(12);
+    let mut queue = device.queue().unwrap();
+    write(queue.as_mut(), 9).unwrap();
+    let before = simulation.state().counts.resets;
+    simulation.state().behaviour.ignores = Some(crate::nvme::opcode::admin::GET_LOG_PAGE);
+    assert!(matches!(device.facts().health, Health::Degraded(_)));
+    until("the reset", || simulation.state().counts.resets > before);
+    assert_eq!(read(queue.as_mut()).unwrap(), 9);
+    until("recovery", || device.facts().health == Health::Ok);
+}
+
+#[test]
 fn queues_run_out_with_words() {
     let (_simulation, device) = device(12);
     let queues: Vec<_> = (0..4).map(|_| device.queue().unwrap()).collect();

@@ -78,7 +78,7 @@ impl Device {
             }
             Device::Identify(Identify { path }) => {
                 let doing = format!("cannot identify {}", path.display());
-                let params = json!({ "path": absolute(&path, door) });
+                let params = json!({ "path": absolute(&path) });
                 let identity: Identity = door.call_or_do(&doing, "device.identify", params)?;
                 output::print(context.format, &identity)?;
             }
@@ -89,9 +89,9 @@ impl Device {
     }
 }
 
-/// blockd has another working directory; names of its configuration that are no files stay as they are.
-fn absolute(path: &Path, door: &Door) -> PathBuf {
-    if path.exists() || !door.is_served() {
+/// blockd has another working directory; PCI addresses and names of its configuration, which are no files, stay as they are.
+fn absolute(path: &Path) -> PathBuf {
+    if path.exists() {
         return std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     }
     path.to_owned()
@@ -101,7 +101,7 @@ impl Format {
     fn run(self, door: &Door) -> Result<()> {
         let name = self.path.display().to_string();
         confirm(&name, self.confirm.as_deref(), &format!("All that is on {name} is lost."))?;
-        let params = json!({ "path": absolute(&self.path, door), "force": self.force });
+        let params = json!({ "path": absolute(&self.path), "force": self.force });
         let doing = format!("cannot format {name}");
         let done: Result<(), _> = door.call_or_do(&doing, "device.format", params);
         done.map_err(|failed| match failed.code.as_str() {
@@ -122,7 +122,7 @@ impl Wipe {
     fn run(self, door: &Door) -> Result<()> {
         let name = self.path.display().to_string();
         confirm(&name, self.confirm.as_deref(), &format!("All that is on {name} is lost."))?;
-        let params = json!({ "path": absolute(&self.path, door), "zero": self.zero });
+        let params = json!({ "path": absolute(&self.path), "zero": self.zero });
         let done: Wiped = door.call_or_do(&format!("cannot wipe {name}"), "device.wipe", params)?;
         eprintln!("{name} is blank");
         if done.restart_needed {
@@ -276,6 +276,20 @@ impl std::fmt::Display for Contents {
             ),
             Contents::DamagedPool { why } => write!(f, "a pool that cannot be opened: {why}"),
             Contents::Foreign { signature } => f.write_str(signature),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_are_made_absolute() {
+        let here = absolute(Path::new("Cargo.toml"));
+        assert!(here.is_absolute() && here.ends_with("Cargo.toml"), "{here:?}");
+        for name in ["0000:01:00.0", "01:00.0/n2", "ram", "/dev/ng99n1"] {
+            assert_eq!(absolute(Path::new(name)), Path::new(name));
         }
     }
 }
