@@ -8,25 +8,16 @@ use rustix::fs::{
 };
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
+use crate::pages::{self, Pages};
 use crate::{Error, HUGE_PAGE_BYTES};
 
-/// What an arena is made of; status shows it.
+/// What an arena was asked for as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
     /// 2 MiB pages reserved by the administrator (`vm.nr_hugepages`).
     Huge,
     /// Ordinary pages, which the kernel was asked to make huge where it can.
     Transparent,
-}
-
-impl Backing {
-    /// The word that status prints.
-    pub fn name(self) -> &'static str {
-        match self {
-            Backing::Huge => "hugetlb 2 MiB",
-            Backing::Transparent => "transparent or 4 KiB",
-        }
-    }
 }
 
 /// A shared mapping of a memfd, readable and writable, until dropped.
@@ -131,6 +122,17 @@ impl Arena {
         self.backing
     }
 
+    /// The pages that it has at this moment; reads `/proc/self/smaps`, so not for often.
+    pub fn pages(&self) -> Pages {
+        match self.backing {
+            Backing::Huge => Pages::Hugetlb,
+            Backing::Transparent => match std::fs::read_to_string("/proc/self/smaps") {
+                Ok(smaps) => pages::of_mapping(&smaps, self.start.as_ptr().addr()),
+                Err(_) => Pages::Unknown,
+            },
+        }
+    }
+
     /// The memfd, to pass to another process.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -175,6 +177,20 @@ mod tests {
         unsafe {
             ours.start().add(4097).write(77);
             assert_eq!(theirs.start().add(4097).read(), 77);
+        }
+    }
+
+    #[test]
+    fn what_was_touched_has_pages_of_one_kind_or_the_other() {
+        let arena = Arena::ordinary(2 * HUGE_PAGE_BYTES).expect("memory");
+        // SAFETY: the address is inside the mapping and nobody else uses it.
+        unsafe { arena.start().write(1) };
+        match arena.pages() {
+            Pages::Ordinary { resident_bytes, huge_bytes } => {
+                assert!((4096..=2 * HUGE_PAGE_BYTES as u64).contains(&resident_bytes));
+                assert!(huge_bytes <= resident_bytes);
+            }
+            other => panic!("{other:?}"),
         }
     }
 

@@ -14,11 +14,13 @@ mod buddy;
 mod buffer;
 mod error;
 pub mod fds;
+mod pages;
 mod pool;
 
 pub use arena::{Arena, Backing};
 pub use buffer::{BUFFER_BYTES_MAX, BUFFER_BYTES_MIN, Buffer};
 pub use error::Error;
+pub use pages::Pages;
 pub use pool::Pool;
 
 /// Size of a huge page, and the granularity of arenas, in bytes.

@@ -43,6 +43,9 @@ pub use view::View;
 pub(crate) const STATE: &[u8] = &[0];
 /// Bytes of fjall's block cache.
 const CACHE_BYTES: u64 = 64 << 20;
+/// Bytes in memory before fjall writes a table. A scan passes every old version of its keys that is in memory, where
+/// [`recent`] does not answer it; tables keep the newest only.
+const MEMTABLE_BYTES: u64 = 8 << 20;
 /// Keys removed in one batch when everything goes.
 const CLEAR_KEYS: usize = 4096;
 
@@ -99,7 +102,8 @@ fn open_files(path: &Path, intact: Intact) -> Result<Opened, Damage> {
     let named =
         |e: &dyn std::fmt::Display| Damage { path: path.to_path_buf(), what: e.to_string() };
     let db = Database::builder(path).cache_size(CACHE_BYTES).open().map_err(|e| named(&e))?;
-    let records = db.keyspace("records", KeyspaceCreateOptions::default);
+    let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+    let records = db.keyspace("records", options);
     let records = records.map_err(|e| named(&e))?;
     let (commits, state) = match records.get(STATE).map_err(|e| named(&e))? {
         Some(bytes) => decode_state(&bytes).ok_or_else(|| named(&"its own record is damaged"))?,

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hugepages::{Arena, BUFFER_BYTES_MAX, Backing, Buffer, HUGE_PAGE_BYTES, Pool, fds};
+use hugepages::{Arena, BUFFER_BYTES_MAX, Buffer, HUGE_PAGE_BYTES, Pages, Pool, fds};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -180,8 +180,8 @@ impl RemoteVolume {
     }
 
     /// What the shared memory is made of, for status.
-    pub fn backing(&self) -> Backing {
-        self.shared.arena.backing()
+    pub fn pages(&self) -> Pages {
+        self.shared.arena.pages()
     }
 
     /// Whether blockd is there now, for status.

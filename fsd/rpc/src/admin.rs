@@ -231,7 +231,8 @@ pub struct BlockdStatus {
     /// Unless something else runs it.
     pub pid: Option<u32>,
     pub restarts: u64,
-    /// Pages behind the buffers that node and blockd share: `hugetlb 2 MiB`, or what else.
+    /// Pages behind the buffers that node and blockd share: `hugetlb 2 MiB`, `transparent 2 MiB`, `4 KiB`, or how
+    /// much of which.
     pub memory: String,
 }
 

@@ -70,5 +70,5 @@ fn blockd(node: &Node) -> BlockdStatus {
         None => ("run by something else".into(), None, 0),
     };
     let volume = node.chunks.volume();
-    BlockdStatus { state, pid, restarts, memory: volume.backing().name().to_owned() }
+    BlockdStatus { state, pid, restarts, memory: volume.pages().to_string() }
 }

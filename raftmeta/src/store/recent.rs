@@ -9,12 +9,19 @@
 //! snapshot may be kept if no commit after `n` has touched the key's shard. A view that was taken in the
 //! middle of a commit does not know its `n` and goes without.
 //!
-//! Absent keys are kept too: most names that are looked up before a create are not there.
+//! Absent keys are kept too: most names that are looked up before a create are not there. What hangs on an
+//! inode is kept as ordered lists, for scans: [`lists`].
+
+mod lists;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+
+use crate::kv::{KvError, Pair};
+use lists::{Limits, Lists};
+pub(super) use lists::{Range, Read};
 
 /// Number of a commit since the store was opened.
 pub(super) type Commit = u64;
@@ -45,22 +52,26 @@ struct Shard {
 }
 
 impl Shard {
-    fn insert(&mut self, key: Vec<u8>, entry: Entry) {
+    /// Returns what the key had before, if that was known.
+    fn insert(&mut self, key: Vec<u8>, entry: Entry) -> Option<Entry> {
         let size = key.len() + entry.value.as_ref().map_or(0, Vec::len) + ENTRY_OVERHEAD;
-        self.old.remove(&key);
-        if self.young.insert(key, entry).is_none() {
+        let old = self.old.remove(&key);
+        let young = self.young.insert(key, entry);
+        if young.is_none() {
             self.young_bytes += size;
         }
         if self.young_bytes > BYTES_MAX / SHARDS / 2 {
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;
         }
+        young.or(old)
     }
 }
 
 #[derive(Debug)]
 pub(super) struct Recent {
     shards: Vec<Mutex<Shard>>,
+    lists: Lists,
     begun: AtomicU64,
     done: AtomicU64,
 }
@@ -72,8 +83,13 @@ fn is_hot(key: &[u8]) -> bool {
 
 impl Recent {
     pub fn new() -> Recent {
+        Recent::with(Limits::DEFAULT)
+    }
+
+    fn with(limits: Limits) -> Recent {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Recent { shards, begun: AtomicU64::new(0), done: AtomicU64::new(0) }
+        let lists = Lists::new(limits);
+        Recent { shards, lists, begun: AtomicU64::new(0), done: AtomicU64::new(0) }
     }
 
     fn shard(&self, key: &[u8]) -> &Mutex<Shard> {
@@ -97,7 +113,7 @@ impl Recent {
     /// `None` if it is not known here; `Some(None)` if the key is absent.
     pub fn get(&self, key: &[u8], at: Commit) -> Option<Option<Vec<u8>>> {
         if !is_hot(key) {
-            return None;
+            return self.lists.get(key, at);
         }
         let mut shard = self.shard(key).lock();
         if let Some(entry) = shard.young.get(key) {
@@ -107,6 +123,17 @@ impl Recent {
         let found = (entry.since <= at).then(|| entry.value.clone());
         shard.insert(key, entry);
         found
+    }
+
+    /// A scan as of commit `at`; `read` reads (from, to, limit) in fjall as of that commit. `None` if it is not for
+    /// this to answer.
+    pub fn scan(
+        &self,
+        range: Range<'_>,
+        at: Commit,
+        read: Read<'_>,
+    ) -> Result<Option<Vec<Pair>>, KvError> {
+        self.lists.scan(range, at, read)
     }
 
     /// Keeps what a view of commit `at` has read.
@@ -136,9 +163,16 @@ impl Recent {
             if value.as_ref().is_some_and(|value| value.len() > VALUE_MAX) {
                 shard.young.remove(key);
                 shard.old.remove(key);
-            } else {
-                shard.insert(key.clone(), Entry { value: value.clone(), since: number });
+                continue;
             }
+            let before = shard.insert(key.clone(), Entry { value: value.clone(), since: number });
+            let absent = matches!(before, Some(Entry { value: None, .. }));
+            if key.first() == Some(&b'I') && value.is_some() && absent {
+                self.lists.created(key, number);
+            }
+        }
+        for (key, value) in writes {
+            self.lists.write(key, value.as_deref(), number);
         }
         self.done.store(number, Ordering::SeqCst);
         Ok(())
@@ -151,6 +185,7 @@ impl Recent {
             let mut shard = shard.lock();
             *shard = Shard { written: number, ..Shard::default() };
         }
+        self.lists.clear(number);
         self.done.store(number, Ordering::SeqCst);
     }
 }

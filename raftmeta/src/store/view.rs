@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fjall::{Guard, Readable};
 
-use super::recent::Commit;
+use super::recent::{Commit, Range};
 use super::{Shared, storage};
 use crate::kv::{KvError, KvRead, Pair};
 
@@ -68,7 +68,17 @@ impl KvRead for View {
         if from >= to || limit == 0 {
             return Ok(Vec::new());
         }
-        collect(self.snapshot.range(&self.shared.records, from..to), limit, reverse)
+        let records = &self.shared.records;
+        if let Some(at) = self.at {
+            let range = Range { from, to, limit, reverse };
+            let read = |from: &[u8], to: &[u8], limit: usize| {
+                collect(self.snapshot.range(records, from..to), limit, false)
+            };
+            if let Some(found) = self.shared.recent.scan(range, at, &read)? {
+                return Ok(found);
+            }
+        }
+        collect(self.snapshot.range(records, from..to), limit, reverse)
     }
 }
 
@@ -96,6 +106,13 @@ impl KvRead for Present<'_> {
         if from >= to || limit == 0 {
             return Ok(Vec::new());
         }
-        collect(self.0.records.range(from..to), limit, reverse)
+        let records = &self.0.records;
+        let range = Range { from, to, limit, reverse };
+        let read =
+            |from: &[u8], to: &[u8], limit: usize| collect(records.range(from..to), limit, false);
+        match self.0.recent.scan(range, self.0.recent.done(), &read)? {
+            Some(found) => Ok(found),
+            None => collect(records.range(from..to), limit, reverse),
+        }
     }
 }
