@@ -126,7 +126,7 @@ impl Device for Uring {
             flights: (0..RING_DEPTH).map(|_| None).collect(),
             free: (0..RING_DEPTH as usize).rev().collect(),
             backlog: VecDeque::new(),
-            unsubmitted: 0,
+            unsubmitted: false,
             bytes: self.bytes,
             is_block: self.is_block,
             done: Vec::new(),
@@ -150,8 +150,8 @@ struct UringQueue {
     flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     backlog: VecDeque<Op>,
-    /// Entries in the ring that the kernel has not been told of.
-    unsubmitted: usize,
+    /// The ring has entries that the kernel has not taken.
+    unsubmitted: bool,
     bytes: u64,
     is_block: bool,
     done: Vec<Completion>,
@@ -161,7 +161,7 @@ struct UringQueue {
 impl UringQueue {
     fn push(&mut self, slot: usize) {
         let entry = self.entry(slot).user_data(slot as u64);
-        self.unsubmitted += 1;
+        self.unsubmitted = true;
         loop {
             // SAFETY: the memory of the entry belongs to the flight in `slot`, which is kept until its completion
             // is collected; the file is registered for the life of the ring.
@@ -227,10 +227,10 @@ impl UringQueue {
     }
 
     fn submit_all(&mut self) {
-        // EBUSY and EINTR leave entries in the ring; the next poll submits them again.
-        if self.unsubmitted > 0 {
-            let submitted = self.ring.submit().unwrap_or(0);
-            self.unsubmitted = self.unsubmitted.saturating_sub(submitted);
+        if self.unsubmitted {
+            // Whatever it answers: what the kernel did not take is still there, and the next poll submits it again.
+            let _ = self.ring.submit();
+            self.unsubmitted = !self.ring.submission().is_empty();
         }
     }
 
@@ -325,7 +325,7 @@ impl Queue for UringQueue {
     }
 
     fn wait_fd(&self) -> Option<RawFd> {
-        (self.unsubmitted == 0 && self.done.is_empty()).then(|| self.ring.as_raw_fd())
+        (!self.unsubmitted && self.done.is_empty()).then(|| self.ring.as_raw_fd())
     }
 
     fn in_flight(&self) -> usize {
