@@ -218,7 +218,7 @@ fn voters(own: NodeId, nodes: &[NodeInfo], members: &[Member]) -> BTreeSet<u64> 
     able.sort_unstable();
     let mut chosen: Vec<u64> = able.into_iter().map(|(.., id)| id).take(wanted).collect();
     // Two voters are worse than one: neither may be missing. And four are no better than three.
-    if chosen.len() % 2 == 0 {
+    if chosen.len().is_multiple_of(2) {
         chosen.pop();
     }
     chosen.into_iter().collect()

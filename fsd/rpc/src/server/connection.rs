@@ -102,7 +102,7 @@ async fn talk<H: Handler>(
         Some(Greeted::Here(ended)) => ended,
         Some(Greeted::There(upstream)) => {
             drop(stranger);
-            return pass_on(&mut stream, upstream, sent_away).await;
+            return pass_on(&mut stream, *upstream, sent_away).await;
         }
         None => return,
     };
@@ -159,7 +159,7 @@ async fn talk_locally<H: Handler>(
     let sent_away = shared.sent_away();
     let ended = match greet_in_time(shared, &mut stream, &peer, id).await {
         Some(Greeted::Here(ended)) => Arc::new(ended),
-        Some(Greeted::There(upstream)) => return pass_on(&mut stream, upstream, sent_away).await,
+        Some(Greeted::There(upstream)) => return pass_on(&mut stream, *upstream, sent_away).await,
         None => return,
     };
     let buffered = stream.buffer().to_vec();
@@ -268,7 +268,7 @@ impl<H: Handler> Drop for Ended<H> {
 /// Who has greeted is served here or by another node.
 enum Greeted<H: Handler> {
     Here(Ended<H>),
-    There(Upstream),
+    There(Box<Upstream>),
 }
 
 pub(super) async fn reply<S: AsyncRead + AsyncWrite + Unpin>(
@@ -319,7 +319,7 @@ async fn greet<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
             return refuse(stream, failure).await;
         }
         return match shared.handler.route(&peer, &hello).await {
-            Ok(upstream) => Ok(Some(Greeted::There(upstream))),
+            Ok(upstream) => Ok(Some(Greeted::There(Box::new(upstream)))),
             Err(failure) => refuse(stream, failure).await,
         };
     }

@@ -109,7 +109,8 @@ impl Cluster {
     }
 
     fn leading(&self) -> Option<(u64, Group)> {
-        let leads = |group: &Group| matches!(*group.leadership().borrow(), Leadership::Leading { .. });
+        let leads =
+            |group: &Group| matches!(*group.leadership().borrow(), Leadership::Leading { .. });
         self.net.running().into_iter().find(|(_, group)| leads(group) && group.lease_valid())
     }
 
@@ -136,8 +137,7 @@ impl Cluster {
 
     /// A command as a client runs it: the same number until somebody answers.
     async fn command(&self, slot: u16, seq: u64, command: Command) -> MetaResult<Reply> {
-        let envelope =
-            Envelope { session: SESSION, slot, seq, time: Time::default(), command };
+        let envelope = Envelope { session: SESSION, slot, seq, time: Time::default(), command };
         self.lead(|leader| {
             let envelope = envelope.clone();
             async move { leader.propose(envelope, false).await }
@@ -152,7 +152,9 @@ impl Cluster {
             let mut statuses = running.iter().map(|(_, group)| group.status());
             let first = statuses.next()?;
             let done = first.applied == first.last_log
-                && statuses.all(|status| (status.applied, status.last_log) == (first.applied, first.last_log));
+                && statuses.all(|status| {
+                    (status.applied, status.last_log) == (first.applied, first.last_log)
+                });
             done.then_some(())
         };
         until_some("all replicas at the same entry", same).await;
