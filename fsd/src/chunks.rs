@@ -8,23 +8,37 @@
 //!
 //! The index holds only what is durable, and lives in RAM: recovery rebuilds it from footers and
 //! scans. A deleted chunk may come back at recovery; it is content-addressed, so that harms nobody.
+//!
+//! A store may be one of several that hold the same segments (docs/replication.md): the primary of a
+//! shard tells the others what it does ([`Replicator`]), they [`ChunkStore::apply`] it. Nothing here
+//! opens a socket or asks who is whose primary.
 
 mod all;
 mod append;
+mod catch_up;
 mod clean;
 mod codec;
 mod delete;
 mod device;
+mod epoch;
 mod error;
 mod format;
 #[doc(hidden)]
 pub mod fuzz;
 mod index;
+mod install;
+mod lead;
 mod pack;
 mod put;
+mod queue;
 mod read;
 mod recover;
+mod replica;
+mod replicate;
+mod scrub;
 pub(crate) mod seal;
+mod segments;
+mod shards;
 mod table;
 
 use std::fmt;
@@ -37,15 +51,27 @@ use raftmeta_types::{ChunkHash, Epoch, ShardId};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+pub use catch_up::{Plan, Snapshot};
 pub use clean::Cleaned;
+pub use epoch::{Begun, Settled};
 pub use error::{Error, Kind};
+pub use lead::{LeadError, Peer};
 pub use recover::owner;
+pub use replica::{ApplyError, Applied};
+pub use replicate::{
+    Alone, Op, OpNumber, Replicated, ReplicationError, Replicator, SegmentNumber, ShardOp,
+};
+pub use scrub::{Place, Verified};
 pub use seal::Keys;
+pub use segments::SegmentInfo;
+pub use shards::{LiveSum, Role};
 
-use append::{Appender, Queue};
+use append::Appender;
 use device::Device;
 use index::{Index, SlotState};
 use pack::Packer;
+use queue::Queue;
+use replica::Stream;
 
 /// Bytes of puts in flight at most; further ones wait.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
@@ -113,6 +139,12 @@ struct Inner<V> {
     index: Mutex<Index>,
     queue: Mutex<Queue>,
     appender: tokio::sync::Mutex<Appender>,
+    /// Held while a primary writes to its open segments, never while it waits for others: whoever closed
+    /// segments takes it once, and knows that nothing more comes.
+    writing: tokio::sync::Mutex<()>,
+    replicator: Arc<dyn Replicator>,
+    /// What each shard's replica is doing. Taken before `writing`.
+    streams: Vec<tokio::sync::Mutex<Stream>>,
     /// One cleaning at a time.
     cleaning: tokio::sync::Mutex<()>,
     in_flight: Semaphore,
@@ -120,10 +152,35 @@ struct Inner<V> {
     poisoned: AtomicBool,
 }
 
+impl<V: Volume> Inner<V> {
+    fn new(
+        device: Arc<Device<V>>,
+        keys: Arc<Keys>,
+        index: Index,
+        replicator: Arc<dyn Replicator>,
+    ) -> Inner<V> {
+        let streams = index.shards.iter().map(|_| tokio::sync::Mutex::default()).collect();
+        Inner {
+            device,
+            packer: Packer::new(Arc::clone(&keys)),
+            keys,
+            index: Mutex::new(index),
+            queue: Mutex::new(Queue::default()),
+            appender: tokio::sync::Mutex::new(Appender::default()),
+            writing: tokio::sync::Mutex::new(()),
+            replicator,
+            streams,
+            cleaning: tokio::sync::Mutex::new(()),
+            in_flight: Semaphore::new(IN_FLIGHT_BYTES_MAX),
+            poisoned: AtomicBool::new(false),
+        }
+    }
+}
+
 impl<V: Volume> ChunkStore<V> {
     /// The receipt epoch of a shard.
     pub fn shard_epoch(&self, shard: ShardId) -> Epoch {
-        self.inner.index.lock().epochs[usize::from(shard.0)]
+        self.inner.index.lock().shard(shard).gc_epoch
     }
 
     pub fn shard_count(&self) -> u32 {

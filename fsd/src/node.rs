@@ -204,6 +204,9 @@ impl Node {
                 Failure::Damaged { hash, reason: error.to_string() }
             }
             (Kind::HashMismatch | Kind::Invalid, _) => Failure::Refused(error.to_string()),
+            (Kind::NotPrimary | Kind::NotReplicated | Kind::StaleEpoch, _) => {
+                Failure::NotReady(error.to_string())
+            }
             (Kind::Poisoned, _) => {
                 self.fail(format!("{error}: what was written since is not known, restart"));
                 Failure::Storage(error.to_string())
@@ -213,6 +216,7 @@ impl Node {
                 | Kind::Damaged
                 | Kind::Foreign
                 | Kind::NewerFormat
+                | Kind::OlderFormat
                 | Kind::BadHeader
                 | Kind::Key
                 | Kind::Io,

@@ -10,7 +10,7 @@ use blockd_ipc::volume::Volume;
 use bytes::Bytes;
 
 use super::error::Error;
-use super::format::{self, RecordHeader};
+use super::format::{self, RecordHeader, SegmentId};
 use super::index::{Location, Slot, SlotState};
 use super::pack::Sealed;
 use super::{ChunkStore, Inner};
@@ -20,6 +20,15 @@ use super::{ChunkStore, Inner};
 pub struct Cleaned {
     pub segments: u32,
     pub bytes_copied: u64,
+}
+
+/// A segment to clean.
+#[derive(Clone, Copy)]
+struct Victim {
+    slot: u32,
+    id: SegmentId,
+    /// Tells it from the next one in the slot.
+    born: u64,
 }
 
 /// Which segment is the next to be cleaned.
@@ -40,12 +49,12 @@ impl<V: Volume> ChunkStore<V> {
     pub async fn clean(&self, budget_bytes: u64) -> Result<Cleaned, Error> {
         let inner = &self.inner;
         let _turn = inner.cleaning.lock().await;
-        let newest = inner.index.lock().sequence;
+        let newest = inner.index.lock().born;
         let mut cleaned = Cleaned { segments: inner.free_dead().await?, bytes_copied: 0 };
         while cleaned.bytes_copied < budget_bytes
-            && let Some((slot, sequence)) = inner.victim(newest, Choice::Bargain)
+            && let Some(slot) = inner.victim(newest, Choice::Bargain)
         {
-            cleaned.bytes_copied += inner.clean_segment(slot, sequence).await?;
+            cleaned.bytes_copied += inner.clean_segment(slot).await?;
             cleaned.segments += inner.free_dead().await?;
         }
         Ok(cleaned)
@@ -66,11 +75,11 @@ impl<V: Volume> Inner<V> {
             if index.has_room() {
                 return Ok(true);
             }
-            *up_to.get_or_insert(index.sequence)
+            *up_to.get_or_insert(index.born)
         };
         let mut progress = false;
-        while let Some((slot, sequence)) = self.victim(newest, Choice::Poorest) {
-            self.clean_segment(slot, sequence).await?;
+        while let Some(slot) = self.victim(newest, Choice::Poorest) {
+            self.clean_segment(slot).await?;
             progress |= self.free_dead().await? > 0;
             if self.index.lock().has_room() {
                 return Ok(true);
@@ -82,21 +91,21 @@ impl<V: Volume> Inner<V> {
 
     /// Copies what lives in a segment and says how much that was. What cannot be read stays, and
     /// keeps the segment.
-    async fn clean_segment(self: &Arc<Self>, slot: u32, sequence: u64) -> Result<u64, Error> {
+    async fn clean_segment(self: &Arc<Self>, victim: Victim) -> Result<u64, Error> {
+        let Victim { slot, id, born } = victim;
         let start = self.device.slot_start(slot);
         let read = self.device.read(start, self.device.segment_bytes()).await;
         let mut records = Vec::new();
         if let Ok(bytes) = read {
             let bytes = Bytes::from(bytes);
-            for entry in format::scan(&bytes, sequence) {
-                let format::Entry { offset, stored_len, plain_len, .. } = entry;
-                let from = Location { slot, offset, stored_len, plain_len };
-                let at = offset as usize;
+            for entry in format::scan(&bytes, id, self.device.header.shard_count) {
+                let from = Location::new(slot, &entry);
+                let at = from.offset as usize;
                 let live = {
                     let index = self.index.lock();
                     index.table.get(&entry.hash) == Some(from) && index.knows(&entry.hash)
                 };
-                if live && let Some((head, body)) = RecordHeader::decode(&bytes[at..], sequence) {
+                if live && let Some((head, body)) = RecordHeader::decode(&bytes[at..], id.number) {
                     records.push(Sealed { head, body: bytes.slice_ref(body), from: Some(from) });
                 }
             }
@@ -107,13 +116,14 @@ impl<V: Volume> Inner<V> {
         self.submit(records).await?;
         let mut index = self.index.lock();
         let entry = &mut index.slots[slot as usize];
-        if entry.sequence == sequence && entry.live_bytes > 0 {
+        if entry.born == born && entry.live_bytes > 0 {
             entry.stuck = true;
         }
         Ok(copied)
     }
 
-    fn victim(&self, newest: u64, choice: Choice) -> Option<(u32, u64)> {
+    /// Of the shards whose primary this store is.
+    fn victim(&self, newest: u64, choice: Choice) -> Option<Victim> {
         let segment = self.device.segment_bytes() as u64;
         let least = match choice {
             Choice::Bargain => segment / 8,
@@ -124,7 +134,7 @@ impl<V: Volume> Inner<V> {
         let score = |slot: &Slot| match choice {
             Choice::Poorest => u128::from(gain(slot)),
             Choice::Bargain => {
-                let age = u128::from(newest - slot.sequence + 1);
+                let age = u128::from(newest - slot.born + 1);
                 let gain = u128::from(gain(slot));
                 gain * age * 1024 / (2 * u128::from(segment) - gain)
             }
@@ -135,10 +145,11 @@ impl<V: Volume> Inner<V> {
             .filter(|(_, slot)| {
                 slot.state == SlotState::Closed
                     && !slot.stuck
-                    && slot.sequence <= newest
+                    && slot.born <= newest
                     && gain(slot) >= least
+                    && index.shard(slot.shard).primary().is_some()
             })
             .max_by_key(|(_, slot)| score(slot))
-            .map(|(at, slot)| (at, slot.sequence))
+            .map(|(at, slot)| Victim { slot: at, id: slot.id(), born: slot.born })
     }
 }

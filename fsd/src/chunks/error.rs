@@ -19,12 +19,20 @@ pub enum Kind {
     Foreign,
     /// The volume was written by a newer version.
     NewerFormat,
+    /// The volume was written by a version whose format is no longer read.
+    OlderFormat,
     /// The volume was never formatted, or both of its headers are damaged.
     BadHeader,
     /// A key does not fit or a key file cannot be used.
     Key,
     /// A flush failed before: restart, which recovers; nothing is retried.
     Poisoned,
+    /// This store is not the primary of the shard: the map says which one is.
+    NotPrimary,
+    /// Not all in-sync replicas have it: it may become durable, but nothing is promised. Ask again.
+    NotReplicated,
+    /// The shard has a newer epoch than the caller knows.
+    StaleEpoch,
     /// The volume failed the operation.
     Io,
 }

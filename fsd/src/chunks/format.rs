@@ -5,22 +5,46 @@
 //! header A header B slot 0 | slot 1 | …      slot: header 4 KiB, batches of records, … , footer
 //! ```
 
-use raftmeta_types::{ChunkHash, ShardId};
+use raftmeta_types::{ChunkHash, Epoch, ShardId};
 use uuid::Uuid;
+
+use super::replicate::SegmentNumber;
 
 /// Unit of every write; batches are padded to it.
 pub const BLOCK: usize = 4096;
 /// Where the first slot begins.
 pub const SLOTS_START: u64 = 64 << 10;
-pub const VERSION: u32 = 1;
+/// 2: segments are named by shard and number, so that those of all replicas are the same bytes.
+pub const VERSION: u32 = 2;
 pub const RECORD_HEADER: usize = 80;
 /// Records start at multiples of this, so that a scan finds its way after damage.
 pub const RECORD_ALIGN: usize = 16;
 pub const FOOTER_ENTRY: usize = 48;
 pub const FOOTER_TRAILER: usize = 32;
-/// Highest sequence, which a million segments a second reach after 146 000 years. What names a higher one is
-/// damaged, and no segment is begun after it.
-pub const SEQUENCE_MAX: u64 = 1 << 62;
+/// Bits of a segment number that count; above them stands the epoch of the shard under which a primary began
+/// the segment. So no two primaries ever give the same number, whatever they know of each other.
+const COUNT_BITS: u32 = 38;
+/// Highest epoch of a shard: one change a second reaches it after half a year of nothing else.
+pub const EPOCH_MAX: Epoch = Epoch((1 << 24) - 1);
+/// Highest segment number. What names a higher one is damaged.
+pub const NUMBER_MAX: SegmentNumber = SegmentNumber((1 << 62) - 1);
+
+/// The number before the first one of an epoch.
+pub fn before_epoch(epoch: Epoch) -> SegmentNumber {
+    SegmentNumber(epoch.0 << COUNT_BITS)
+}
+
+/// The epoch under which the segment was begun.
+pub fn epoch_of(number: SegmentNumber) -> Epoch {
+    Epoch(number.0 >> COUNT_BITS)
+}
+
+/// Which segment. The same on every replica of the shard, wherever it lies there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId {
+    pub shard: ShardId,
+    pub number: SegmentNumber,
+}
 
 const VOLUME_MAGIC: &[u8; 8] = b"CFSCHUNK";
 const SEGMENT_MAGIC: &[u8; 8] = b"CFSSEGMT";
@@ -31,7 +55,7 @@ const FOOTER_MAGIC: u32 = 0x5446_4643;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeHeader {
     pub cluster: Uuid,
-    /// Drawn when formatting: segments of an earlier life of the volume are not taken.
+    /// Drawn when formatting.
     pub volume: Uuid,
     pub shard_count: u32,
     pub segment_bytes: u32,
@@ -44,6 +68,8 @@ pub enum Found<T> {
     Valid(T),
     /// Our magic, a newer version.
     Newer(u32),
+    /// Our magic, an older version.
+    Older(u32),
     /// Our magic, a wrong checksum.
     Damaged,
     /// Something else.
@@ -53,9 +79,8 @@ pub enum Found<T> {
 /// The start of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentHeader {
-    pub volume: Uuid,
-    pub sequence: u64,
-    pub shard: ShardId,
+    pub cluster: Uuid,
+    pub id: SegmentId,
 }
 
 /// What precedes the stored bytes of a chunk.
@@ -97,6 +122,11 @@ pub fn crc32c(parts: &[&[u8]]) -> u32 {
     let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
     parts.iter().for_each(|part| digest.update(part));
     digest.finalize() as u32
+}
+
+/// For comparing what should be equal.
+pub fn digest(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(blake3::hash(bytes).as_bytes()[..8].try_into().expect("eight bytes"))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -169,6 +199,7 @@ impl VolumeHeader {
                 segment_bytes: u32_at(bytes, 52),
                 slots: u32_at(bytes, 56),
             }),
+            version if version < VERSION => Found::Older(version),
             version => Found::Newer(version),
         }
     }
@@ -179,9 +210,9 @@ impl SegmentHeader {
         let mut out = vec![0; BLOCK];
         out[..8].copy_from_slice(SEGMENT_MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        out[16..32].copy_from_slice(self.volume.as_bytes());
-        out[32..40].copy_from_slice(&self.sequence.to_le_bytes());
-        out[40..42].copy_from_slice(&self.shard.0.to_le_bytes());
+        out[16..32].copy_from_slice(self.cluster.as_bytes());
+        out[32..40].copy_from_slice(&self.id.number.0.to_le_bytes());
+        out[40..42].copy_from_slice(&self.id.shard.0.to_le_bytes());
         let crc = crc32c(&[&out[..12], &out[16..64]]);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
         out
@@ -199,12 +230,15 @@ impl SegmentHeader {
             return Found::Absent;
         }
         match u32_at(bytes, 8) {
-            VERSION if u64_at(bytes, 32) > SEQUENCE_MAX => Found::Damaged,
+            VERSION if u64_at(bytes, 32) > NUMBER_MAX.0 => Found::Damaged,
             VERSION => Found::Valid(SegmentHeader {
-                volume: uuid_at(bytes, 16),
-                sequence: u64_at(bytes, 32),
-                shard: ShardId(u16::from_le_bytes([bytes[40], bytes[41]])),
+                cluster: uuid_at(bytes, 16),
+                id: SegmentId {
+                    shard: ShardId(u16::from_le_bytes([bytes[40], bytes[41]])),
+                    number: SegmentNumber(u64_at(bytes, 32)),
+                },
             }),
+            version if version < VERSION => Found::Older(version),
             version => Found::Newer(version),
         }
     }
@@ -212,10 +246,10 @@ impl SegmentHeader {
 
 impl RecordHeader {
     /// The header as it stands before the stored bytes.
-    pub fn encode(&self, sequence: u64) -> [u8; RECORD_HEADER] {
+    pub fn encode(&self, number: SegmentNumber) -> [u8; RECORD_HEADER] {
         let mut head = [0; RECORD_HEADER];
         head[..4].copy_from_slice(&RECORD_MAGIC.to_le_bytes());
-        head[8..16].copy_from_slice(&sequence.to_le_bytes());
+        head[8..16].copy_from_slice(&number.0.to_le_bytes());
         head[16..48].copy_from_slice(&self.hash.0);
         head[48..52].copy_from_slice(&self.plain_len.to_le_bytes());
         head[52..56].copy_from_slice(&self.stored_len.to_le_bytes());
@@ -228,14 +262,14 @@ impl RecordHeader {
         head
     }
 
-    /// The header at the start of `bytes` and the sequence it names, if its checksum holds.
-    pub fn decode_head(bytes: &[u8]) -> Option<(RecordHeader, u64)> {
+    /// The header at the start of `bytes` and the segment number it names, if its checksum holds.
+    pub fn decode_head(bytes: &[u8]) -> Option<(RecordHeader, SegmentNumber)> {
         let bytes = bytes.get(..RECORD_HEADER)?;
         if u32_at(bytes, 0) != RECORD_MAGIC || u32_at(bytes, 4) != crc32c(&[&bytes[8..]]) {
             return None;
         }
-        let sequence = u64_at(bytes, 8);
-        if sequence > SEQUENCE_MAX {
+        let number = SegmentNumber(u64_at(bytes, 8));
+        if number > NUMBER_MAX {
             return None;
         }
         let header = RecordHeader {
@@ -247,53 +281,92 @@ impl RecordHeader {
             nonce: bytes[64..76].try_into().expect("twelve bytes"),
             stored_crc: u32_at(bytes, 76),
         };
-        Some((header, sequence))
+        Some((header, number))
     }
 
-    /// The record at the start of `bytes`, if it belongs to `sequence` and its checksums hold.
-    pub fn decode(bytes: &[u8], sequence: u64) -> Option<(RecordHeader, &[u8])> {
+    /// The record at the start of `bytes`, if it names `number` and its checksums hold. It is of that
+    /// segment if its hash is of the segment's shard, which the caller knows or checks.
+    pub fn decode(bytes: &[u8], number: SegmentNumber) -> Option<(RecordHeader, &[u8])> {
         let (header, of) = RecordHeader::decode_head(bytes)?;
         let stored = bytes[RECORD_HEADER..].get(..header.stored_len as usize)?;
-        (of == sequence && crc32c(&[stored]) == header.stored_crc).then_some((header, stored))
+        (of == number && crc32c(&[stored]) == header.stored_crc).then_some((header, stored))
     }
 }
 
-/// The newest sequence that a valid record names. Records of earlier lives of the slot may lie
-/// behind those of the last.
-pub fn newest_sequence(segment: &[u8]) -> Option<u64> {
-    (BLOCK..segment.len().saturating_sub(RECORD_HEADER))
-        .step_by(RECORD_ALIGN)
-        .filter_map(|at| {
-            let bytes = &segment[at..];
-            let (_, sequence) = RecordHeader::decode_head(bytes)?;
-            RecordHeader::decode(bytes, sequence).map(|_| sequence)
-        })
-        .max()
+impl Entry {
+    fn new(head: &RecordHeader, offset: usize) -> Entry {
+        let RecordHeader { hash, stored_len, plain_len, .. } = *head;
+        Entry { hash, offset: offset as u32, stored_len, plain_len }
+    }
+
+    /// Where the next record may begin.
+    pub fn end(&self) -> usize {
+        self.offset as usize + record_bytes(self.stored_len)
+    }
+}
+
+/// The segment that a slot with a damaged header holds: what its first record says, else its footer.
+pub fn recognise(segment: &[u8], shard_count: u32) -> Option<SegmentId> {
+    if let Some((head, number)) = RecordHeader::decode_head(&segment[BLOCK..]) {
+        return Some(SegmentId { shard: head.hash.shard(shard_count), number });
+    }
+    let id = footer_id(segment)?;
+    let known = id.number <= NUMBER_MAX && u32::from(id.shard.0) < shard_count;
+    let whole = matches!(decode_footer(segment, id, segment.len()), Footer::Lines(_));
+    (known && whole).then_some(id)
 }
 
 /// Every valid record of a segment: damage hides the damaged records alone.
-pub fn scan(segment: &[u8], sequence: u64) -> Vec<Entry> {
+pub fn scan(segment: &[u8], id: SegmentId, shard_count: u32) -> Vec<Entry> {
     let mut found = Vec::new();
     let mut at = BLOCK;
     while at + RECORD_HEADER <= segment.len() {
-        match RecordHeader::decode(&segment[at..], sequence) {
-            Some((head, _)) => {
-                found.push(Entry {
-                    hash: head.hash,
-                    offset: at as u32,
-                    stored_len: head.stored_len,
-                    plain_len: head.plain_len,
-                });
+        match RecordHeader::decode(&segment[at..], id.number) {
+            Some((head, _)) if head.hash.shard(shard_count) == id.shard => {
+                found.push(Entry::new(&head, at));
                 at += record_bytes(head.stored_len);
             }
-            None => at += RECORD_ALIGN,
+            Some(_) | None => at += RECORD_ALIGN,
         }
     }
     found
 }
 
+/// The records of whole batches that begin at `start` of the segment, a multiple of [`BLOCK`]: one after
+/// the other, with nothing but zeros behind the last one of each batch. `Err` is where it is otherwise.
+pub fn parse(
+    batches: &[u8],
+    start: usize,
+    id: SegmentId,
+    shard_count: u32,
+) -> Result<Vec<Entry>, usize> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < batches.len() {
+        match RecordHeader::decode(&batches[at..], id.number) {
+            Some((head, _)) if head.hash.shard(shard_count) == id.shard => {
+                let entry = Entry::new(&head, start + at);
+                let stored = at + RECORD_HEADER + head.stored_len as usize;
+                at = entry.end() - start;
+                if at > batches.len() || batches[stored..at].iter().any(|&byte| byte != 0) {
+                    return Err(start + stored);
+                }
+                found.push(entry);
+            }
+            Some(_) | None => {
+                let next = at.next_multiple_of(BLOCK);
+                if next == at || batches[at..next].iter().any(|&byte| byte != 0) {
+                    return Err(start + at);
+                }
+                at = next;
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// A footer in whole blocks, to be written at the end of the segment.
-pub fn encode_footer(sequence: u64, entries: &[Entry]) -> Vec<u8> {
+pub fn encode_footer(id: SegmentId, entries: &[Entry]) -> Vec<u8> {
     let len = footer_bytes(entries.len());
     let mut out = vec![0; len - FOOTER_TRAILER - entries.len() * FOOTER_ENTRY];
     let start = out.len();
@@ -306,12 +379,21 @@ pub fn encode_footer(sequence: u64, entries: &[Entry]) -> Vec<u8> {
     }
     let mut trailer = [0; FOOTER_TRAILER];
     trailer[..4].copy_from_slice(&FOOTER_MAGIC.to_le_bytes());
-    trailer[8..16].copy_from_slice(&sequence.to_le_bytes());
+    trailer[8..16].copy_from_slice(&id.number.0.to_le_bytes());
     trailer[16..20].copy_from_slice(&(entries.len() as u32).to_le_bytes());
+    trailer[20..22].copy_from_slice(&id.shard.0.to_le_bytes());
     let crc = crc32c(&[&out[start..], &trailer[8..]]);
     trailer[4..8].copy_from_slice(&crc.to_le_bytes());
     out.extend_from_slice(&trailer);
     out
+}
+
+/// The segment that a footer at the end of these blocks names, before anything of it is checked.
+fn footer_id(tail: &[u8]) -> Option<SegmentId> {
+    let trailer = &tail[tail.len() - FOOTER_TRAILER..];
+    let shard = ShardId(u16::from_le_bytes([trailer[20], trailer[21]]));
+    let id = SegmentId { shard, number: SegmentNumber(u64_at(trailer, 8)) };
+    has_footer(tail).then_some(id)
 }
 
 /// Whether blocks end in something like a footer, of whatever segment.
@@ -325,14 +407,14 @@ pub enum Footer {
     Lines(Vec<Entry>),
     /// It is this many bytes long, whole blocks: read more of the end.
     Longer(usize),
-    /// None of this sequence, or a damaged one: scan.
+    /// None of this segment, or a damaged one: scan.
     None,
 }
 
-/// The footer of `sequence` at the end of a segment of `segment_bytes`; `tail` is whole blocks.
-pub fn decode_footer(tail: &[u8], sequence: u64, segment_bytes: usize) -> Footer {
+/// The footer of `id` at the end of a segment of `segment_bytes`; `tail` is whole blocks.
+pub fn decode_footer(tail: &[u8], id: SegmentId, segment_bytes: usize) -> Footer {
     let (rest, trailer) = tail.split_at(tail.len() - FOOTER_TRAILER);
-    if u32_at(trailer, 0) != FOOTER_MAGIC || u64_at(trailer, 8) != sequence {
+    if footer_id(tail) != Some(id) {
         return Footer::None;
     }
     let count = u32_at(trailer, 16) as usize;

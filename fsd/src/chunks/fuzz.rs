@@ -2,3 +2,4 @@
 
 pub use super::codec::{compress, decompress};
 pub use super::format::*;
+pub use super::replicate::SegmentNumber;

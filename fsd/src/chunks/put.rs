@@ -8,6 +8,7 @@ use bytes::Bytes;
 use raftmeta_types::{ChunkHash, Epoch};
 use tokio::sync::watch;
 
+use super::append::not_primary;
 use super::error::{Error, Kind};
 use super::format::BLOCK;
 use super::index::Index;
@@ -35,8 +36,8 @@ impl<V: Volume> ChunkStore<V> {
     /// store is cleaned first, so `NoSpace` means that cleaning cannot help either.
     ///
     /// # Errors
-    /// `HashMismatch`, `Invalid` (too long), `NoSpace`, `Io`, `Poisoned`. After an error some of the
-    /// chunks may be stored.
+    /// `HashMismatch`, `Invalid` (too long), `NoSpace`, `NotPrimary`, `NotReplicated`, `Io`, `Poisoned`.
+    /// After an error some of the chunks may be stored.
     pub async fn put(&self, chunks: Vec<(ChunkHash, Bytes)>) -> Result<Vec<Epoch>, Error> {
         let longest = self.inner.device.segment_bytes() - 3 * BLOCK;
         if let Some((hash, bytes)) = chunks.iter().find(|(_, bytes)| bytes.len() > longest) {
@@ -66,7 +67,7 @@ impl<V: Volume> ChunkStore<V> {
         let inner = &self.inner;
         let (claim, others) = {
             let mut index = inner.index.lock();
-            if let Some(receipts) = self.receipts(&index, chunks) {
+            if let Some(receipts) = self.receipts(&index, chunks)? {
                 return Ok(Some(receipts));
             }
             self.claim(&mut index, chunks)
@@ -87,17 +88,31 @@ impl<V: Volume> ChunkStore<V> {
             // The sender says nothing and is dropped at the end.
             let _ = other.changed().await;
         }
-        Ok(self.receipts(&inner.index.lock(), chunks))
+        self.receipts(&inner.index.lock(), chunks)
     }
 
-    /// The epochs of the shards, if all chunks are here: one look at both, so that a deletion comes
+    /// The gc epochs of the shards, if all chunks are here: one look at both, so that a deletion comes
     /// wholly before or wholly after.
-    fn receipts(&self, index: &Index, chunks: &[(ChunkHash, Bytes)]) -> Option<Vec<Epoch>> {
-        let count = self.shard_count();
-        let receipt = |(hash, _): &(ChunkHash, Bytes)| {
-            index.knows(hash).then(|| index.epochs[usize::from(hash.shard(count).0)])
-        };
-        chunks.iter().map(receipt).collect()
+    fn receipts(
+        &self,
+        index: &Index,
+        chunks: &[(ChunkHash, Bytes)],
+    ) -> Result<Option<Vec<Epoch>>, Error> {
+        let mut receipts = Some(Vec::with_capacity(chunks.len()));
+        for (hash, _) in chunks {
+            let id = index.shard_of(hash);
+            let shard = index.shard(id);
+            if shard.primary().is_none() {
+                return Err(not_primary(id));
+            }
+            if !index.knows(hash) {
+                receipts = None;
+            }
+            if let Some(receipts) = &mut receipts {
+                receipts.push(shard.gc_epoch);
+            }
+        }
+        Ok(receipts)
     }
 
     fn claim(

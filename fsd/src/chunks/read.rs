@@ -15,6 +15,7 @@ use super::error::{Error, Kind};
 use super::format::{BLOCK, RecordHeader, record_bytes};
 use super::index::Location;
 use super::pack::stopped;
+use super::replicate::SegmentNumber;
 use super::seal::Keys;
 use super::{ChunkStore, Inner, codec};
 
@@ -38,7 +39,7 @@ struct Wanted {
     number: usize,
     hash: ChunkHash,
     at: Location,
-    sequence: u64,
+    segment: SegmentNumber,
 }
 
 /// Chunks of one device read: bytes of their segment.
@@ -119,7 +120,7 @@ impl<V: Volume> Inner<V> {
         let locate = |&number: &usize| {
             let hash = hashes[number];
             let at = index.table.get(&hash)?;
-            Some(Wanted { number, hash, at, sequence: index.slots[at.slot as usize].sequence })
+            Some(Wanted { number, hash, at, segment: index.slots[at.slot as usize].number })
         };
         numbers.iter().filter_map(locate).collect()
     }
@@ -127,8 +128,8 @@ impl<V: Volume> Inner<V> {
     /// Whether the record is still the chunk's: then it is damaged. Else it has moved or gone.
     fn mark_damaged(&self, wanted: &Wanted) -> bool {
         let mut index = self.index.lock();
-        let sequence = index.slots[wanted.at.slot as usize].sequence;
-        let same = index.table.get(&wanted.hash) == Some(wanted.at) && sequence == wanted.sequence;
+        let segment = index.slots[wanted.at.slot as usize].number;
+        let same = index.table.get(&wanted.hash) == Some(wanted.at) && segment == wanted.segment;
         if same {
             index.damaged.insert(wanted.hash);
         }
@@ -178,7 +179,7 @@ impl<V: Volume> Inner<V> {
         let len = run.end - run.start;
         let open = |bytes: &[u8], wanted: &Wanted| {
             let record = &bytes[wanted.at.offset as usize - run.start..];
-            let (head, stored) = RecordHeader::decode(record, wanted.sequence)?;
+            let (head, stored) = RecordHeader::decode(record, wanted.segment)?;
             (head.hash == wanted.hash).then(|| open_record(&self.keys, &head, stored))?
         };
         let opened = |bytes: &[u8]| {

@@ -1,36 +1,47 @@
 //! Formatting and opening: the index is rebuilt from footers, and by scanning what has none.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use blockd_ipc::volume::Volume;
-use parking_lot::Mutex;
-use raftmeta_types::ShardId;
-use tokio::sync::Semaphore;
+use raftmeta_types::{Epoch, ShardId};
 use uuid::Uuid;
 
-use super::append::{Appender, Queue};
+use super::all::all;
 use super::device::Device;
 use super::error::{Error, Kind};
 use super::format::{
-    self, BLOCK, Entry, Footer, Found, RecordHeader, SEQUENCE_MAX, SLOTS_START, SegmentHeader,
+    self, BLOCK, Entry, Footer, Found, RecordHeader, SLOTS_START, SegmentHeader, SegmentId,
     VolumeHeader,
 };
-use super::index::{Index, Location};
-use super::pack::Packer;
+use super::index::Index;
 use super::read::open_record;
+use super::replicate::{Alone, Replicator};
 use super::seal::Keys;
+use super::shards::Role;
 use super::{ChunkStore, FormatParams, Inner, OpenParams};
 
 /// Slots read at once during recovery; each takes up to a segment of memory.
 const PARALLEL: usize = 32;
 
+/// Epoch of the shards of a store that is alone.
+const ALONE: Epoch = Epoch(1);
+/// Most segment numbers that a shard jumps over after a start.
+const SKIP_MAX: u32 = 1 << 16;
+
 /// A slot that holds a segment.
 struct Loaded {
-    sequence: u64,
+    id: SegmentId,
     entries: Vec<Entry>,
-    /// It was filled up and has its footer.
-    full: bool,
+    /// It was filled up and has its footer, of which this is a digest.
+    sealed: Option<u64>,
+}
+
+impl Loaded {
+    /// Up to where it holds records, in whole blocks; nothing was acknowledged of one without any.
+    fn len(&self) -> usize {
+        self.entries.iter().map(Entry::end).max().map_or(0, |end| end.next_multiple_of(BLOCK))
+    }
 }
 
 impl<V: Volume> ChunkStore<V> {
@@ -66,45 +77,79 @@ impl<V: Volume> ChunkStore<V> {
         let end = SLOTS_START + u64::from(slots) * u64::from(segment_bytes);
         let block_size = u64::from(geometry.block_size);
         volume.deallocate(SLOTS_START / block_size, (end - SLOTS_START) / block_size).await?;
+        forget_earlier_life(volume, &header).await?;
+        volume.flush().await?;
         for copy in 0..2 {
             write_header(volume, copy, &header).await?;
         }
         Ok(volume.flush().await?)
     }
 
-    /// Opens a formatted volume.
+    /// Opens a formatted volume as the only store of its cluster: it is the primary of all shards.
     ///
     /// # Errors
-    /// `Foreign`, `NewerFormat`, `BadHeader`, `Io`: a slot that cannot be read is not taken for an
-    /// empty one.
+    /// As [`ChunkStore::open_member`].
     pub async fn open(volume: V, params: OpenParams) -> Result<ChunkStore<V>, Error> {
+        let store = ChunkStore::open_member(volume, params, Arc::new(Alone)).await?;
+        for shard in 0..store.shard_count() {
+            let shard = ShardId(shard as u16);
+            let gc_epoch = store.shard_epoch(shard);
+            store.set_role(shard, Role::Primary { epoch: ALONE, gc_epoch })?;
+        }
+        store.inner.free_dead().await?;
+        Ok(store)
+    }
+
+    /// Opens a formatted volume as one of several. It has no role in any shard until it is told one.
+    ///
+    /// # Errors
+    /// `Foreign`, `NewerFormat`, `OlderFormat`, `BadHeader`, `Io`: a slot that cannot be read is not taken
+    /// for an empty one.
+    pub async fn open_member(
+        volume: V,
+        params: OpenParams,
+        replicator: Arc<dyn Replicator>,
+    ) -> Result<ChunkStore<V>, Error> {
         let header = read_header(&volume, Some(params.cluster_uuid)).await?;
         let device = Arc::new(Device { volume, header });
         let keys = Arc::new(params.keys);
         let loaded = load_all(&device, &keys).await?;
         // What was found may be in a volatile cache only, if we were killed rather than cut off.
         device.volume.flush().await?;
-        let mut index = build(&header, loaded);
+        let (mut index, doubles) = build(&header, loaded);
         for (shard, epoch) in params.epochs {
-            match index.epochs.get_mut(usize::from(shard.0)) {
-                Some(own) => *own = epoch,
+            match index.shards.get_mut(usize::from(shard.0)) {
+                Some(own) => own.gc_epoch = epoch,
                 None => return Err(Error::new(Kind::Invalid, format!("epoch of shard {shard}"))),
             }
         }
-        let inner = Arc::new(Inner {
-            device,
-            packer: Packer::new(Arc::clone(&keys)),
-            keys,
-            index: Mutex::new(index),
-            queue: Mutex::new(Queue::default()),
-            appender: tokio::sync::Mutex::new(Appender::default()),
-            cleaning: tokio::sync::Mutex::new(()),
-            in_flight: Semaphore::new(super::IN_FLIGHT_BYTES_MAX),
-            poisoned: AtomicBool::new(false),
-        });
-        inner.free_dead().await?;
+        let inner = Arc::new(Inner::new(device, keys, index, replicator));
+        inner.free(doubles).await?;
         Ok(ChunkStore { inner })
     }
+}
+
+/// Zeroes what looks like the header of a segment: giving blocks back does not promise zeros.
+async fn forget_earlier_life<V: Volume>(volume: &V, header: &VolumeHeader) -> Result<(), Error> {
+    let block_size = u64::from(volume.geometry().block_size);
+    let forget = async |slot: u32| -> Result<(), Error> {
+        let start = SLOTS_START + u64::from(slot) * u64::from(header.segment_bytes);
+        let mut buffer = volume.buffer(BLOCK).await?;
+        buffer.set_len(BLOCK);
+        let mut buffer = volume.read(start / block_size, buffer).await?;
+        if SegmentHeader::decode(&buffer) != Found::Absent {
+            buffer.fill(0);
+            volume.write(start / block_size, buffer, false).await?;
+        }
+        Ok(())
+    };
+    let mut slot = 0;
+    while slot < header.slots {
+        let end = header.slots.min(slot + PARALLEL as u32);
+        all((slot..end).map(&forget)).await.into_iter().collect::<Result<(), Error>>()?;
+        slot = end;
+    }
+    Ok(())
 }
 
 /// Cluster that a volume was formatted for.
@@ -158,12 +203,21 @@ pub(super) async fn read_header<V: Volume>(
             Found::Newer(version) => {
                 return bad(Kind::NewerFormat, format!("format {version} is newer than this fsd"));
             }
+            Found::Older(version) => {
+                return bad(
+                    Kind::OlderFormat,
+                    format!(
+                        "format {version} is not read any more: copy the files out with the version \
+                         that wrote it, and make the node anew"
+                    ),
+                );
+            }
             Found::Valid(_) | Found::Damaged | Found::Absent => {}
         }
     }
     let valid = found.iter().find_map(|copy| match copy {
         Found::Valid(header) => Some(*header),
-        Found::Newer(_) | Found::Damaged | Found::Absent => None,
+        Found::Newer(_) | Found::Older(_) | Found::Damaged | Found::Absent => None,
     });
     let Some(header) = valid else {
         return match failed {
@@ -218,28 +272,41 @@ async fn load<V: Volume>(
 ) -> Result<Option<Loaded>, Error> {
     let start = device.slot_start(slot);
     let segment_bytes = device.segment_bytes();
-    let sequence = match SegmentHeader::decode(&device.read_piece(start, BLOCK).await?) {
-        Found::Valid(head) if head.volume == device.header.volume => head.sequence,
+    let VolumeHeader { cluster, shard_count, .. } = device.header;
+    let id = match SegmentHeader::decode(&device.read_piece(start, BLOCK).await?) {
+        Found::Valid(head) if head.cluster == cluster && u32::from(head.id.shard.0) < shard_count => {
+            head.id
+        }
         Found::Newer(version) => {
             let why = format!("the segment in slot {slot} has the newer format {version}");
             return Err(Error::new(Kind::NewerFormat, why));
         }
         Found::Damaged if holds_records(device, start).await? => {
-            return Ok(salvage(&device.read(start, segment_bytes).await?, keys));
+            let loaded = salvage(&device.read(start, segment_bytes).await?, shard_count, keys);
+            if let Some(Loaded { id, .. }) = loaded {
+                tracing::warn!(slot, "a segment's header is damaged: written anew");
+                device.write(start, &[&SegmentHeader { cluster, id }.encode()]).await?;
+            }
+            return Ok(loaded);
         }
-        Found::Damaged | Found::Valid(_) | Found::Absent => return Ok(None),
+        // Formatting leaves no older one behind.
+        Found::Damaged | Found::Valid(_) | Found::Older(_) | Found::Absent => return Ok(None),
     };
     let mut len = BLOCK;
     loop {
         let tail = device.read(start + (segment_bytes - len) as u64, len).await?;
-        match format::decode_footer(&tail, sequence, segment_bytes) {
-            Footer::Lines(entries) => return Ok(Some(Loaded { sequence, entries, full: true })),
+        match format::decode_footer(&tail, id, segment_bytes) {
+            Footer::Lines(entries) => {
+                let footer = &tail[tail.len() - format::footer_bytes(entries.len())..];
+                let sealed = Some(format::digest(footer));
+                return Ok(Some(Loaded { id, entries, sealed }));
+            }
             Footer::Longer(needed) if needed > len => len = needed,
             Footer::Longer(_) | Footer::None => break,
         }
     }
     let bytes = device.read(start, segment_bytes).await?;
-    Ok(Some(Loaded { sequence, entries: format::scan(&bytes, sequence), full: false }))
+    Ok(Some(Loaded { id, entries: format::scan(&bytes, id, shard_count), sealed: None }))
 }
 
 /// Whether a slot with a damaged header looks like a segment at its first record or its footer.
@@ -253,45 +320,74 @@ async fn holds_records<V: Volume>(device: &Device<V>, start: u64) -> Result<bool
 
 /// A segment whose header is damaged, or bytes that never were one of this store: only records that
 /// our key opens are believed.
-fn salvage(bytes: &[u8], keys: &Keys) -> Option<Loaded> {
-    let sequence = format::newest_sequence(bytes)?;
-    let mut entries = format::scan(bytes, sequence);
+fn salvage(bytes: &[u8], shard_count: u32, keys: &Keys) -> Option<Loaded> {
+    let id = format::recognise(bytes, shard_count)?;
+    let mut entries = format::scan(bytes, id, shard_count);
     entries.retain(|entry| {
-        RecordHeader::decode(&bytes[entry.offset as usize..], sequence)
+        RecordHeader::decode(&bytes[entry.offset as usize..], id.number)
             .and_then(|(head, stored)| open_record(keys, &head, stored))
             .is_some()
     });
-    (!entries.is_empty()).then_some(Loaded { sequence, entries, full: false })
+    let sealed = match format::decode_footer(bytes, id, bytes.len()) {
+        Footer::Lines(lines) => {
+            Some(format::digest(&bytes[bytes.len() - format::footer_bytes(lines.len())..]))
+        }
+        Footer::Longer(_) | Footer::None => None,
+    };
+    (!entries.is_empty()).then_some(Loaded { id, entries, sealed })
 }
 
-fn build(header: &VolumeHeader, loaded: Vec<Option<Loaded>>) -> Index {
+/// The index of what was found, and slots whose segment lies in another one, too: a crash came between
+/// the installation of a good copy and the forgetting of the bad one.
+fn build(header: &VolumeHeader, loaded: Vec<Option<Loaded>>) -> (Index, Vec<u32>) {
     let mut index = Index::new(loaded.len(), header.shard_count);
-    let found: Vec<u32> =
-        (0..).zip(&loaded).filter(|(_, segment)| segment.is_some()).map(|(slot, _)| slot).collect();
+    let mut doubles = Vec::new();
+    // By number, so that older ones are older.
+    let mut found: BTreeMap<(u64, ShardId), (u32, Loaded)> = BTreeMap::new();
     for (slot, segment) in (0..).zip(loaded) {
-        let Some(Loaded { sequence, entries, full }) = segment else {
+        let Some(segment) = segment else {
             index.free.push(slot);
             continue;
         };
-        index.found(slot, sequence);
-        let end = |entry: &Entry| entry.offset as usize + format::record_bytes(entry.stored_len);
-        if full && let Some(end) = entries.iter().map(end).max() {
-            index.full(slot, header.segment_bytes as usize - (end - BLOCK));
-        }
-        for Entry { hash, offset, stored_len, plain_len } in entries {
-            let newer = |at: Location| index.slots[at.slot as usize].sequence > sequence;
-            if !index.table.get(&hash).is_some_and(newer) {
-                index.insert(hash, Location { slot, offset, stored_len, plain_len });
+        let key = (segment.id.number.0, segment.id.shard);
+        let id = segment.id;
+        let worth = |segment: &Loaded| (segment.entries.len(), segment.sealed.is_some());
+        let worse = match found.remove(&key) {
+            Some(other) if worth(&other.1) >= worth(&segment) => {
+                found.insert(key, other);
+                Some(slot)
             }
+            other => {
+                found.insert(key, (slot, segment));
+                other.map(|(slot, _)| slot)
+            }
+        };
+        if let Some(worse) = worse {
+            index.double(worse, id);
+            doubles.push(worse);
         }
     }
-    found.into_iter().for_each(|slot| index.close(slot));
-    // A segment whose header a power cut took had a number too: jump over what may be left of it.
-    let jump = 1 + u64::from(Uuid::new_v4().as_fields().0 % (1 << 20));
-    index.sequence = (index.sequence + jump).min(SEQUENCE_MAX);
+    let slots: Vec<u32> = found.values().map(|(slot, _)| *slot).collect();
+    for (slot, segment) in found.into_values() {
+        index.found(slot, segment.id);
+        let len = segment.len();
+        if segment.sealed.is_some() {
+            let end = segment.entries.iter().map(Entry::end).max().unwrap_or(BLOCK);
+            index.full(slot, header.segment_bytes as usize - (end - BLOCK));
+        }
+        let entry = &mut index.slots[slot as usize];
+        (entry.len, entry.sealed) = (len as u32, segment.sealed);
+        for entry in &segment.entries {
+            index.insert_found(slot, entry);
+        }
+    }
+    slots.into_iter().for_each(|slot| index.close(slot));
+    for shard in &mut index.shards {
+        shard.skip = u64::from(Uuid::new_v4().as_fields().0 % SKIP_MAX);
+    }
     // Lowest slots first.
     index.free.reverse();
-    index
+    (index, doubles)
 }
 
 /// Shards are below the count of the header; a constant of the type keeps the conversion honest.

@@ -2,8 +2,8 @@
 
 use fsd::chunks::fuzz::{
     BLOCK, Entry, FOOTER_TRAILER, Footer, Found, RECORD_ALIGN, RECORD_HEADER, RecordHeader,
-    SegmentHeader, VolumeHeader, compress, decode_footer, decompress, encode_footer, has_footer,
-    newest_sequence, record_bytes, scan,
+    SegmentHeader, SegmentId, SegmentNumber, VolumeHeader, compress, decode_footer, decompress,
+    encode_footer, has_footer, parse, recognise, record_bytes, scan,
 };
 use raftmeta_types::{CHUNK_MAX, ChunkHash, ShardId};
 use uuid::Uuid;
@@ -14,7 +14,10 @@ use crate::cursor::Cursor;
 pub const DICTIONARY: &[&[u8]] =
     &[b"CFSCHUNK", b"CFSSEGMT", b"CFRC", b"CFFT", &[0, 16, 0, 0], &[0xff, 0xff, 0xff, 0xff]];
 
-const SEQUENCE: u64 = 77;
+const NUMBER: SegmentNumber = SegmentNumber(77);
+/// The hashes of the seeds are of shard 0.
+const ID: SegmentId = SegmentId { shard: ShardId(0), number: NUMBER };
+const SHARDS: u32 = 16;
 const SEGMENT_BYTES: usize = 16 * BLOCK;
 
 fn record(n: u8, stored: &[u8]) -> Vec<u8> {
@@ -27,7 +30,7 @@ fn record(n: u8, stored: &[u8]) -> Vec<u8> {
         nonce: [n; 12],
         stored_crc: crc32c(stored),
     };
-    let mut bytes = [&header.encode(SEQUENCE)[..], stored].concat();
+    let mut bytes = [&header.encode(NUMBER)[..], stored].concat();
     bytes.resize(record_bytes(stored.len() as u32), 0);
     bytes
 }
@@ -37,10 +40,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let (cluster, volume) = (Uuid::from_u128(1), Uuid::from_u128(2));
     let header =
         VolumeHeader { cluster, volume, shard_count: 16, segment_bytes: 2 << 20, slots: 99 };
-    let segment = SegmentHeader { volume, sequence: SEQUENCE, shard: ShardId(5) };
+    let segment = SegmentHeader { cluster, id: ID };
     let entry =
         |n: u8, offset| Entry { hash: ChunkHash([n; 32]), offset, stored_len: 20, plain_len: 5 };
-    let footer = encode_footer(SEQUENCE, &[entry(1, 4096), entry(2, 4096 + 112)]);
+    let footer = encode_footer(ID, &[entry(1, 4096), entry(2, 4096 + 112)]);
     let kinds: [(u8, Vec<u8>); 5] = [
         (0, header.encode()[..512].to_vec()),
         (1, segment.encode()[..64].to_vec()),
@@ -92,16 +95,20 @@ fn records(bytes: &[u8], mend: bool) {
         mend_at(&mut segment, at + 4, std::slice::from_ref(&(at + 8..at + RECORD_HEADER)));
         at = stored.end.next_multiple_of(RECORD_ALIGN);
     }
-    let sequence = newest_sequence(&segment).unwrap_or(SEQUENCE);
+    let id = recognise(&segment, SHARDS).unwrap_or(ID);
     let mut end = BLOCK;
-    for entry in scan(&segment, sequence) {
+    let entries = scan(&segment, id, SHARDS);
+    if let Ok(parsed) = parse(&segment[BLOCK..], BLOCK, id, SHARDS) {
+        assert_eq!(parsed, entries, "a whole segment has the records that a scan finds");
+    }
+    for entry in entries {
         let offset = entry.offset as usize;
         assert!(offset >= end && offset.is_multiple_of(RECORD_ALIGN), "records overlap");
         end = offset + RECORD_HEADER + entry.stored_len as usize;
         assert!(end <= segment.len(), "a record beyond its segment");
-        let (header, stored) = RecordHeader::decode(&segment[offset..], sequence).unwrap();
-        let again = RecordHeader::decode_head(&header.encode(sequence));
-        assert_eq!(again, Some((header, sequence)));
+        let (header, stored) = RecordHeader::decode(&segment[offset..], id.number).unwrap();
+        let again = RecordHeader::decode_head(&header.encode(id.number));
+        assert_eq!(again, Some((header, id.number)));
         assert_eq!(stored.len(), header.stored_len as usize);
     }
 }
@@ -116,14 +123,14 @@ fn footer(bytes: &[u8], mend: bool) {
     if mend && let Some(start) = trailer.checked_sub(count.saturating_mul(48)) {
         mend_at(&mut tail, trailer + 4, &[start..trailer, trailer + 8..len]);
     }
-    let found = decode_footer(&tail, SEQUENCE, SEGMENT_BYTES);
+    let found = decode_footer(&tail, ID, SEGMENT_BYTES);
     match found {
         Footer::Lines(entries) => {
             assert!(has_footer(&tail));
             let end = |entry: &Entry| entry.offset as usize + record_bytes(entry.stored_len);
             assert!(entries.iter().all(|entry| end(entry) <= SEGMENT_BYTES));
-            let again = encode_footer(SEQUENCE, &entries);
-            assert_eq!(decode_footer(&again, SEQUENCE, SEGMENT_BYTES), Footer::Lines(entries));
+            let again = encode_footer(ID, &entries);
+            assert_eq!(decode_footer(&again, ID, SEGMENT_BYTES), Footer::Lines(entries));
         }
         Footer::Longer(needed) => {
             assert!(needed > tail.len() && needed.is_multiple_of(BLOCK) && needed < SEGMENT_BYTES);

@@ -2,7 +2,7 @@
 
 use blockd_ipc::Volume;
 
-use super::format::{SEQUENCE_MAX, SegmentHeader};
+use super::format::{NUMBER_MAX, SegmentHeader, SegmentId};
 use super::recover::read_header;
 use super::*;
 
@@ -154,10 +154,11 @@ async fn a_damaged_segment_header_or_footer_loses_nothing() {
     }
 }
 
-/// Writes a valid header of another sequence over that of a slot.
-async fn forge(volume: &SimVolume, slot: u32, sequence: u64) {
+/// Writes a valid header of another segment over that of a slot.
+async fn forge(volume: &SimVolume, slot: u32, number: u64) {
     let header = read_header(volume, Some(CLUSTER)).await.unwrap();
-    let forged = SegmentHeader { volume: header.volume, sequence, shard: ShardId(0) };
+    let id = SegmentId { shard: ShardId(0), number: SegmentNumber(number) };
+    let forged = SegmentHeader { cluster: CLUSTER, id };
     let mut buffer = volume.buffer(format::BLOCK).await.unwrap();
     buffer.set_len(format::BLOCK);
     buffer.copy_from_slice(&forged.encode());
@@ -166,15 +167,15 @@ async fn forge(volume: &SimVolume, slot: u32, sequence: u64) {
 }
 
 #[tokio::test]
-async fn a_sequence_beyond_the_highest_is_damage_and_stops_nothing() {
+async fn a_number_beyond_the_highest_is_damage_and_stops_nothing() {
     let (volume, store) = fresh(30).await;
     let mut dice = Dice(6);
     let chunks: Vec<_> = (0..20).map(|_| dice.chunk(5000)).collect();
     store.put(chunks.clone()).await.unwrap();
     let slot = store.inner.index.lock().table.get(&chunks[0].0).unwrap().slot;
     let mut volume = volume.reopen();
-    for sequence in [u64::MAX, SEQUENCE_MAX + 1] {
-        forge(&volume, slot, sequence).await;
+    for number in [u64::MAX, NUMBER_MAX.0 + 1] {
+        forge(&volume, slot, number).await;
         let store = open(volume.clone()).await;
         for (hash, bytes) in &chunks {
             assert_eq!(&store.get(hash).await.unwrap(), bytes, "salvaged from its records");
@@ -184,11 +185,15 @@ async fn a_sequence_beyond_the_highest_is_damage_and_stops_nothing() {
         assert_eq!(store.get(&more.0).await.unwrap(), more.1);
         volume = volume.reopen();
     }
-    // The highest one is believed. What would come after it could not be read again, so nothing does.
-    forge(&volume, slot, SEQUENCE_MAX).await;
+    // The highest one is believed. Nothing can come after it in its shard; the others go on.
+    forge(&volume, slot, NUMBER_MAX.0).await;
     let store = open(volume).await;
-    let refused = store.put(vec![dice.chunk(5000)]).await.unwrap_err();
-    assert_eq!(refused.kind(), Kind::NoSpace);
+    for _ in 0..8 {
+        let more = dice.chunk(5000);
+        let put = store.put(vec![more.clone()]).await.map_err(|error| error.kind());
+        assert_eq!(put.is_err(), more.0.shard(2) == ShardId(0), "{put:?}");
+        assert!(put.is_ok() || put == Err(Kind::NoSpace));
+    }
 }
 
 #[tokio::test]

@@ -31,19 +31,10 @@ async fn fork(store: &ChunkStore<SimVolume>) -> ChunkStore<SimVolume> {
     let appender = inner.appender.lock().await.clone();
     let volume = inner.device.volume.fork();
     let device = Device { volume, header: inner.device.header };
-    ChunkStore {
-        inner: Arc::new(Inner {
-            device: Arc::new(device),
-            keys: Arc::clone(&inner.keys),
-            packer: Packer::new(Arc::clone(&inner.keys)),
-            index: Mutex::new(inner.index.lock().clone()),
-            queue: Mutex::new(Queue::default()),
-            appender: tokio::sync::Mutex::new(appender),
-            cleaning: tokio::sync::Mutex::new(()),
-            in_flight: Semaphore::new(IN_FLIGHT_BYTES_MAX),
-            poisoned: AtomicBool::new(false),
-        }),
-    }
+    let (keys, index) = (Arc::clone(&inner.keys), inner.index.lock().clone());
+    let forked = Inner::new(Arc::new(device), keys, index, Arc::new(Alone));
+    *forked.appender.lock().await = appender;
+    ChunkStore { inner: Arc::new(forked) }
 }
 
 impl World {

@@ -1,0 +1,150 @@
+//! A replica that was away becomes equal while the shard goes on.
+//!
+//! ```text
+//! primary: snapshot ── (op k, segments as of k) ──> compare: drops what is not there, knows what to fetch
+//!          stream, from op k on ──────────────────> apply
+//!          read_segment ──────────────────────────> install_segment, one after the other
+//!                                                   caught_up: the index has all of it
+//! ```
+//!
+//! Positions are fixed, so the stream and the fetching need no order between them: what the stream adds to
+//! a segment that is not there yet waits for it in memory.
+
+use blockd_ipc::volume::Volume;
+use raftmeta_types::{Epoch, ShardId};
+use serde::{Deserialize, Serialize};
+
+use super::append::not_primary;
+use super::error::{Error, Kind};
+use super::format::{self, SegmentId};
+use super::replica::{Coming, Tail};
+use super::replicate::{OpNumber, SegmentNumber};
+use super::segments::SegmentInfo;
+use super::shards::Standing;
+use super::{ChunkStore, Inner};
+
+/// A shard on its primary, between two ops.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub epoch: Epoch,
+    pub gc_epoch: Epoch,
+    /// The first op that is not in it.
+    pub next: OpNumber,
+    pub segments: Vec<SegmentInfo>,
+}
+
+/// What a replica that catches up has done, and has to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The primary does not have them: they are gone.
+    pub dropped: Vec<SegmentNumber>,
+    /// To be read from the primary and installed; open ones first.
+    pub fetch: Vec<SegmentInfo>,
+}
+
+impl<V: Volume> ChunkStore<V> {
+    /// The shard as of one place in its stream. Whoever catches up has to be in the replicator's audience
+    /// before, and gets the ops from `next` on.
+    ///
+    /// # Errors
+    /// `NotPrimary`, `Io`.
+    pub async fn snapshot(&self, shard: ShardId) -> Result<Snapshot, Error> {
+        self.inner.check_shard(shard)?;
+        self.inner.submit_snapshot(shard).await
+    }
+
+    /// Compares with the primary, on a replica that is not in sync: drops the segments that the primary does
+    /// not have, and takes ops from the snapshot's place on.
+    ///
+    /// # Errors
+    /// `StaleEpoch`, `Io`; `Invalid`: this store is the primary.
+    pub async fn compare(&self, shard: ShardId, theirs: &Snapshot) -> Result<Plan, Error> {
+        let inner = &self.inner;
+        inner.check_shard(shard)?;
+        let epoch = theirs.epoch;
+        let mut stream = inner.streams[usize::from(shard.0)].lock().await;
+        {
+            let mut index = inner.index.lock();
+            index.shard_mut(shard).hear(epoch)?;
+            if index.shard(shard).primary() == Some(epoch) {
+                return Err(Error::new(Kind::Invalid, "a primary does not catch up with itself"));
+            }
+        }
+        inner.stop(shard, Standing::Replica { epoch, next: None }, &mut stream).await?;
+        let mut plan = Plan::default();
+        let mut ours = inner.segments(shard).await?;
+        for their in &theirs.segments {
+            let at = ours.iter().position(|our| our.number == their.number);
+            let our = at.map(|at| ours.swap_remove(at));
+            if our != Some(*their) {
+                stream.coming.insert(their.number, Coming::default());
+                plan.fetch.push(*their);
+            } else if !their.sealed && format::epoch_of(their.number) == epoch {
+                let id = SegmentId { shard, number: their.number };
+                let extent = inner.extent(id)?;
+                let entries = inner.entries(extent).await?;
+                stream.tails.insert(id.number, Tail::new(extent.slot, extent.len, entries));
+                inner.index.lock().reopen(extent.slot);
+            }
+        }
+        plan.fetch.sort_by_key(|their| their.sealed);
+        plan.dropped = ours.iter().map(|our| our.number).collect();
+        let gone: Vec<SegmentId> =
+            plan.dropped.iter().map(|&number| SegmentId { shard, number }).collect();
+        inner.drop_segments(&gone).await?;
+        let mut index = inner.index.lock();
+        let shard = index.shard_mut(shard);
+        shard.hear(epoch)?;
+        shard.gc_epoch = theirs.gc_epoch.max(shard.gc_epoch);
+        shard.standing = Standing::Replica { epoch, next: Some(theirs.next) };
+        Ok(plan)
+    }
+
+    /// The end of catching up: everything that was to be fetched is here, or was freed meanwhile.
+    ///
+    /// # Errors
+    /// `StaleEpoch`; `Invalid`: something is missing still. `Io`.
+    pub async fn caught_up(&self, shard: ShardId, epoch: Epoch) -> Result<(), Error> {
+        let inner = &self.inner;
+        inner.check_shard(shard)?;
+        let mut stream = inner.streams[usize::from(shard.0)].lock().await;
+        {
+            let mut index = inner.index.lock();
+            index.shard_mut(shard).hear(epoch)?;
+            let follows = match index.shard(shard).standing {
+                Standing::Replica { epoch: now, next: Some(_) } => now == epoch,
+                Standing::Replica { next: None, .. }
+                | Standing::Unassigned
+                | Standing::Beginning { .. }
+                | Standing::Primary { .. }
+                | Standing::Suspended { .. } => false,
+            };
+            if !follows || !stream.coming.is_empty() {
+                let missing = stream.coming.len();
+                let why = format!("shard {shard} is not caught up: {missing} segments are missing");
+                return Err(Error::new(Kind::Invalid, why));
+            }
+        }
+        stream.freed.clear();
+        // The primary may know chunks that were deleted here before.
+        inner.reindex(shard).await
+    }
+}
+
+impl<V: Volume> Inner<V> {
+    /// The committer's part of a snapshot: no op is under way.
+    pub(super) async fn snapshot_now(&self, shard: ShardId) -> Result<Snapshot, Error> {
+        let segments = self.segments(shard).await?;
+        let index = self.index.lock();
+        let state = index.shard(shard);
+        match state.standing {
+            Standing::Primary { epoch, next } => {
+                Ok(Snapshot { epoch, gc_epoch: state.gc_epoch, next, segments })
+            }
+            Standing::Unassigned
+            | Standing::Replica { .. }
+            | Standing::Beginning { .. }
+            | Standing::Suspended { .. } => Err(not_primary(shard)),
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! What a primary does with its replicas, over whatever reaches them: making them equal before it takes
+//! puts, and bringing one up that was away.
+//!
+//! The order is here, the transport is the [`Peer`]'s. Each call may be repeated after a failure.
+
+use std::fmt;
+use std::time::Duration;
+
+use blockd_ipc::volume::Volume;
+use bytes::Bytes;
+use raftmeta_types::{Epoch, ShardId};
+
+use super::ChunkStore;
+use super::catch_up::{Plan, Snapshot};
+use super::epoch::{Begun, Settled};
+use super::error::{Error, Kind};
+use super::format::SegmentId;
+use super::replicate::SegmentNumber;
+use super::segments::{SegmentInfo, check_whole};
+use super::shards::{LiveSum, Role};
+
+/// Comparisons of one beginning. The second one finds what the first one brought; more means that
+/// somebody changes segments meanwhile.
+const ROUNDS_MAX: usize = 4;
+/// Attempts at a segment that grows, or is freed, while it is fetched.
+const FETCHES_MAX: usize = 100;
+/// Between two of them.
+const FETCH_WAIT: Duration = Duration::from_millis(20);
+
+/// Another replica of a shard: the methods of its [`ChunkStore`] with the same names.
+pub trait Peer: Send + Sync {
+    fn settle(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        theirs: Vec<SegmentInfo>,
+    ) -> impl Future<Output = Result<Settled, Error>> + Send;
+
+    fn follow(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        gc_epoch: Epoch,
+        live: LiveSum,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    fn compare(
+        &self,
+        shard: ShardId,
+        theirs: Snapshot,
+    ) -> impl Future<Output = Result<Plan, Error>> + Send;
+
+    fn caught_up(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    fn whole_segment(
+        &self,
+        shard: ShardId,
+        number: SegmentNumber,
+    ) -> impl Future<Output = Result<(Bytes, bool), Error>> + Send;
+
+    fn install_segment(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        number: SegmentNumber,
+        content: Bytes,
+        sealed: bool,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+/// Who failed: the primary itself, or the peer with this number in the caller's list.
+#[derive(Clone, Debug)]
+pub struct LeadError {
+    pub peer: Option<usize>,
+    pub error: Error,
+}
+
+impl fmt::Display for LeadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.peer {
+            Some(peer) => write!(f, "replica {peer}: {}", self.error),
+            None => write!(f, "the primary: {}", self.error),
+        }
+    }
+}
+
+impl std::error::Error for LeadError {}
+
+fn own(error: Error) -> LeadError {
+    LeadError { peer: None, error }
+}
+
+fn of(peer: usize) -> impl Fn(Error) -> LeadError {
+    move |error| LeadError { peer: Some(peer), error }
+}
+
+impl<V: Volume> ChunkStore<V> {
+    /// All of a segment that is whole, and whether it is sealed.
+    ///
+    /// # Errors
+    /// `NotFound`: not here, or freed. `Damaged`, `Io`.
+    pub async fn whole_segment(
+        &self,
+        shard: ShardId,
+        number: SegmentNumber,
+    ) -> Result<(Bytes, bool), Error> {
+        self.inner.check_shard(shard)?;
+        let header = &self.inner.device.header;
+        let extent = self.inner.extent(SegmentId { shard, number })?;
+        let content = self.inner.content(extent, 0, header.segment_bytes as usize).await?;
+        let sealed = extent.sealed.is_some();
+        match check_whole(&content, extent.id, sealed, header) {
+            Ok(_) => Ok((content.into(), sealed)),
+            Err(why) => Err(Error::new(
+                Kind::Damaged,
+                format!("segment {number} of shard {shard}: {why}"),
+            )),
+        }
+    }
+
+    /// Begins an epoch as its primary: the in-sync replicas become equal, then this store takes puts. It
+    /// is the primary when this returns `Ok`, and nothing was acknowledged under the epoch before.
+    ///
+    /// # Errors
+    /// Whose fault it was. The epoch may be begun again, without that replica under a newer one.
+    pub async fn lead<P: Peer>(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        gc_epoch: Epoch,
+        peers: &[P],
+    ) -> Result<(), LeadError> {
+        let mut begun = self.begin_epoch(shard, epoch, gc_epoch).await.map_err(own)?;
+        let mut rounds = 0;
+        loop {
+            let mut changed = false;
+            for (number, peer) in peers.iter().enumerate() {
+                let theirs = begun.segments.clone();
+                let settled = peer.settle(shard, epoch, theirs).await.map_err(of(number))?;
+                if !settled.is_equal() {
+                    changed |= self
+                        .equalise(shard, epoch, &begun, &settled, peer)
+                        .await
+                        .map_err(|error| LeadError { peer: error.peer.map(|_| number), ..error })?;
+                }
+            }
+            if !changed {
+                break;
+            }
+            rounds += 1;
+            if rounds == ROUNDS_MAX {
+                let why = format!("the replicas of shard {shard} do not become equal");
+                return Err(own(Error::new(Kind::NotReplicated, why)));
+            }
+            begun = self.begun(shard, epoch).await.map_err(own)?;
+        }
+        for (number, peer) in peers.iter().enumerate() {
+            let follow = peer.follow(shard, epoch, gc_epoch, begun.live);
+            follow.await.map_err(of(number))?;
+        }
+        self.set_role(shard, Role::Primary { epoch, gc_epoch }).map_err(own)
+    }
+
+    /// Good copies go where they are missing. Says whether this store got any.
+    async fn equalise<P: Peer>(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        begun: &Begun,
+        settled: &Settled,
+        peer: &P,
+    ) -> Result<bool, LeadError> {
+        let mut changed = false;
+        for &SegmentInfo { number, .. } in &settled.extra {
+            let (content, sealed) = match peer.whole_segment(shard, number).await {
+                // Nobody has a good copy, so there is nothing to make equal.
+                Err(error) if error.kind() == Kind::Damaged => continue,
+                read => read.map_err(of(0))?,
+            };
+            let install = self.install_segment(shard, epoch, number, content, sealed);
+            install.await.map_err(own)?;
+            changed = true;
+        }
+        for &SegmentInfo { number, .. } in settled.missing.iter().chain(&settled.differing) {
+            assert!(begun.segments.iter().any(|info| info.number == number), "it was ours");
+            match self.whole_segment(shard, number).await {
+                Ok((content, sealed)) => {
+                    let install = peer.install_segment(shard, epoch, number, content, sealed);
+                    install.await.map_err(of(0))?;
+                }
+                Err(error) if error.kind() == Kind::Damaged => {
+                    tracing::error!(%error, "a replica is asked for a good copy");
+                    let Ok((content, sealed)) = peer.whole_segment(shard, number).await else {
+                        continue;
+                    };
+                    let install = self.install_segment(shard, epoch, number, content, sealed);
+                    install.await.map_err(own)?;
+                    changed = true;
+                }
+                Err(error) => return Err(own(error)),
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Brings up a replica that is not in sync, while puts go on. Before the call it is in the audience of
+    /// the replicator, which keeps the ops back until `compare` has answered. After `Ok` it has all that
+    /// was acknowledged, and may become in sync under the next epoch.
+    ///
+    /// # Errors
+    /// Whose fault it was; it may be tried again.
+    pub async fn bring_up<P: Peer>(&self, shard: ShardId, peer: &P) -> Result<(), LeadError> {
+        let snapshot = self.snapshot(shard).await.map_err(own)?;
+        let epoch = snapshot.epoch;
+        let plan = peer.compare(shard, snapshot).await.map_err(of(0))?;
+        for SegmentInfo { number, .. } in plan.fetch {
+            self.send_segment(shard, epoch, number, peer).await?;
+        }
+        let mut attempts = 0;
+        loop {
+            match peer.caught_up(shard, epoch).await {
+                // It has not heard yet of a segment that was freed.
+                Err(error) if error.kind() == Kind::Invalid && attempts < FETCHES_MAX => {
+                    attempts += 1;
+                    tokio::time::sleep(FETCH_WAIT).await;
+                }
+                done => return done.map_err(of(0)),
+            }
+        }
+    }
+
+    async fn send_segment<P: Peer>(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        number: SegmentNumber,
+        peer: &P,
+    ) -> Result<(), LeadError> {
+        let mut attempts = 0;
+        loop {
+            let (content, sealed) = match self.whole_segment(shard, number).await {
+                Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+                read => read.map_err(own)?,
+            };
+            match peer.install_segment(shard, epoch, number, content, sealed).await {
+                Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+                // The stream is ahead of what is acknowledged.
+                Err(error) if error.kind() == Kind::Invalid && attempts < FETCHES_MAX => {
+                    attempts += 1;
+                    tokio::time::sleep(FETCH_WAIT).await;
+                }
+                done => return done.map_err(of(0)),
+            }
+        }
+    }
+}

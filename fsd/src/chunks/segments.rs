@@ -1,0 +1,218 @@
+//! Segments as replicas see them: which there are, what is in them, and whether that is whole.
+//!
+//! ```text
+//! content of an open or closed segment:  header | batches |              up to its length
+//! content of a sealed one:               header | batches | zeros | footer   the whole slot
+//! ```
+//!
+//! What a slot holds behind that is of earlier lives, and nobody's business.
+
+use blockd_ipc::volume::Volume;
+use raftmeta_types::ShardId;
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Kind};
+use super::format::{
+    self, BLOCK, Entry, Footer, Found, SegmentHeader, SegmentId, VolumeHeader,
+};
+use super::index::SlotState;
+use super::replicate::SegmentNumber;
+use super::{ChunkStore, Inner};
+
+/// A segment of a shard. Equal on two stores when both have the same bytes, damage aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentInfo {
+    pub number: SegmentNumber,
+    /// Bytes of header and records, in whole blocks.
+    pub len: u32,
+    /// It is full and has its footer.
+    pub sealed: bool,
+    /// Of the footer, or of all bytes while there is none.
+    pub digest: u64,
+}
+
+/// Where a segment lies and what of it counts.
+#[derive(Clone, Copy)]
+pub(super) struct Extent {
+    pub slot: u32,
+    pub id: SegmentId,
+    pub len: usize,
+    pub sealed: Option<u64>,
+}
+
+impl<V: Volume> ChunkStore<V> {
+    /// The segments of a shard by number. Open ones count as far as they are acknowledged.
+    ///
+    /// # Errors
+    /// `Invalid` for a shard that there is not, `Io`.
+    pub async fn segments(&self, shard: ShardId) -> Result<Vec<SegmentInfo>, Error> {
+        self.inner.check_shard(shard)?;
+        self.inner.segments(shard).await
+    }
+
+    /// Bytes of a segment's content, shorter where that ends. `offset` and `len` are whole blocks.
+    ///
+    /// # Errors
+    /// `NotFound`: it is not here, or was freed; `Invalid`, `Io`.
+    pub async fn read_segment(
+        &self,
+        shard: ShardId,
+        number: SegmentNumber,
+        offset: u32,
+        len: u32,
+    ) -> Result<Vec<u8>, Error> {
+        self.inner.check_shard(shard)?;
+        if !(offset as usize).is_multiple_of(BLOCK) || !(len as usize).is_multiple_of(BLOCK) {
+            return Err(Error::new(Kind::Invalid, "segments are read in whole blocks"));
+        }
+        let extent = self.inner.extent(SegmentId { shard, number })?;
+        self.inner.content(extent, offset as usize, len as usize).await
+    }
+}
+
+impl<V: Volume> Inner<V> {
+    pub(super) fn check_shard(&self, shard: ShardId) -> Result<(), Error> {
+        match u32::from(shard.0) < self.device.header.shard_count {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Invalid, format!("there is no shard {shard}"))),
+        }
+    }
+
+    pub(super) fn extent(&self, id: SegmentId) -> Result<Extent, Error> {
+        let index = self.index.lock();
+        let slot = index.segments.get(&id).copied().filter(|&slot| {
+            let entry = &index.slots[slot as usize];
+            entry.len > 0 && matches!(entry.state, SlotState::Open | SlotState::Closed)
+        });
+        let Some(slot) = slot else {
+            let SegmentId { shard, number } = id;
+            let why = format!("segment {number} of shard {shard} is not here");
+            return Err(Error::new(Kind::NotFound, why));
+        };
+        let entry = &index.slots[slot as usize];
+        Ok(Extent { slot, id, len: entry.len as usize, sealed: entry.sealed })
+    }
+
+    /// Those that hold something acknowledged.
+    pub(super) fn extents(&self, shard: ShardId) -> Vec<Extent> {
+        let numbers: Vec<_> = self.index.lock().segments_of(shard).map(|(n, _)| n).collect();
+        let extent = |number| self.extent(SegmentId { shard, number }).ok();
+        numbers.into_iter().filter_map(extent).collect()
+    }
+
+    pub(super) async fn segments(&self, shard: ShardId) -> Result<Vec<SegmentInfo>, Error> {
+        let mut infos = Vec::new();
+        for extent in self.extents(shard) {
+            infos.push(self.info(extent).await?);
+        }
+        Ok(infos)
+    }
+
+    pub(super) async fn info(&self, extent: Extent) -> Result<SegmentInfo, Error> {
+        let digest = match extent.sealed {
+            Some(digest) => digest,
+            None => format::digest(&self.content(extent, 0, extent.len).await?),
+        };
+        let Extent { id, len, sealed, .. } = extent;
+        Ok(SegmentInfo { number: id.number, len: len as u32, sealed: sealed.is_some(), digest })
+    }
+
+    /// Part of a segment's content. A segment that was freed while it was read is not found.
+    pub(super) async fn content(
+        &self,
+        extent: Extent,
+        offset: usize,
+        len: usize,
+    ) -> Result<Vec<u8>, Error> {
+        let whole = self.device.segment_bytes();
+        let end = match extent.sealed {
+            Some(_) => whole,
+            None => extent.len,
+        };
+        let len = len.min(end.saturating_sub(offset));
+        let start = self.device.slot_start(extent.slot);
+        let mut bytes = self.device.read(start + offset as u64, len).await?;
+        if extent.sealed.is_some() && offset + len > extent.len {
+            let footer = whole - self.footer_len(extent).await?;
+            // Between the records and the footer lies what was there before.
+            let gap = extent.len.clamp(offset, offset + len)..footer.clamp(offset, offset + len);
+            bytes[gap.start - offset..gap.end - offset].fill(0);
+        }
+        let now = self.extent(extent.id)?;
+        match now.slot == extent.slot {
+            true => Ok(bytes),
+            false => Err(Error::new(Kind::NotFound, "the segment moved while it was read")),
+        }
+    }
+
+    async fn footer_len(&self, extent: Extent) -> Result<usize, Error> {
+        let whole = self.device.segment_bytes();
+        let end = self.device.slot_start(extent.slot) + whole as u64;
+        let last = self.device.read_piece(end - BLOCK as u64, BLOCK).await?;
+        Ok(match format::decode_footer(&last, extent.id, whole) {
+            Footer::Lines(lines) => format::footer_bytes(lines.len()),
+            Footer::Longer(len) => len,
+            // Damaged: whatever stands there is compared and found different.
+            Footer::None => whole - extent.len,
+        })
+    }
+
+    /// The records of a segment as its footer or a scan tells.
+    pub(super) async fn entries(&self, extent: Extent) -> Result<Vec<Entry>, Error> {
+        let whole = self.device.segment_bytes();
+        let start = self.device.slot_start(extent.slot);
+        if extent.sealed.is_some() {
+            let len = self.footer_len(extent).await?;
+            let tail = self.device.read(start + (whole - len) as u64, len).await?;
+            if let Footer::Lines(lines) = format::decode_footer(&tail, extent.id, whole) {
+                return Ok(lines);
+            }
+        }
+        let bytes = self.device.read(start, extent.len).await?;
+        Ok(format::scan(&bytes, extent.id, self.device.header.shard_count))
+    }
+}
+
+/// The records of a segment's content, if all of it is as a primary wrote it.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn check_whole(
+    content: &[u8],
+    id: SegmentId,
+    sealed: bool,
+    volume: &VolumeHeader,
+) -> Result<(Vec<Entry>, usize), String> {
+    let VolumeHeader { cluster, shard_count, .. } = *volume;
+    let segment_bytes = volume.segment_bytes as usize;
+    if content.len() < 2 * BLOCK || !content.len().is_multiple_of(BLOCK) {
+        return Err(format!("{} bytes are no segment", content.len()));
+    }
+    if SegmentHeader::decode(content) != Found::Valid(SegmentHeader { cluster, id }) {
+        return Err("it has another header".to_owned());
+    }
+    let damaged = |at: usize| format!("it is damaged at {at}");
+    if !sealed {
+        if content.len() > segment_bytes {
+            return Err(format!("{} bytes are more than a segment", content.len()));
+        }
+        let entries = format::parse(&content[BLOCK..], BLOCK, id, shard_count).map_err(damaged)?;
+        return Ok((entries, content.len()));
+    }
+    if content.len() != segment_bytes {
+        return Err(format!("{} bytes are not a whole segment", content.len()));
+    }
+    let Footer::Lines(lines) = format::decode_footer(content, id, segment_bytes) else {
+        return Err("its footer is damaged".to_owned());
+    };
+    let end = lines.iter().map(Entry::end).max().unwrap_or(BLOCK).next_multiple_of(BLOCK);
+    let footer = segment_bytes - format::footer_bytes(lines.len());
+    if end > footer {
+        return Err("its footer lies in its records".to_owned());
+    }
+    let entries = format::parse(&content[BLOCK..end], BLOCK, id, shard_count).map_err(damaged)?;
+    if entries != lines || content[end..footer].iter().any(|&byte| byte != 0) {
+        return Err("its footer lists other records".to_owned());
+    }
+    Ok((entries, end))
+}
