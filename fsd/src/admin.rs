@@ -1,6 +1,7 @@
 //! Answers what administrators ask (`cfs admin …`): one file per verb, and `jobs` for what takes long.
 
 mod clients;
+mod drain;
 mod du;
 mod fsck;
 mod gc;
@@ -30,6 +31,12 @@ pub async fn answer(
     match request {
         AdminRequest::Status => status::status(node),
         AdminRequest::NodeList { with_shards } => nodes::list(node, with_shards),
+        AdminRequest::NodeDrain { node: named, dry_run } => {
+            drain::drain(node, &named, dry_run).await
+        }
+        AdminRequest::NodeUndrain { node: named } => drain::undrain(node, &named).await,
+        AdminRequest::NodeRemove { node: named } => drain::remove(node, &named).await,
+        AdminRequest::NodeRecover { node: named } => drain::recover(node, &named),
         AdminRequest::ClientList => clients::list(node),
         AdminRequest::ClientRevoke { session } => clients::revoke(node, conn, session).await,
         AdminRequest::CertList => security::certs(node),

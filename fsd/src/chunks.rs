@@ -57,7 +57,7 @@ pub use epoch::{Begun, Settled};
 pub use error::{Error, Kind};
 pub use lead::{LeadError, Peer};
 pub use recover::owner;
-pub use replica::{ApplyError, Applied};
+pub use replica::{Applied, ApplyError};
 pub use replicate::{
     Alone, Op, OpNumber, Replicated, ReplicationError, Replicator, SegmentNumber, ShardOp,
 };
@@ -181,6 +181,12 @@ impl<V: Volume> ChunkStore<V> {
     /// The receipt epoch of a shard.
     pub fn shard_epoch(&self, shard: ShardId) -> Epoch {
         self.inner.index.lock().shard(shard).gc_epoch
+    }
+
+    /// The epoch under which this store takes puts for the shard, if it does.
+    pub fn leads(&self, shard: ShardId) -> Option<Epoch> {
+        let index = self.inner.index.lock();
+        index.shards.get(usize::from(shard.0)).and_then(|shard| shard.primary())
     }
 
     pub fn shard_count(&self) -> u32 {

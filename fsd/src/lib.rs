@@ -15,6 +15,7 @@
 //! | [`jobs`] | what a node does by itself |
 //! | [`chunks`] | the chunk store |
 //! | [`placement`] | which nodes shall hold which shards |
+//! | [`replication`] | shards on several nodes |
 //! | [`data_dir`] | the directory it holds on this machine |
 //! | [`supervise`] | keeps the block daemon running |
 //! | [`sessions`] | who has what open |
@@ -35,6 +36,7 @@ pub mod jobs;
 pub mod metrics;
 pub mod node;
 pub mod placement;
+pub mod replication;
 pub mod service;
 pub mod sessions;
 pub mod supervise;

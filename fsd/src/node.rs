@@ -32,6 +32,7 @@ mod open;
 mod peers;
 mod run;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -45,7 +46,7 @@ use raftmeta_types::cluster::{ClusterInfo, NodeState, Protection};
 use raftmeta_types::{Command, Envelope, MetaError, NodeId, Reply, SessionId, Time};
 use tokio::sync::watch;
 
-use fsd_rpc::message::Failure;
+use fsd_rpc::message::{Failure, NodeUsage};
 use fsd_rpc::server::Control;
 
 pub use blocks::VOLUME;
@@ -62,10 +63,11 @@ use crate::events::Events;
 use crate::health::{self, Facts, Health};
 use crate::jobs::Upkeep;
 use crate::metrics::{Gauges, Metrics};
+use crate::replication::{Courier, Director};
 use crate::service::Order;
 use crate::sessions::Sessions;
 use crate::supervise::{self, Supervisor};
-use peers::Peers;
+pub(crate) use peers::Peers;
 
 /// See the module. Shared as an `Arc`.
 pub struct Node {
@@ -74,6 +76,9 @@ pub struct Node {
     pub(crate) cluster: ClusterInfo,
     pub(crate) group: Group,
     pub(crate) peers: Arc<Peers>,
+    pub(crate) courier: Arc<Courier>,
+    /// What the leader has under way about shards.
+    pub(crate) director: Mutex<Director>,
     /// The term in which this node leads and serves clients; none while another one does.
     leads: watch::Sender<Option<u64>>,
     /// What the leader knows of the other nodes.
@@ -113,6 +118,14 @@ impl fmt::Debug for Node {
             .field("cluster", &self.cluster.name)
             .finish_non_exhaustive()
     }
+}
+
+/// Space for what clients write, in bytes: each counted once, however many copies there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Space {
+    pub total: u64,
+    pub available: u64,
+    pub reserve: u64,
 }
 
 /// The wall clock, as records carry it.
@@ -308,6 +321,42 @@ impl Node {
         // A segment of which more than 7/8 lives is not cleaned.
         let reclaimable = usage.used.saturating_sub(usage.live) / 8 * 7;
         usage.total.min(usage.free + reclaimable)
+    }
+
+    /// The space of the cluster. Chunks spread evenly over shards, so the node that is full first, for what it
+    /// holds of them, is the limit.
+    pub(crate) fn space(&self) -> Result<Space, raftmeta::KvError> {
+        let usage = self.chunks.usage();
+        let own = NodeUsage {
+            total_bytes: usage.total,
+            used_bytes: usage.used,
+            available_bytes: self.available_bytes(),
+            reserve_bytes: usage.reserve,
+            chunks: usage.chunks,
+        };
+        let mut held: BTreeMap<NodeId, u64> = BTreeMap::new();
+        let shards = read::shards(&self.group.view())?;
+        for id in shards.iter().flat_map(|shard| &shard.in_sync) {
+            *held.entry(*id).or_default() += 1;
+        }
+        let mut space = Space { total: u64::MAX, available: u64::MAX, reserve: u64::MAX };
+        let beats = self.beats.lock();
+        for (id, held) in held {
+            let told = beats.get(&id).and_then(|beat| beat.usage);
+            let Some(usage) = (if id == self.id { Some(own) } else { told }) else { continue };
+            let scaled = |bytes: u64| {
+                let all = u128::from(bytes) * shards.len() as u128 / u128::from(held);
+                u64::try_from(all).unwrap_or(u64::MAX)
+            };
+            space.total = space.total.min(scaled(usage.total_bytes));
+            space.available = space.available.min(scaled(usage.available_bytes));
+            space.reserve = space.reserve.min(scaled(usage.reserve_bytes));
+        }
+        if space.total == u64::MAX {
+            // Nothing is known of those who hold the data.
+            space = Space { total: 0, available: 0, reserve: 0 };
+        }
+        Ok(space)
     }
 
     pub fn health(&self) -> Health {

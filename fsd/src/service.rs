@@ -91,6 +91,7 @@ impl Service {
         let node = &self.node;
         match request {
             Request::Raft => return nodes::raft(node, conn, &data).await,
+            Request::Replica => return nodes::replica(node, conn, &data).await,
             Request::Node(request) => return nodes::answer(node, conn, request, data).await,
             _ if matches!(conn.hello.role, Role::Node { .. }) => {
                 return Err(Failure::Protocol("this is not for nodes to ask".into()));
@@ -155,6 +156,7 @@ impl Service {
             | Request::Renew { .. }
             | Request::Subscribe
             | Request::Raft
+            | Request::Replica
             | Request::Node(_) => {
                 Err(Failure::Protocol("this belongs to the beginning of a connection".into()))
             }
@@ -239,6 +241,7 @@ fn operation(request: &Request) -> Option<Operation> {
         | Request::Renew { .. }
         | Request::Subscribe
         | Request::Raft
+        | Request::Replica
         | Request::Node(_) => return None,
     })
 }

@@ -22,7 +22,7 @@
 //! T <token hash>             enrolment token of a client
 //! t <token hash>             enrolment token of a node
 //! C <serial>                 certificate
-//! M <name>                   single records: cluster, authority, counters, next inode, protection
+//! M <name>                   single records: cluster, authority, counters, next inode, protection, map version
 //! ```
 
 use raftmeta_types::{ChunkHash, Epoch, Ino, NodeId, SessionId, ShardId};
@@ -32,6 +32,7 @@ pub const AUTHORITY: &[u8] = b"Mauthority";
 pub const COUNTERS: &[u8] = b"Mcounters";
 pub const NEXT_INO: &[u8] = b"Mnext_ino";
 pub const PROTECTION: &[u8] = b"Mprotection";
+pub const MAP_VERSION: &[u8] = b"Mmap_version";
 
 fn key(class: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());

@@ -190,6 +190,11 @@ pub fn node_tokens(kv: &impl KvRead) -> Result<Vec<TokenInfo>, KvError> {
     values(kv, b't')
 }
 
+/// Counts the changes of the placement of shards.
+pub fn map_version(kv: &impl KvRead) -> Result<u64, KvError> {
+    Ok(records::get(kv, keys::MAP_VERSION)?.unwrap_or(0))
+}
+
 /// One copy where nothing else was said.
 pub fn protection(kv: &impl KvRead) -> Result<Protection, KvError> {
     Ok(records::get(kv, keys::PROTECTION)?.unwrap_or(Protection::SINGLE))

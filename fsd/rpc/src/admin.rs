@@ -39,6 +39,25 @@ pub enum AdminRequest {
     NodeList {
         with_shards: bool,
     },
+    /// Moves everything off a node, so that it may be switched off.
+    NodeDrain {
+        /// `n3`, `3` or a name.
+        node: String,
+        /// Only says what would be moved.
+        dry_run: bool,
+    },
+    /// Takes a drain back.
+    NodeUndrain {
+        node: String,
+    },
+    /// Forgets a node that is drained, or down and holds nothing.
+    NodeRemove {
+        node: String,
+    },
+    /// Makes good what a node that is down held, from the other replicas.
+    NodeRecover {
+        node: String,
+    },
     ClientList,
     /// Ends a client's session: its locks go, its calls fail.
     ClientRevoke {
@@ -109,6 +128,7 @@ pub enum AdminReply {
     Done,
     Status(Box<Status>),
     Nodes(Vec<Node>),
+    NodeMoved(NodeMoved),
     Clients(Vec<Client>),
     Certs(Vec<Cert>),
     /// The token itself is said only here; the cluster keeps its hash.
@@ -268,6 +288,19 @@ pub enum JobReport {
     Du(DuReport),
     Fsck(FsckReport),
     Gc(GcReport),
+}
+
+/// What a verb about a node leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeMoved {
+    pub node: u64,
+    pub name: String,
+    /// As [`Node::state`].
+    pub state: String,
+    /// Shards that are to get another holder.
+    pub shards: u32,
+    /// What the node stores of them, about.
+    pub bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

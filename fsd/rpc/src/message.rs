@@ -120,6 +120,8 @@ pub enum Request {
     Raft,
     /// Of nodes only.
     Node(NodeRequest),
+    /// Of nodes only: from replica to replica of a shard, encoded in the data part.
+    Replica,
 }
 
 /// What a storage node asks another one.
@@ -135,6 +137,13 @@ pub enum NodeRequest {
     DeleteChunks { shard: ShardId, epoch: Epoch, hashes: Vec<ChunkHash> },
     /// Of what a node holds, for status.
     Usage,
+    /// To the leader, from the primary of a shard: a new epoch is needed, without this replica if one is
+    /// named, because it does not answer. Refused if the shard has another epoch by now.
+    NewEpoch { shard: ShardId, epoch: Epoch, without: Option<NodeId> },
+    /// To the primary: bring this node up, so that it may become in sync. Answered when it has everything.
+    BringUp { shard: ShardId, epoch: Epoch, node: NodeId },
+    /// To a node that holds the shard no more: what it has of it may go.
+    Forget { shard: ShardId, epoch: Epoch },
 }
 
 /// What a storage node that has none yet shows to get a place in the cluster.
@@ -294,6 +303,8 @@ pub enum Response {
     /// The answer to `Request::Raft`, encoded in the data part.
     Raft,
     Usage(NodeUsage),
+    /// The answer to `Request::Replica`, encoded in the data part.
+    Replica,
 }
 
 /// Space of one node's chunk store, in bytes.
@@ -301,7 +312,9 @@ pub enum Response {
 pub struct NodeUsage {
     pub total_bytes: u64,
     pub used_bytes: u64,
+    /// For those who write; without the reserve.
     pub available_bytes: u64,
+    pub reserve_bytes: u64,
     pub chunks: u64,
 }
 

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use fsd_rpc::admin::{AdminReply, BlockdStatus, DataStatus, MetadataStatus, Status};
+use fsd_rpc::admin::{
+    AdminReply, BlockdStatus, DataStatus, JobSummary, MetadataStatus, Progress, Status,
+};
 use fsd_rpc::message::Failure;
 use raftmeta::read;
 use raftmeta_types::cluster::NodeState;
@@ -18,6 +20,11 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
     let nodes = read::nodes(&view).map_err(storage)?;
     let nodes = nodes.iter().filter(|node| node.state != NodeState::Removed);
     let up = nodes.clone().filter(|node| node.state == NodeState::Up).count();
+    let draining: Vec<String> = nodes
+        .clone()
+        .filter(|node| node.state == NodeState::Draining)
+        .map(|node| node.name.clone())
+        .collect();
     Ok(AdminReply::Status(Box::new(Status {
         cluster_name: node.cluster.name.clone(),
         cluster_uuid: node.cluster.uuid,
@@ -40,8 +47,20 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
         data: data(node),
         blockd: blockd(node),
         clients: node.sessions.lock().count() as u32,
-        jobs: node.admin.running(),
+        jobs: moving(node, &draining).into_iter().chain(node.admin.running()).collect(),
     })))
+}
+
+/// What the leader moves from node to node, as a job.
+fn moving(node: &Node, draining: &[String]) -> Option<JobSummary> {
+    let work = node.director.lock().work?;
+    let name = match draining {
+        [] => "placing replicas".to_owned(),
+        names => format!("drain {}", names.join(", ")),
+    };
+    let (total, done) = (work.total as u64, (work.total - work.left) as u64);
+    let progress = Progress { phase: "copying".into(), done, total, unit: "shards".into() };
+    Some(JobSummary { job: 0, name, started: work.since.into(), progress })
 }
 
 /// The space of the chunk store.

@@ -101,12 +101,7 @@ impl<V: Volume> Inner<V> {
         self.take_copy(slot, copy, &mut stream).await
     }
 
-    fn check_installable(
-        &self,
-        id: SegmentId,
-        epoch: Epoch,
-        stream: &Stream,
-    ) -> Result<(), Error> {
+    fn check_installable(&self, id: SegmentId, epoch: Epoch, stream: &Stream) -> Result<(), Error> {
         let mut index = self.index.lock();
         index.shard_mut(id.shard).hear(epoch)?;
         let held = index.segments.get(&id).map(|&slot| index.slots[slot as usize].state);

@@ -33,6 +33,11 @@ impl Node {
         read::shard(view, id).map_err(storage)?.ok_or(Failure::Meta(MetaError::NotFound))
     }
 
+    /// Where a node is reached.
+    pub(crate) fn target_of(&self, id: NodeId) -> Result<Target, Failure> {
+        self.target(&self.group.view(), id)
+    }
+
     fn target(&self, view: &View, id: NodeId) -> Result<Target, Failure> {
         match read::node(view, id).map_err(storage)? {
             Some(info) => Ok(Target { node: id, address: info.address }),
@@ -110,35 +115,60 @@ impl Node {
         }
     }
 
-    /// The chunks, or what is wrong with each, in their order.
+    /// The chunks, or what is wrong with each, in their order. One that is damaged or missing, or on a node that
+    /// does not answer, is asked for at the next one that has it.
     pub(crate) async fn get_chunks(&self, hashes: &[ChunkHash]) -> Vec<Found> {
-        let mut by_node: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
-        let mut found: Vec<Found> =
-            hashes.iter().map(|hash| Err(Failure::NoChunk(*hash))).collect();
-        let view = self.group.view();
-        for (at, hash) in hashes.iter().enumerate() {
-            match self.shard(&view, hash) {
-                Ok(shard) if shard.in_sync.contains(&self.id) => {
-                    by_node.entry(self.id).or_default().push(at);
+        let missing = |hash: &ChunkHash| Err(Failure::NoChunk(*hash));
+        let mut found: Vec<Found> = hashes.iter().map(missing).collect();
+        let mut holders: Vec<Vec<NodeId>> = Vec::with_capacity(hashes.len());
+        {
+            let view = self.group.view();
+            for (at, hash) in hashes.iter().enumerate() {
+                match self.shard(&view, hash) {
+                    Ok(shard) => holders.push(self.in_order(&shard)),
+                    Err(failure) => {
+                        found[at] = Err(failure);
+                        holders.push(Vec::new());
+                    }
                 }
-                Ok(shard) => by_node.entry(shard.primary).or_default().push(at),
-                Err(failure) => found[at] = Err(failure),
             }
         }
-        for (id, places) in by_node {
-            let some: Vec<ChunkHash> = places.iter().map(|at| hashes[*at]).collect();
-            let got = match id == self.id {
-                true => self.get_here(&some).await,
-                false => match self.target(&view, id) {
-                    Ok(target) => self.get_there(&target, &some).await,
-                    Err(failure) => some.iter().map(|_| Err(failure.clone())).collect(),
-                },
-            };
-            for (at, got) in places.into_iter().zip(got) {
-                found[at] = got;
+        for round in 0..holders.iter().map(Vec::len).max().unwrap_or(0) {
+            let mut by_node: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
+            for (at, holders) in holders.iter().enumerate() {
+                if let (Err(_), Some(id)) = (&found[at], holders.get(round)) {
+                    by_node.entry(*id).or_default().push(at);
+                }
+            }
+            for (id, places) in by_node {
+                let some: Vec<ChunkHash> = places.iter().map(|at| hashes[*at]).collect();
+                for (at, got) in places.into_iter().zip(self.get_from(id, &some).await) {
+                    // Damage says more than silence.
+                    let keep = matches!(&found[at], Err(Failure::Damaged { .. })) && got.is_err();
+                    if !keep {
+                        found[at] = got;
+                    }
+                }
             }
         }
         found
+    }
+
+    /// Who has a shard in sync, in the order in which they are asked.
+    fn in_order(&self, shard: &ShardInfo) -> Vec<NodeId> {
+        let mut holders = shard.in_sync.clone();
+        holders.sort_by_key(|id| (*id != self.id, *id != shard.primary, *id));
+        holders
+    }
+
+    async fn get_from(&self, id: NodeId, hashes: &[ChunkHash]) -> Vec<Found> {
+        if id == self.id {
+            return self.get_here(hashes).await;
+        }
+        match self.target_of(id) {
+            Ok(target) => self.get_there(&target, hashes).await,
+            Err(failure) => hashes.iter().map(|_| Err(failure.clone())).collect(),
+        }
     }
 
     /// From the store of this node.

@@ -1,7 +1,7 @@
 //! What the leader does about the other nodes: takes them in, chooses voters, notices who is gone.
 //!
 //! ```text
-//!   every second  ask each node for a sign of life ─┬ none for 10 s ─▶ down     ┐
+//!   twice a second ask each node for a sign of life ─┬ none for 10 s ─▶ down     ┐
 //!                                                   └ again ───────▶ up        ├─ commands in the log
 //!                 joining ─▶ learner ─ caught up ─▶ up                          │
 //!                 5, 3 or 1 voters of those that are up, one step at a time     ┘
@@ -21,9 +21,10 @@ use raftmeta_types::{Command, NodeId};
 
 use super::Node;
 use super::open::node_info;
+use crate::replication;
 use crate::service::storage;
 
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_millis(500);
 /// A node that gave no sign of life for this long is down.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// A node that takes longer than this to answer has given no sign.
@@ -39,6 +40,8 @@ pub(crate) struct Beat {
     /// Or when this node began to listen.
     pub seen: Instant,
     pub usage: Option<NodeUsage>,
+    /// It has been asked and has not answered yet.
+    asked: bool,
 }
 
 /// Until the node stops: announces this node, and does what the leader does while it leads.
@@ -124,6 +127,7 @@ type Done = Result<(), String>;
 /// One round of the leader.
 async fn look_after(node: &Arc<Node>) -> Done {
     let nodes = read::nodes(&node.group.view()).map_err(|error| error.to_string())?;
+    finish_leaving(node, &nodes).await?;
     let others: Vec<&NodeInfo> = nodes
         .iter()
         .filter(|other| other.id != node.id && other.state != NodeState::Removed)
@@ -131,34 +135,69 @@ async fn look_after(node: &Arc<Node>) -> Done {
     if others.is_empty() {
         return Ok(());
     }
-    listen(node, &others).await;
+    listen(node, &others);
     let members = node.group.members();
     for other in &others {
         let member = members.iter().find(|member| member.id == other.id.0);
         attend(node, other, member).await?;
     }
-    choose_voters(node, &nodes, &members).await
+    choose_voters(node, &nodes, &members).await?;
+    replication::direct(node).await.map_err(|failure| failure.to_string())
 }
 
-/// Asks all of them at once.
-async fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
-    let asked = others.iter().map(|other| {
+/// A node that drains and holds nothing any more is drained; one that was removed leaves the metadata group.
+async fn finish_leaving(node: &Arc<Node>, nodes: &[NodeInfo]) -> Done {
+    for info in nodes {
+        if info.state == NodeState::Removed
+            && node.group.members().iter().any(|m| m.id == info.id.0)
+        {
+            match node.group.remove(info.id.0).await {
+                // Whoever leads next goes on.
+                Ok(()) | Err(GroupError::NotLeader { .. } | GroupError::Unknown { .. }) => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        if info.state != NodeState::Draining {
+            continue;
+        }
+        let shards = read::shards(&node.group.view()).map_err(|error| error.to_string())?;
+        if shards.iter().any(|shard| shard.in_sync.contains(&info.id)) {
+            continue;
+        }
+        if info.id == node.id && node.group.members().iter().filter(|m| m.voter).count() > 1 {
+            // The next leader says that this node is drained.
+            return node.group.transfer_leadership(None).await.map_err(|error| error.to_string());
+        }
+        let (from, to) = (NodeState::Draining, NodeState::Drained);
+        let command = Command::SetNodeState { node: info.id, from, to };
+        node.command(command, true).await.map_err(|failure| failure.to_string())?;
+        tracing::info!(node = %info.id, name = info.name, "a node is drained");
+    }
+    Ok(())
+}
+
+/// Asks all of them that do not owe an answer.
+fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
+    for other in others {
+        {
+            let mut beats = node.beats.lock();
+            let new = Beat { seen: Instant::now(), usage: None, asked: false };
+            let beat = beats.entry(other.id).or_insert(new);
+            if std::mem::replace(&mut beat.asked, true) {
+                continue;
+            }
+        }
         let target = Target { node: other.id, address: other.address.clone() };
         let node = Arc::clone(node);
-        let id = other.id;
         tokio::spawn(async move {
-            let usage = node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await;
-            let mut beats = node.beats.lock();
-            let beat = beats.entry(id).or_insert(Beat { seen: Instant::now(), usage: None });
-            if let Ok((Response::Usage(usage), _)) = usage {
-                *beat = Beat { seen: Instant::now(), usage: Some(usage) };
+            let told = node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await;
+            if let Some(beat) = node.beats.lock().get_mut(&target.node) {
+                beat.asked = false;
+                if let Ok((Response::Usage(usage), _)) = told {
+                    (beat.seen, beat.usage) = (Instant::now(), Some(usage));
+                }
             }
-        })
-    });
-    let asked: Vec<_> = asked.collect();
-    for task in asked {
-        // One that panicked has said nothing.
-        let _ = task.await;
+        });
     }
 }
 
@@ -176,6 +215,7 @@ async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> 
         NodeState::Joining if heard && caught_up => NodeState::Up,
         NodeState::Up if silent => NodeState::Down,
         NodeState::Down if heard && caught_up => NodeState::Up,
+        NodeState::Draining if silent => NodeState::Down,
         NodeState::Joining
         | NodeState::Up
         | NodeState::Down
@@ -201,9 +241,7 @@ fn voters_wanted(nodes: usize) -> usize {
 
 /// The voters there should be: those that are up before those that are not, present ones before others.
 fn voters(own: NodeId, nodes: &[NodeInfo], members: &[Member]) -> BTreeSet<u64> {
-    let counted = |node: &&NodeInfo| {
-        matches!(node.state, NodeState::Up | NodeState::Down | NodeState::Draining)
-    };
+    let counted = |node: &&NodeInfo| !matches!(node.state, NodeState::Joining | NodeState::Removed);
     let wanted = voters_wanted(nodes.iter().filter(counted).count());
     let mut able: Vec<(bool, bool, bool, u64)> = Vec::new();
     for node in nodes.iter().filter(counted) {
@@ -212,7 +250,8 @@ fn voters(own: NodeId, nodes: &[NodeInfo], members: &[Member]) -> BTreeSet<u64> 
         let caught_up = here || member.lag.is_some_and(|lag| lag <= LAG_MAX);
         if member.voter || (caught_up && node.state == NodeState::Up) {
             // `false` comes first.
-            able.push((!here, node.state != NodeState::Up, !member.voter, node.id.0));
+            let up = node.state == NodeState::Up;
+            able.push((!(here && up), !up, !member.voter, node.id.0));
         }
     }
     able.sort_unstable();
@@ -243,7 +282,7 @@ async fn choose_voters(node: &Arc<Node>, nodes: &[NodeInfo], members: &[Member])
 }
 
 fn is_member(node: &NodeInfo) -> bool {
-    !matches!(node.state, NodeState::Removed | NodeState::Drained)
+    node.state != NodeState::Removed
 }
 
 #[cfg(test)]

@@ -26,12 +26,13 @@ use super::identity::{Identity, Stage};
 use super::peers::Peers;
 use super::{Node, NodeError, blocks, join, now};
 use crate::authority::Authority;
-use crate::chunks::{ChunkStore, FormatParams, Keys, Kind, OpenParams};
+use crate::chunks::{ChunkStore, FormatParams, Keys, Kind, OpenParams, Replicator, Role};
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::events::Events;
 use crate::jobs::Upkeep;
 use crate::metrics::Metrics;
+use crate::replication::Courier;
 use crate::service::Order;
 use crate::supervise::Supervisor;
 
@@ -111,7 +112,9 @@ async fn assemble(
         transport,
     })
     .await?;
-    let opened = data(&config, identity, &at(MASTER_KEY), &group, volume, keys, ours).await;
+    let courier = Arc::new(Courier::default());
+    let opened =
+        data(&config, identity, &at(MASTER_KEY), &group, volume, keys, ours, &courier).await;
     let (cluster, chunks) = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -134,6 +137,8 @@ async fn assemble(
         cluster,
         group,
         peers,
+        courier,
+        director: Default::default(),
         leads: watch::channel(None).0,
         beats: Default::default(),
         chunks,
@@ -198,6 +203,7 @@ async fn data(
     volume: RemoteVolume,
     keys: Keys,
     ours: bool,
+    courier: &Arc<Courier>,
 ) -> Result<(ClusterInfo, ChunkStore<RemoteVolume>), NodeError> {
     let creating = identity.state == Stage::Creating;
     let mut cluster = read::cluster(&group.view())?;
@@ -221,7 +227,15 @@ async fn data(
     let shards = read::shards(&group.view())?;
     let epochs = shards.iter().map(|shard: &ShardInfo| (shard.id, shard.gc_epoch)).collect();
     let params = OpenParams { cluster_uuid: identity.cluster, keys, epochs };
-    let chunks = ChunkStore::open(volume, params).await?;
+    let replicator = Arc::clone(courier) as Arc<dyn Replicator>;
+    let chunks = ChunkStore::open_member(volume, params, replicator).await?;
+    let own = identity.node_id();
+    let sole = |shard: &&ShardInfo| shard.primary == own && shard.in_sync == [own];
+    // Nobody else can have taken them over meanwhile. The others are begun anew, see `replication`.
+    for ShardInfo { id, epoch, gc_epoch, .. } in shards.iter().filter(sole).cloned() {
+        courier.begin(id, epoch, &[]);
+        chunks.set_role(id, Role::Primary { epoch, gc_epoch })?;
+    }
     if creating {
         let own = node_info(config, identity.node_id(), capacity);
         command(group, "entering the node", Command::SetNode(own), true).await?;

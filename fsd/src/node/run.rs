@@ -17,6 +17,7 @@ use super::blocks::make_parent;
 use super::{Node, NodeError, lead, members};
 use crate::config::Config;
 use crate::jobs;
+use crate::replication;
 use crate::service::Service;
 
 /// How long jobs may take to end; they are cut off after that, which a crash might do as well.
@@ -131,10 +132,12 @@ async fn at_work(
         }
     };
     let metrics = tokio::spawn(node.metrics.clone().serve(listener, refresh));
+    node.courier.attach(node);
     let jobs = jobs::start(node);
     let site = [
         tokio::spawn(lead::follow(Arc::clone(node))),
         tokio::spawn(members::keep(Arc::clone(node))),
+        tokio::spawn(replication::keep(Arc::clone(node))),
     ];
     let mut doors = tokio::spawn(server.run(Arc::new(Service::new(node)), node.stopping()));
     ready(&Ready {

@@ -15,6 +15,7 @@ use super::{Answer, data, plain};
 use crate::authority::Issued;
 use crate::config::check_node_name;
 use crate::node::{Node, members, now};
+use crate::replication;
 
 /// How often a number is tried that another node got first.
 const TRIES: usize = 16;
@@ -38,6 +39,12 @@ fn asking(conn: &Conn) -> Result<NodeId, Failure> {
 pub(super) async fn raft(node: &Arc<Node>, conn: &Conn, data: &Bytes) -> Answer {
     let answer = crate::node::raft(&node.group, asking(conn)?, data).await?;
     Ok((Response::Raft, vec![answer]))
+}
+
+/// `Request::Replica`.
+pub(super) async fn replica(node: &Arc<Node>, conn: &Conn, data: &Bytes) -> Answer {
+    let answer = replication::answer(&node.chunks, asking(conn)?, data).await?;
+    Ok((Response::Replica, vec![answer]))
 }
 
 /// `Request::Node`.
@@ -66,6 +73,19 @@ pub(super) async fn answer(
             deleted.map_err(|error| node.chunk_failure(&error, None))?;
             plain(Response::Done)
         }
+        NodeRequest::NewEpoch { shard, epoch, without } => {
+            node.may_answer()?;
+            replication::new_epoch(node, id, shard, epoch, without).await?;
+            plain(Response::Done)
+        }
+        NodeRequest::BringUp { shard, epoch, node: other } => {
+            replication::bring_up(node, shard, epoch, other).await?;
+            plain(Response::Done)
+        }
+        NodeRequest::Forget { shard, epoch } => {
+            replication::forget(node, shard, epoch).await?;
+            plain(Response::Done)
+        }
         NodeRequest::Usage => plain(Response::Usage(usage(node))),
     }
 }
@@ -77,6 +97,7 @@ pub(super) fn usage(node: &Node) -> NodeUsage {
         total_bytes: usage.total,
         used_bytes: usage.used,
         available_bytes: node.available_bytes(),
+        reserve_bytes: usage.reserve,
         chunks: usage.chunks,
     }
 }

@@ -134,14 +134,13 @@ fn openable(node: &Node, session: SessionId, ino: Ino) -> Result<Inode, Failure>
 }
 
 pub(super) fn statfs(node: &Node) -> Answer {
-    let usage = node.chunks.usage();
-    let available = node.available_bytes();
+    let space = node.space().map_err(storage)?;
     let counters = read::counters(&node.group.view()).map_err(storage)?;
     plain(Response::StatFs(StatFs {
         block_size: STATFS_BLOCK,
-        total_bytes: usage.total,
-        free_bytes: (available + usage.reserve).min(usage.total),
-        available_bytes: available,
+        total_bytes: space.total,
+        free_bytes: (space.available + space.reserve).min(space.total),
+        available_bytes: space.available,
         inodes: INODES_MAX,
         inodes_free: INODES_MAX.saturating_sub(counters.inodes),
     }))

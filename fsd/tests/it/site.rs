@@ -24,15 +24,17 @@ fn loopback() -> String {
 struct Site {
     nodes: Vec<Node>,
     addresses: Vec<String>,
+    /// Copies of each chunk.
+    replicas: u8,
     /// Where its client keeps its certificate.
     identity: TempDir,
 }
 
 impl Site {
-    /// As many nodes, all up, and the metadata group complete.
-    fn of(count: usize) -> Site {
+    /// As many nodes, all up, the metadata group complete and so many copies of everything.
+    fn of(count: usize, replicas: u8) -> Site {
         let identity = tempfile::tempdir().unwrap();
-        let mut site = Site { nodes: Vec::new(), addresses: Vec::new(), identity };
+        let mut site = Site { nodes: Vec::new(), addresses: Vec::new(), replicas, identity };
         for _ in 0..count {
             site.add();
         }
@@ -46,6 +48,7 @@ impl Site {
         let config = std::fs::read_to_string(node.path("node.toml")).unwrap();
         let config = config
             .replace("name = 'n'", &format!("name = 'n{number}'"))
+            .replace("[cluster]", &format!("[cluster]\nprotection = 'replica:{}'", self.replicas))
             .replace("unix = 'fsd.sock'", &format!("unix = 'fsd.sock'\ntcp = '{address}'"));
         std::fs::write(node.path("node.toml"), config).unwrap();
         if number > 1 {
@@ -81,7 +84,7 @@ impl Site {
     }
 
     fn list(&self, asked: usize) -> Vec<admin::Node> {
-        match self.ask(asked, AdminRequest::NodeList { with_shards: false }) {
+        match self.ask(asked, AdminRequest::NodeList { with_shards: true }) {
             AdminReply::Nodes(nodes) => nodes,
             _ => panic!("no nodes"),
         }
@@ -95,11 +98,14 @@ impl Site {
             3..=4 => 3,
             _ => 5,
         };
-        until("all nodes are up and the voters chosen", || {
+        let replicas = usize::from(self.replicas).min(count);
+        until("all nodes are up, the voters chosen and every shard has its replicas", || {
             let nodes = self.list(0);
             let voting = nodes.iter().filter(|node| node.role != "learner").count();
             let up = nodes.iter().filter(|node| node.state == "up").count();
-            (up == count && voting == voters).then_some(())
+            let mut shards = nodes.iter().flat_map(|node| &node.shards);
+            let whole = shards.all(|shard| shard.in_sync.len() == replicas);
+            (up == count && voting == voters && whole).then_some(())
         });
     }
 
@@ -130,7 +136,7 @@ impl Site {
 
 #[test]
 fn three_nodes_go_on_when_the_leader_is_killed() {
-    let mut site = Site::of(3);
+    let mut site = Site::of(3, 2);
     let client = site.client();
     let session = client.session();
     let mut made = 0;
@@ -169,7 +175,7 @@ fn three_nodes_go_on_when_the_leader_is_killed() {
 
 #[test]
 fn a_leader_that_stops_hands_over_and_all_may_be_restarted() {
-    let mut site = Site::of(3);
+    let mut site = Site::of(3, 2);
     let client = site.client();
     for round in 0..3 {
         client.make(Ino::ROOT, &format!("r{round}"), FileKind::Regular);
@@ -185,9 +191,65 @@ fn a_leader_that_stops_hands_over_and_all_may_be_restarted() {
     assert_eq!(client.names(Ino::ROOT), ["r0", "r1", "r2", "s0", "s1", "s2"]);
 }
 
+/// Writes files of chunks; their names tell the bytes.
+fn fill(client: &Client, numbers: std::ops::Range<u64>) {
+    for n in numbers {
+        let ino = client.make(Ino::ROOT, &format!("c{n:03}"), FileKind::Regular).ino;
+        client.write_chunk(ino, 0, &noise(n, 100_000)).unwrap();
+    }
+}
+
+fn check(client: &Client, numbers: std::ops::Range<u64>) {
+    for n in numbers {
+        let ino = client.find(Ino::ROOT, &format!("c{n:03}")).unwrap().ino;
+        assert!(client.read(ino) == noise(n, 100_000), "file {n}");
+    }
+}
+
+#[test]
+fn data_is_on_several_nodes_and_outlives_each_of_them() {
+    let mut site = Site::of(3, 2);
+    let client = site.client();
+    fill(&client, 0..12);
+    // Each in turn dies without a word; what it led goes on elsewhere, and it comes back.
+    for lost in 0..3 {
+        site.nodes[lost].kill();
+        let from = 12 + lost as u64 * 6;
+        fill(&client, from..from + 6);
+        check(&client, 0..from + 6);
+        site.nodes[lost].restart();
+        site.settled();
+    }
+    check(&client, 0..30);
+    let total: u64 = site.list(0).iter().map(|node| u64::from(node.shards_primary)).sum();
+    assert_eq!(total, 4);
+}
+
+#[test]
+fn a_lost_node_is_made_up_for_without_a_command() {
+    let mut site = Site::of(3, 2);
+    let client = site.client();
+    fill(&client, 0..12);
+    // For good: two copies of everything are on the two that are left.
+    site.nodes[1].kill();
+    until("everything is there twice again", || {
+        let nodes = site.list(0);
+        let mut shards = nodes.iter().flat_map(|node| &node.shards);
+        shards.all(|s| s.in_sync.len() == 2 && !s.in_sync.contains(&2)).then_some(())
+    });
+    check(&client, 0..12);
+    // So one of the two may go as well. The metadata needs two of three: the lost one comes back.
+    site.nodes[1].restart();
+    site.settled();
+    site.nodes[0].kill();
+    check(&client, 0..12);
+    fill(&client, 12..18);
+    check(&client, 12..18);
+}
+
 #[test]
 fn tokens_of_clients_and_strangers_make_no_node() {
-    let site = Site::of(1);
+    let site = Site::of(1, 1);
     let mut node = Node::prepared(Shape::default());
     let text = std::fs::read_to_string(node.path("node.toml")).unwrap();
     let join = |node: &Node, invitation: &Invitation| {

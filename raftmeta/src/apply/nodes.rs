@@ -143,5 +143,7 @@ pub(super) fn set_shards(state: &mut State<'_>, changes: &[ShardChange]) -> Step
         shard.in_sync.clone_from(&change.in_sync);
         state.put(&key, &shard)?;
     }
+    let version: u64 = state.get(keys::MAP_VERSION)?.unwrap_or(0);
+    state.put(keys::MAP_VERSION, &(version + 1))?;
     Ok(Reply::Done)
 }

@@ -153,7 +153,9 @@ fn hostile_bytes_with_right_checksums_are_refused() {
         lie.stored_len = wild(next());
         let mut bytes = vec![0; 4096];
         bytes[..RECORD_HEADER].copy_from_slice(&lie.encode(id.number));
-        assert!(RecordHeader::decode(&bytes, id.number).is_none_or(|(_, stored)| stored.len() < 4096));
+        assert!(
+            RecordHeader::decode(&bytes, id.number).is_none_or(|(_, stored)| stored.len() < 4096)
+        );
         let mut segment = vec![0; 8192];
         segment[BLOCK..].copy_from_slice(&bytes);
         assert!(scan(&segment, id, 1).iter().all(|entry| entry.offset == 4096));

@@ -1,4 +1,6 @@
-//! `cfs admin node list [--show-shards]`.
+//! `cfs admin node list | drain | undrain | remove | recover`.
+
+mod change;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -15,6 +17,14 @@ use crate::units;
 pub enum Node {
     /// List the storage nodes
     List(List),
+    /// Move everything off a node; then it may be switched off
+    Drain(change::Drain),
+    /// Take a drain back: the node holds data again
+    Undrain(change::Named),
+    /// Forget a node that is drained, or lost and made up for
+    Remove(change::Named),
+    /// Make good what a lost node held, from the other replicas
+    Recover(change::Recover),
 }
 
 #[derive(Debug, Args)]
@@ -31,8 +41,20 @@ struct View {
 
 impl Node {
     pub(super) fn run(self, context: &Context) -> Result<Exit> {
+        match self {
+            Node::List(list) => list.run(context),
+            Node::Drain(drain) => drain.run(context),
+            Node::Undrain(named) => named.undrain(context),
+            Node::Remove(named) => named.remove(context),
+            Node::Recover(recover) => recover.run(context),
+        }
+    }
+}
+
+impl List {
+    fn run(self, context: &Context) -> Result<Exit> {
         let doing = "cannot list the nodes";
-        let Node::List(List { show_shards }) = self;
+        let List { show_shards } = self;
         let request = AdminRequest::NodeList { with_shards: show_shards };
         let items = match context.connect()?.ask(doing, request)? {
             AdminReply::Nodes(items) => items,

@@ -1,0 +1,148 @@
+//! `NodeDrain`, `NodeUndrain`, `NodeRemove`, `NodeRecover`: what an operator wants of a node. What follows is done by
+//! the leader round by round (`replication::director`), and goes on whoever leads.
+
+use std::sync::Arc;
+
+use fsd_rpc::admin::{AdminReply, NodeMoved};
+use fsd_rpc::message::Failure;
+use raftmeta::read;
+use raftmeta_types::Command;
+use raftmeta_types::cluster::{NodeInfo, NodeState, ShardInfo};
+
+use super::refused;
+use crate::node::Node;
+use crate::service::storage;
+
+/// The node that is meant by `n3`, `3` or its name.
+fn named(node: &Node, text: &str) -> Result<(NodeInfo, Vec<NodeInfo>), Failure> {
+    let all = read::nodes(&node.group.view()).map_err(storage)?;
+    let number = text.strip_prefix('n').unwrap_or(text).parse::<u64>().ok();
+    let known = all.iter().filter(|info| info.state != NodeState::Removed);
+    let found = known
+        .clone()
+        .find(|info| info.name == text)
+        .or_else(|| known.clone().find(|info| Some(info.id.0) == number));
+    match found.cloned() {
+        Some(found) => Ok((found, all)),
+        None => {
+            let next = "list them: `cfs admin node list`";
+            Err(refused("NOT_FOUND", format!("node `{text}`"), "there is no such node", next))
+        }
+    }
+}
+
+fn holds(node: &Node, info: &NodeInfo) -> Result<Vec<ShardInfo>, Failure> {
+    let shards = read::shards(&node.group.view()).map_err(storage)?;
+    Ok(shards.into_iter().filter(|shard| shard.in_sync.contains(&info.id)).collect())
+}
+
+fn moved(node: &Node, info: &NodeInfo, state: NodeState) -> Result<AdminReply, Failure> {
+    let shards = holds(node, info)?.len() as u32;
+    let bytes = match info.id == node.id {
+        true => node.chunks.usage().used,
+        false => {
+            let beats = node.beats.lock();
+            beats.get(&info.id).and_then(|beat| beat.usage).map_or(0, |usage| usage.used_bytes)
+        }
+    };
+    let (name, state) = (info.name.clone(), state.to_string());
+    Ok(AdminReply::NodeMoved(NodeMoved { node: info.id.0, name, state, shards, bytes }))
+}
+
+async fn set(node: &Arc<Node>, info: &NodeInfo, to: NodeState) -> Result<AdminReply, Failure> {
+    let command = Command::SetNodeState { node: info.id, from: info.state, to };
+    node.command(command, true).await?;
+    tracing::info!(node = %info.id, name = info.name, %to, "an administrator changes a node's state");
+    moved(node, info, to)
+}
+
+pub(super) async fn drain(
+    node: &Arc<Node>,
+    text: &str,
+    dry_run: bool,
+) -> Result<AdminReply, Failure> {
+    let (info, all) = named(node, text)?;
+    let doing = format!("draining {} (n{})", info.name, info.id);
+    match info.state {
+        NodeState::Draining | NodeState::Drained => return moved(node, &info, info.state),
+        NodeState::Up => {}
+        NodeState::Joining | NodeState::Down | NodeState::Removed => {
+            let why = format!("it is {}", info.state);
+            let next = "for a node that is lost: `cfs admin node recover`, then `remove`";
+            return Err(refused("NOT_UP", doing, why, next));
+        }
+    }
+    let protection = read::protection(&node.group.view()).map_err(storage)?;
+    let left =
+        all.iter().filter(|other| other.state == NodeState::Up && other.id != info.id).count();
+    let wanted = usize::from(protection.replicas);
+    if left < wanted {
+        let why = format!("{left} nodes would be left for {wanted} copies of everything");
+        return Err(refused("REDUNDANCY", doing, why, "add a node first: `cfs server join`"));
+    }
+    if dry_run {
+        return moved(node, &info, NodeState::Up);
+    }
+    set(node, &info, NodeState::Draining).await
+}
+
+pub(super) async fn undrain(node: &Arc<Node>, text: &str) -> Result<AdminReply, Failure> {
+    let (info, _) = named(node, text)?;
+    match info.state {
+        NodeState::Draining | NodeState::Drained => set(node, &info, NodeState::Up).await,
+        NodeState::Up => moved(node, &info, info.state),
+        NodeState::Joining | NodeState::Down | NodeState::Removed => {
+            let why = format!("it is {}", info.state);
+            let doing = format!("taking back the drain of {} (n{})", info.name, info.id);
+            Err(refused("NOT_DRAINED", doing, why, "start the node"))
+        }
+    }
+}
+
+pub(super) async fn remove(node: &Arc<Node>, text: &str) -> Result<AdminReply, Failure> {
+    let (info, _) = named(node, text)?;
+    let doing = format!("removing {} (n{})", info.name, info.id);
+    let held = holds(node, &info)?.len();
+    match info.state {
+        NodeState::Drained | NodeState::Down | NodeState::Joining if held == 0 => {
+            set(node, &info, NodeState::Removed).await
+        }
+        NodeState::Down => {
+            let why = format!("{held} shards still count on it");
+            let next = "wait until the others have them: `cfs admin node recover --wait`";
+            Err(refused("REDUNDANCY", doing, why, next))
+        }
+        NodeState::Up
+        | NodeState::Draining
+        | NodeState::Drained
+        | NodeState::Joining
+        | NodeState::Removed => {
+            let why = format!("it is {}", info.state);
+            Err(refused("NOT_DRAINED", doing, why, "first `cfs admin node drain --wait`"))
+        }
+    }
+}
+
+/// The leader makes good what a node that is down held without being asked; this says how much is left of it.
+pub(super) fn recover(node: &Arc<Node>, text: &str) -> Result<AdminReply, Failure> {
+    let (info, all) = named(node, text)?;
+    let doing = format!("recovering {} (n{})", info.name, info.id);
+    if info.state != NodeState::Down {
+        let why = format!("it is {}", info.state);
+        return Err(refused("NOT_DOWN", doing, why, "nothing has to be recovered"));
+    }
+    let view = node.group.view();
+    let shards = read::shards(&view).map_err(storage)?;
+    let wanted = usize::from(read::protection(&view).map_err(storage)?.replicas);
+    let up = all.iter().filter(|other| other.state == NodeState::Up).count();
+    if up < wanted {
+        let why = format!("{up} nodes are up for {wanted} copies of everything");
+        return Err(refused("REDUNDANCY", doing, why, "start it again, or add a node"));
+    }
+    let lacking = shards
+        .iter()
+        .filter(|shard| shard.in_sync.contains(&info.id) || shard.in_sync.len() < wanted);
+    let (shards, bytes) = (lacking.count() as u32, 0);
+    let (name, state) = (info.name.clone(), info.state.to_string());
+    Ok(AdminReply::NodeMoved(NodeMoved { node: info.id.0, name, state, shards, bytes }))
+}

@@ -1,0 +1,31 @@
+//! Shards on several nodes: each has a primary, whose store tells the other replicas what it does.
+//!
+//! ```text
+//!   leader   ─ director: who shall hold what ──▶ cluster map (epochs, primaries, replicas in sync)
+//!                                                    │ read by all
+//!   primary  ─ keeper: begins the epochs of its shards, brings new replicas up
+//!            ─ courier ── ops of its store, in order ──▶ other nodes ─▶ their stores
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | `wire` | what replicas say to each other, and its bytes |
+//! | `remote` | another node's store as the primary's store sees it |
+//! | `courier` | the ops of this node's store, to each node in order |
+//! | `keeper` | what this node has to do about its shards |
+//! | `director` | what the leader decides about all of them |
+//!
+//! Nothing is acknowledged under an epoch unless every replica in sync in it has it durable. Where one does not
+//! answer, the primary stops taking puts for the shard and asks the leader for an epoch without it; the leader
+//! refuses when too few would be left. The stores check the epochs again with every message.
+
+mod courier;
+mod director;
+mod keeper;
+mod remote;
+mod wire;
+
+pub(crate) use courier::Courier;
+pub(crate) use director::{Director, direct, new_epoch};
+pub(crate) use keeper::{bring_up, forget, keep};
+pub(crate) use wire::answer;

@@ -1,0 +1,382 @@
+//! Takes the ops of this node's store to the other replicas: to each node in their order.
+//!
+//! ```text
+//!   replicate(ops) ─ who hears of each shard? ─┬─ queue of node 2 ─ worker ─▶ Apply ─▶ answers ─┐
+//!                                              ├─ queue of node 3 ─ worker ─▶ …                 ├─▶ done
+//!                                              └─ held, for who is just comparing               ┘
+//! ```
+//! Who is in sync is waited for. Who is being brought up hears everything too, and one that does not answer
+//! is only not brought up.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use fsd_rpc::nodes::Target;
+use parking_lot::Mutex;
+use raftmeta_types::{Epoch, NodeId, ShardId};
+use tokio::sync::{mpsc, oneshot};
+
+use super::remote::ask;
+use super::wire::{Ask, OPS_BYTES_MAX, Refused, Told};
+use crate::chunks::{Error, Kind, Op, OpNumber, Replicated, ReplicationError, Replicator, ShardOp};
+use crate::node::Node;
+
+/// A replica that does not answer for this long is taken out of those in sync.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// Bytes held for one replica that compares; it is not brought up if they become more.
+const HELD_BYTES_MAX: usize = 64 << 20;
+
+/// Ops for a node, and who waits for what becomes of them.
+struct Parcel {
+    /// Whose ops these are, or after whose ops this comes.
+    shards: Vec<ShardId>,
+    ops: Vec<ShardOp>,
+    answer: Option<oneshot::Sender<BTreeMap<ShardId, Failed>>>,
+}
+
+/// Why a shard's ops are not on a node.
+type Failed = ReplicationError;
+
+/// Somebody who hears the ops of a shard.
+struct Listener {
+    node: NodeId,
+    /// Waited for.
+    in_sync: bool,
+    /// Kept back until it has compared.
+    held: Option<Vec<ShardOp>>,
+    /// Missed something that nobody waited for.
+    broken: bool,
+}
+
+/// Who hears of a shard, under one epoch.
+struct Audience {
+    epoch: Epoch,
+    listeners: Vec<Listener>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Courier {
+    audiences: Mutex<HashMap<ShardId, Audience>>,
+    queues: Mutex<HashMap<NodeId, mpsc::UnboundedSender<Parcel>>>,
+    node: OnceLock<Weak<Node>>,
+    /// Replicas that did not answer, for the keeper.
+    suspects: Mutex<BTreeMap<(ShardId, Epoch), Option<NodeId>>>,
+}
+
+impl std::fmt::Debug for Courier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Courier").finish_non_exhaustive()
+    }
+}
+
+fn missed(node: NodeId) -> Error {
+    Error::new(Kind::NotReplicated, format!("node {node} missed something meanwhile"))
+}
+
+fn bytes(op: &ShardOp) -> usize {
+    let content = match &op.op {
+        Op::Append { bytes, .. } => bytes.len(),
+        Op::Seal { footer, .. } => footer.len(),
+        Op::Delete { hashes, .. } => hashes.len() * 32,
+        Op::Free { .. } => 0,
+    };
+    content + 64
+}
+
+impl Courier {
+    /// The node whose connections and map are used. The store is opened before there is one.
+    pub fn attach(&self, node: &Arc<Node>) {
+        // Attached twice it is the same one.
+        let _ = self.node.set(Arc::downgrade(node));
+    }
+
+    /// From now on, under this epoch, these other replicas are in sync.
+    pub fn begin(&self, shard: ShardId, epoch: Epoch, in_sync: &[NodeId]) {
+        let listener =
+            |node: &NodeId| Listener { node: *node, in_sync: true, held: None, broken: false };
+        let listeners = in_sync.iter().map(listener).collect();
+        self.audiences.lock().insert(shard, Audience { epoch, listeners });
+    }
+
+    /// Enters a node that is going to compare: what happens from now on is held for it.
+    pub fn expect(&self, shard: ShardId, epoch: Epoch, node: NodeId) -> Result<(), Error> {
+        let mut audiences = self.audiences.lock();
+        let audience = audiences.get_mut(&shard).filter(|audience| audience.epoch == epoch);
+        let Some(audience) = audience else {
+            let why = format!("epoch {epoch} of shard {shard} is not led here");
+            return Err(Error::new(Kind::StaleEpoch, why));
+        };
+        audience.listeners.retain(|listener| listener.node != node || listener.in_sync);
+        if audience.listeners.iter().any(|listener| listener.node == node) {
+            return Err(Error::new(Kind::Invalid, format!("node {node} is in sync already")));
+        }
+        let held = Some(Vec::new());
+        audience.listeners.push(Listener { node, in_sync: false, held, broken: false });
+        Ok(())
+    }
+
+    /// It has compared: what was held since goes to it, and what follows.
+    pub fn release(
+        &self,
+        shard: ShardId,
+        node: NodeId,
+        epoch: Epoch,
+        next: OpNumber,
+    ) -> Result<(), Error> {
+        let mut audiences = self.audiences.lock();
+        let listener = audiences
+            .get_mut(&shard)
+            .filter(|audience| audience.epoch == epoch)
+            .and_then(|audience| audience.listeners.iter_mut().find(|other| other.node == node));
+        let Some(listener) = listener.filter(|listener| !listener.broken) else {
+            return Err(missed(node));
+        };
+        let mut held = listener.held.take().unwrap_or_default();
+        held.retain(|op| op.epoch == epoch && op.number >= next);
+        if !held.is_empty() {
+            // In the same breath, so that no later op overtakes them.
+            self.send(node, Parcel { shards: vec![shard], ops: held, answer: None });
+        }
+        Ok(())
+    }
+
+    /// From now on it is waited for like those in sync. When this returns it has everything that anybody was
+    /// answered before, so it may be entered in the map.
+    pub async fn include(&self, shard: ShardId, node: NodeId, epoch: Epoch) -> Result<(), Error> {
+        let answered = {
+            let mut audiences = self.audiences.lock();
+            let listener = audiences
+                .get_mut(&shard)
+                .filter(|audience| audience.epoch == epoch)
+                .and_then(|audience| audience.listeners.iter_mut().find(|one| one.node == node))
+                .filter(|listener| !listener.broken && listener.held.is_none());
+            let Some(listener) = listener else { return Err(missed(node)) };
+            listener.in_sync = true;
+            let (answer, answered) = oneshot::channel();
+            // Behind everything that was sent before.
+            let parcel = Parcel { shards: vec![shard], ops: Vec::new(), answer: Some(answer) };
+            self.send(node, parcel);
+            answered
+        };
+        let failed = answered.await.map_or(true, |failed| failed.contains_key(&shard));
+        if failed || !self.is_whole(shard, node, epoch) { Err(missed(node)) } else { Ok(()) }
+    }
+
+    /// It is not going to be brought up.
+    pub fn dismiss(&self, shard: ShardId, node: NodeId, epoch: Epoch) {
+        let mut audiences = self.audiences.lock();
+        let audience = audiences.get_mut(&shard).filter(|audience| audience.epoch == epoch);
+        if let Some(audience) = audience {
+            audience.listeners.retain(|other| other.node != node);
+        }
+    }
+
+    fn is_whole(&self, shard: ShardId, node: NodeId, epoch: Epoch) -> bool {
+        let audiences = self.audiences.lock();
+        let audience = audiences.get(&shard).filter(|audience| audience.epoch == epoch);
+        let mut listeners = audience.into_iter().flat_map(|audience| &audience.listeners);
+        listeners.any(|other| other.node == node && !other.broken)
+    }
+
+    /// Shards whose ops did not reach everybody, with who failed, if that is known.
+    pub fn take_suspects(&self) -> BTreeMap<(ShardId, Epoch), Option<NodeId>> {
+        std::mem::take(&mut self.suspects.lock())
+    }
+
+    fn suspect(&self, shard: ShardId, epoch: Epoch, node: Option<NodeId>) {
+        let mut suspects = self.suspects.lock();
+        let known = suspects.entry((shard, epoch)).or_insert(node);
+        *known = known.or(node);
+    }
+
+    fn send(&self, to: NodeId, parcel: Parcel) {
+        let mut queues = self.queues.lock();
+        let parcel = match queues.get(&to) {
+            Some(queue) => match queue.send(parcel) {
+                Ok(()) => return,
+                Err(mpsc::error::SendError(parcel)) => parcel,
+            },
+            None => parcel,
+        };
+        let Some(node) = self.node.get().cloned() else { return };
+        let (queue, parcels) = mpsc::unbounded_channel();
+        // It has just been made, so somebody takes it.
+        let _ = queue.send(parcel);
+        queues.insert(to, queue);
+        tokio::spawn(deliver(node, to, parcels));
+    }
+
+    fn broke(&self, to: NodeId, shards: impl Iterator<Item = ShardId>) {
+        let mut audiences = self.audiences.lock();
+        for shard in shards {
+            let listeners = audiences.get_mut(&shard).map(|audience| &mut audience.listeners);
+            for listener in listeners.into_iter().flatten() {
+                listener.broken |= listener.node == to;
+            }
+        }
+    }
+}
+
+impl Replicator for Courier {
+    fn has_audience(&self, shard: ShardId) -> bool {
+        let audiences = self.audiences.lock();
+        audiences.get(&shard).is_some_and(|audience| !audience.listeners.is_empty())
+    }
+
+    fn replicate(&self, ops: Vec<ShardOp>) -> Replicated {
+        let mut waited: BTreeMap<NodeId, Vec<ShardOp>> = BTreeMap::new();
+        let mut told: BTreeMap<NodeId, Vec<ShardOp>> = BTreeMap::new();
+        let mut failed = BTreeMap::new();
+        let mut epochs = BTreeMap::new();
+        let mut audiences = self.audiences.lock();
+        for op in ops {
+            epochs.insert(op.shard, op.epoch);
+            let audience = audiences.get_mut(&op.shard);
+            let Some(audience) = audience.filter(|audience| audience.epoch == op.epoch) else {
+                // The keeper is about to begin another epoch.
+                failed.insert(op.shard, ReplicationError::NotNow);
+                continue;
+            };
+            for listener in &mut audience.listeners {
+                match &mut listener.held {
+                    _ if listener.broken && listener.in_sync => {
+                        failed.insert(op.shard, ReplicationError::NotNow);
+                    }
+                    _ if listener.broken => {}
+                    Some(held) => {
+                        held.push(op.clone());
+                        let total: usize = held.iter().map(bytes).sum();
+                        if total > HELD_BYTES_MAX {
+                            (listener.broken, listener.held) = (true, None);
+                        }
+                    }
+                    None if listener.in_sync => {
+                        waited.entry(listener.node).or_default().push(op.clone());
+                    }
+                    None => told.entry(listener.node).or_default().push(op.clone()),
+                }
+            }
+        }
+        let mut answers = Vec::new();
+        for (node, ops) in waited {
+            let shards: Vec<ShardId> = ops.iter().map(|op| op.shard).collect();
+            let (answer, answered) = oneshot::channel();
+            self.send(node, Parcel { shards: shards.clone(), ops, answer: Some(answer) });
+            answers.push((node, shards, answered));
+        }
+        for (node, ops) in told {
+            let shards = ops.iter().map(|op| op.shard).collect();
+            self.send(node, Parcel { shards, ops, answer: None });
+        }
+        drop(audiences);
+        let node = self.node.get().cloned();
+        Box::pin(async move {
+            let mut unheard = Vec::new();
+            for (to, shards, answered) in answers {
+                let all =
+                    || shards.iter().map(|shard| (*shard, ReplicationError::NotNow)).collect();
+                for (shard, why) in answered.await.unwrap_or_else(|_| all()) {
+                    unheard.push((shard, to, why));
+                    failed.insert(shard, why);
+                }
+            }
+            if let Some(node) = node.and_then(|node| node.upgrade()) {
+                for (shard, to, why) in unheard {
+                    let epoch = epochs.get(&shard).copied().unwrap_or_default();
+                    let who = matches!(why, ReplicationError::NotNow).then_some(to);
+                    node.courier.suspect(shard, epoch, who);
+                }
+                for shard in failed.keys() {
+                    let epoch = epochs.get(shard).copied().unwrap_or_default();
+                    node.courier.suspect(*shard, epoch, None);
+                }
+            }
+            failed.into_iter().collect()
+        })
+    }
+}
+
+/// Takes parcels to one node, one message at a time, until the node stops.
+async fn deliver(node: Weak<Node>, to: NodeId, mut parcels: mpsc::UnboundedReceiver<Parcel>) {
+    while let Some(first) = parcels.recv().await {
+        let Some(node) = node.upgrade() else { return };
+        let mut batch = vec![first];
+        let mut size: usize = batch[0].ops.iter().map(bytes).sum();
+        while size < OPS_BYTES_MAX
+            && let Ok(next) = parcels.try_recv()
+        {
+            size += next.ops.iter().map(bytes).sum::<usize>();
+            batch.push(next);
+        }
+        let ops: Vec<ShardOp> = batch.iter().flat_map(|parcel| &parcel.ops).cloned().collect();
+        let failed = apply(&node, to, ops).await;
+        // Whoever waits hears of it; of the others it has to be remembered.
+        let unwaited = batch.iter().filter(|parcel| parcel.answer.is_none());
+        let missed = unwaited.flat_map(|parcel| &parcel.shards).filter(|s| failed.contains_key(s));
+        node.courier.broke(to, missed.copied());
+        for Parcel { shards, answer, .. } in batch {
+            let Some(answer) = answer else { continue };
+            let failed = failed.iter().filter(|(shard, _)| shards.contains(shard));
+            // Who asked may have gone.
+            let _ = answer.send(failed.map(|(shard, why)| (*shard, *why)).collect());
+        }
+    }
+}
+
+/// Has a node apply ops, in as many messages as it takes; the shards for which that failed.
+async fn apply(node: &Node, to: NodeId, ops: Vec<ShardOp>) -> BTreeMap<ShardId, Failed> {
+    let mut failed = BTreeMap::new();
+    let mut left = ops.into_iter().peekable();
+    while left.peek().is_some() {
+        let (mut some, mut size) = (Vec::new(), 0);
+        while let Some(op) = left.next_if(|op| size == 0 || size + bytes(op) <= OPS_BYTES_MAX) {
+            size += bytes(&op);
+            // What follows a failure would only be a gap.
+            if !failed.contains_key(&op.shard) {
+                some.push(op);
+            }
+        }
+        let shards: Vec<ShardId> = some.iter().map(|op| op.shard).collect();
+        let told = match node.target_of(to) {
+            Ok(target) => send(node, &target, some).await,
+            Err(failure) => Err(Error::new(Kind::Io, failure.to_string())),
+        };
+        match told {
+            Ok(applied) => {
+                for (shard, result) in applied {
+                    match result {
+                        Ok(_) => {}
+                        Err(Refused::StaleEpoch(epoch)) => {
+                            failed.insert(shard, ReplicationError::Deposed(epoch));
+                        }
+                        Err(Refused::Other(why)) => {
+                            tracing::info!(%shard, node = %to, why, "a replica takes no ops");
+                            failed.insert(shard, ReplicationError::NotNow);
+                        }
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::info!(node = %to, %error, "a replica does not answer");
+                failed.extend(shards.into_iter().map(|shard| (shard, ReplicationError::NotNow)));
+            }
+        }
+    }
+    failed
+}
+
+async fn send(
+    node: &Node,
+    target: &Target,
+    ops: Vec<ShardOp>,
+) -> Result<Vec<(ShardId, Result<OpNumber, Refused>)>, Error> {
+    if ops.is_empty() {
+        return Ok(Vec::new());
+    }
+    match ask(&node.peers, target, &Ask::Apply { ops }, ANSWER_WITHIN).await? {
+        Told::Applied(applied) => Ok(applied),
+        _ => Err(Error::new(Kind::Invalid, format!("{target}: an answer to another question"))),
+    }
+}

@@ -1,0 +1,311 @@
+//! What the leader decides about shards, one round a second and whenever a primary asks.
+//!
+//! ```text
+//!   primary gone          ─▶ another replica in sync is the primary        (at once)
+//!   replica gone          ─▶ not in sync any more, unless too few are left (when the node is down)
+//!   plan has a new holder ─▶ its primary brings it up ─▶ in sync           (several at a time)
+//!   plan has one less     ─▶ out of the map ─▶ it may forget the shard
+//! ```
+//! The plan is [`placement::plan`] over the nodes that are up. Every step is one change of the map that is refused if
+//! the shard's epoch is another one by now, so a step that comes late does nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fsd_rpc::message::{Failure, NodeRequest};
+use raftmeta::read;
+use raftmeta_types::cluster::{NodeInfo, NodeState, ShardChange, ShardInfo};
+use raftmeta_types::{Command, Epoch, MetaError, NodeId, ShardId, Time};
+
+use super::keeper;
+use crate::node::{Node, now};
+use crate::placement::{self, Held, Place};
+use crate::service::storage;
+
+/// A primary that gave no sign of life for this long is replaced, where another replica is in sync.
+const SUSPECT_AFTER: Duration = Duration::from_millis(2500);
+/// Replicas that are brought up at once, in all and to one node.
+const MOVES_MAX: usize = 16;
+const MOVES_TO_ONE_MAX: usize = 4;
+/// Longest time for one of them.
+const BRING_UP_WITHIN: Duration = Duration::from_secs(1800);
+const FORGET_WITHIN: Duration = Duration::from_secs(60);
+/// Before a move that failed is tried again.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Changes of the map in one command.
+const CHANGES_MAX: usize = 512;
+
+/// What the leader has under way.
+#[derive(Debug, Default)]
+pub(crate) struct Director {
+    moving: BTreeSet<(ShardId, NodeId)>,
+    failed: BTreeMap<(ShardId, NodeId), Instant>,
+    /// What is under way as a whole, from the moment when something was not where the plan wants it.
+    pub work: Option<Work>,
+}
+
+/// Copies on their way to where the plan wants them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Work {
+    pub since: Time,
+    pub left: usize,
+    /// The most that were left at once.
+    pub total: usize,
+}
+
+impl Director {
+    fn note(&mut self, left: usize) {
+        self.work = match (left, self.work) {
+            (0, _) => None,
+            (left, Some(work)) => Some(Work { left, total: work.total.max(left), ..work }),
+            (left, None) => Some(Work { since: now(), left, total: left }),
+        };
+    }
+}
+
+/// The nodes as a round sees them.
+struct Nodes {
+    /// Answers, and may be a primary.
+    alive: BTreeSet<NodeId>,
+    /// Known to be down.
+    down: BTreeSet<NodeId>,
+    places: Vec<Place>,
+}
+
+fn nodes(node: &Node, known: &[NodeInfo]) -> Nodes {
+    let beats = node.beats.lock();
+    let mut nodes = Nodes { alive: BTreeSet::new(), down: BTreeSet::new(), places: Vec::new() };
+    for info in known {
+        let heard = info.id == node.id
+            || beats.get(&info.id).is_none_or(|beat| beat.seen.elapsed() < SUSPECT_AFTER);
+        match info.state {
+            NodeState::Up => {
+                nodes.places.push(Place { node: info.id, weight: info.capacity_bytes });
+                if heard {
+                    nodes.alive.insert(info.id);
+                }
+            }
+            NodeState::Draining if heard => {
+                nodes.alive.insert(info.id);
+            }
+            NodeState::Down | NodeState::Removed => {
+                nodes.down.insert(info.id);
+            }
+            NodeState::Draining | NodeState::Joining | NodeState::Drained => {}
+        }
+    }
+    nodes
+}
+
+/// One round.
+pub(crate) async fn direct(node: &Arc<Node>) -> Result<(), Failure> {
+    let (known, shards, protection) = {
+        let view = node.group.view();
+        let known = read::nodes(&view).map_err(storage)?;
+        if known.len() < 2 {
+            return Ok(());
+        }
+        let shards = read::shards(&view).map_err(storage)?;
+        (known, shards, read::protection(&view).map_err(storage)?)
+    };
+    let nodes = nodes(node, &known);
+    let least = usize::from(protection.in_sync_min);
+    let urgent: Vec<ShardChange> =
+        shards.iter().filter_map(|shard| rescue(shard, &nodes, least)).collect();
+    let rescued: BTreeSet<ShardId> = urgent.iter().map(|change| change.id).collect();
+    commit(node, urgent).await?;
+    let held: Vec<Held> = shards.iter().map(held).collect();
+    let plan = placement::plan(&nodes.places, usize::from(protection.replicas), &held);
+    let mut changes = Vec::new();
+    let mut left = 0;
+    for (shard, planned) in shards.iter().zip(&plan) {
+        if rescued.contains(&shard.id) || planned.by.is_empty() {
+            continue;
+        }
+        let missing: Vec<NodeId> =
+            planned.by.iter().copied().filter(|id| !shard.in_sync.contains(id)).collect();
+        left += missing.len();
+        if missing.is_empty() {
+            changes.extend(follow(shard, planned, usize::from(protection.replicas)));
+        } else if nodes.alive.contains(&shard.primary) {
+            missing.into_iter().for_each(|id| bring(node, shard, id));
+        }
+    }
+    node.director.lock().note(left + changes.len());
+    let leaving: Vec<(ShardId, NodeId)> = shards
+        .iter()
+        .flat_map(|shard| {
+            let change = changes.iter().find(|change| change.id == shard.id);
+            let gone = |id: &&NodeId| change.is_some_and(|change| !change.in_sync.contains(id));
+            shard.in_sync.iter().filter(gone).map(|id| (shard.id, *id)).collect::<Vec<_>>()
+        })
+        .collect();
+    commit(node, changes).await?;
+    leaving.into_iter().for_each(|(shard, id)| release(node, shard, id));
+    Ok(())
+}
+
+/// In the order of the plan: the primary first.
+fn held(shard: &ShardInfo) -> Held {
+    let others = shard.in_sync.iter().copied().filter(|id| *id != shard.primary);
+    Held { shard: shard.id, by: std::iter::once(shard.primary).chain(others).collect() }
+}
+
+/// A change that cannot wait: the primary does not answer, or a replica is down.
+fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange> {
+    let alive: Vec<NodeId> =
+        shard.in_sync.iter().copied().filter(|id| nodes.alive.contains(id)).collect();
+    let lost = shard.in_sync.iter().any(|id| nodes.down.contains(id));
+    let primary_lost = !nodes.alive.contains(&shard.primary);
+    if alive.len() < least || alive.is_empty() || !(lost || primary_lost) {
+        return None;
+    }
+    // Who is only suspected stays, unless it has to lead.
+    let in_sync: Vec<NodeId> = match primary_lost {
+        true => alive,
+        false => {
+            let stays = |id: &NodeId| !nodes.down.contains(id);
+            shard.in_sync.iter().copied().filter(stays).collect()
+        }
+    };
+    let primary = if primary_lost { in_sync[0] } else { shard.primary };
+    Some(ShardChange { id: shard.id, expected: shard.epoch, primary, in_sync })
+}
+
+/// The last step of a plan whose replicas are all in sync. Where there are too few nodes for all of them, nobody
+/// is left out.
+fn follow(shard: &ShardInfo, planned: &Held, replicas: usize) -> Option<ShardChange> {
+    let primary = *planned.by.first()?;
+    let mut in_sync = planned.by.clone();
+    if in_sync.len() < replicas {
+        let others = shard.in_sync.iter().filter(|id| !planned.by.contains(id));
+        in_sync.extend(others.copied());
+    }
+    let wanted: BTreeSet<NodeId> = in_sync.iter().copied().collect();
+    let present: BTreeSet<NodeId> = shard.in_sync.iter().copied().collect();
+    let (id, expected) = (shard.id, shard.epoch);
+    (wanted != present || primary != shard.primary).then_some(ShardChange {
+        id,
+        expected,
+        primary,
+        in_sync,
+    })
+}
+
+async fn commit(node: &Arc<Node>, changes: Vec<ShardChange>) -> Result<(), Failure> {
+    for some in changes.chunks(CHANGES_MAX) {
+        match node.command(Command::SetShards(some.to_vec()), true).await {
+            Ok(_) => {}
+            // One of them has changed meanwhile: singly, then.
+            Err(Failure::Meta(MetaError::StaleEpoch(_))) => {
+                for one in some {
+                    match node.command(Command::SetShards(vec![one.clone()]), true).await {
+                        Ok(_) | Err(Failure::Meta(MetaError::StaleEpoch(_))) => {}
+                        Err(failure) => return Err(failure),
+                    }
+                }
+            }
+            Err(failure) => return Err(failure),
+        }
+        for ShardChange { id, primary, in_sync, .. } in some {
+            tracing::debug!(shard = %id, %primary, ?in_sync, "a shard has a new placement");
+        }
+    }
+    Ok(())
+}
+
+/// Has the primary bring a node up, and enters it then; unless enough of that is under way.
+fn bring(node: &Arc<Node>, shard: &ShardInfo, id: NodeId) {
+    let key = (shard.id, id);
+    {
+        let mut director = node.director.lock();
+        let busy = director.moving.iter().filter(|(_, to)| *to == id).count();
+        let paused = director.failed.get(&key).is_some_and(|at| at.elapsed() < PAUSE);
+        if director.moving.len() >= MOVES_MAX
+            || busy >= MOVES_TO_ONE_MAX
+            || paused
+            || !director.moving.insert(key)
+        {
+            return;
+        }
+        director.failed.remove(&key);
+    }
+    let (node, shard) = (Arc::clone(node), shard.clone());
+    tokio::spawn(async move {
+        let brought = brought(&node, &shard, id).await;
+        let mut director = node.director.lock();
+        director.moving.remove(&key);
+        if let Err(failure) = brought {
+            tracing::info!(shard = %shard.id, node = %id, %failure, "a replica is not brought up");
+            director.failed.insert(key, Instant::now());
+        }
+    });
+}
+
+async fn brought(node: &Arc<Node>, shard: &ShardInfo, id: NodeId) -> Result<(), Failure> {
+    let ShardInfo { id: shard_id, epoch, primary, .. } = *shard;
+    if primary == node.id {
+        keeper::bring_up(node, shard_id, epoch, id).await?;
+    } else {
+        let request = NodeRequest::BringUp { shard: shard_id, epoch, node: id };
+        node.peers.ask(&node.target_of(primary)?, request, &[], BRING_UP_WITHIN).await?;
+    }
+    let mut in_sync = shard.in_sync.clone();
+    in_sync.push(id);
+    let change = ShardChange { id: shard_id, expected: epoch, primary, in_sync };
+    node.command(Command::SetShards(vec![change]), true).await.map(drop)
+}
+
+/// Lets a node that holds a shard no more give its space back. If it does not hear of it, it keeps it until the next
+/// time.
+fn release(node: &Arc<Node>, shard: ShardId, id: NodeId) {
+    let node = Arc::clone(node);
+    tokio::spawn(async move {
+        let epoch = match read::shard(&node.group.view(), shard) {
+            Ok(Some(info)) if !info.in_sync.contains(&id) => info.epoch,
+            _ => return,
+        };
+        let released = async {
+            if id == node.id {
+                return keeper::forget(&node, shard, epoch).await;
+            }
+            let request = NodeRequest::Forget { shard, epoch };
+            node.peers.ask(&node.target_of(id)?, request, &[], FORGET_WITHIN).await.map(drop)
+        };
+        if let Err(failure) = released.await {
+            tracing::info!(%shard, node = %id, %failure, "a node keeps a shard that it holds no more");
+        }
+    });
+}
+
+/// `NodeRequest::NewEpoch`, of the primary.
+pub(crate) async fn new_epoch(
+    node: &Arc<Node>,
+    from: NodeId,
+    shard: ShardId,
+    epoch: Epoch,
+    without: Option<NodeId>,
+) -> Result<(), Failure> {
+    let (info, least) = {
+        let view = node.group.view();
+        let info = read::shard(&view, shard).map_err(storage)?;
+        let least = read::protection(&view).map_err(storage)?.in_sync_min;
+        (info.ok_or(Failure::Meta(MetaError::NotFound))?, usize::from(least))
+    };
+    if info.primary != from {
+        return Err(Failure::Refused(format!("node {from} is not the primary of shard {shard}")));
+    }
+    if info.epoch != epoch {
+        return Err(MetaError::StaleEpoch(info.epoch).into());
+    }
+    let stays = |id: &NodeId| Some(*id) != without || *id == from;
+    let in_sync: Vec<NodeId> = info.in_sync.iter().copied().filter(stays).collect();
+    if in_sync.len() < info.in_sync.len() && in_sync.len() < least {
+        let why = format!("shard {shard} would have {} of {least} replicas", in_sync.len());
+        return Err(Failure::NotReady(why));
+    }
+    tracing::info!(%shard, %epoch, ?without, "a primary gets a new epoch");
+    let change = ShardChange { id: shard, expected: epoch, primary: from, in_sync };
+    node.command(Command::SetShards(vec![change]), true).await.map(drop)
+}

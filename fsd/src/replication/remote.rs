@@ -1,0 +1,121 @@
+//! Another node's store, as the primary of a shard sees it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fsd_rpc::message::Request;
+use fsd_rpc::nodes::Target;
+use raftmeta_types::{Epoch, ShardId};
+
+use super::courier::Courier;
+use super::wire::{Ask, Told, decode, encode};
+use crate::chunks::{
+    Error, Kind, LiveSum, Peer, Plan, SegmentInfo, SegmentNumber, Settled, Snapshot,
+};
+use crate::node::Peers;
+
+/// A comparison reads the open segments of a shard, an installation writes one.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+pub(super) struct Remote {
+    pub peers: Arc<Peers>,
+    pub target: Target,
+    /// Keeps the ops back while the replica compares.
+    pub courier: Arc<Courier>,
+}
+
+/// Asks the store of a node.
+pub(super) async fn ask(
+    peers: &Peers,
+    target: &Target,
+    ask: &Ask,
+    within: Duration,
+) -> Result<Told, Error> {
+    let unreached = |why: String| Error::new(Kind::Io, why);
+    let nodes = peers.nodes().map_err(|failure| unreached(failure.to_string()))?;
+    let called = nodes.call(target, &Request::Replica, &[encode(ask)?], within).await;
+    let (_, data) = called.map_err(|error| unreached(format!("{target}: {error}")))?;
+    match decode(&data)? {
+        Told::Failed { kind, why } => Err(Error::new(kind, format!("{target}: {why}"))),
+        told => Ok(told),
+    }
+}
+
+fn unexpected<T>(target: &Target) -> Result<T, Error> {
+    Err(Error::new(Kind::Invalid, format!("{target}: an answer to another question")))
+}
+
+impl Remote {
+    async fn ask(&self, ask: Ask) -> Result<Told, Error> {
+        self::ask(&self.peers, &self.target, &ask, ANSWER_WITHIN).await
+    }
+
+    async fn done(&self, ask: Ask) -> Result<(), Error> {
+        match self.ask(ask).await? {
+            Told::Done => Ok(()),
+            _ => unexpected(&self.target),
+        }
+    }
+}
+
+impl Peer for Remote {
+    async fn settle(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        theirs: Vec<SegmentInfo>,
+    ) -> Result<Settled, Error> {
+        match self.ask(Ask::Settle { shard, epoch, theirs }).await? {
+            Told::Settled(settled) => Ok(settled),
+            _ => unexpected(&self.target),
+        }
+    }
+
+    async fn follow(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        gc_epoch: Epoch,
+        live: LiveSum,
+    ) -> Result<(), Error> {
+        self.done(Ask::Follow { shard, epoch, gc_epoch, live }).await
+    }
+
+    async fn compare(&self, shard: ShardId, theirs: Snapshot) -> Result<Plan, Error> {
+        let (epoch, next) = (theirs.epoch, theirs.next);
+        match self.ask(Ask::Compare { shard, theirs }).await? {
+            Told::Plan(plan) => {
+                self.courier.release(shard, self.target.node, epoch, next)?;
+                Ok(plan)
+            }
+            _ => unexpected(&self.target),
+        }
+    }
+
+    async fn caught_up(&self, shard: ShardId, epoch: Epoch) -> Result<(), Error> {
+        self.done(Ask::CaughtUp { shard, epoch }).await
+    }
+
+    async fn whole_segment(
+        &self,
+        shard: ShardId,
+        number: SegmentNumber,
+    ) -> Result<(Bytes, bool), Error> {
+        match self.ask(Ask::WholeSegment { shard, number }).await? {
+            Told::Segment { content, sealed } => Ok((content, sealed)),
+            _ => unexpected(&self.target),
+        }
+    }
+
+    async fn install_segment(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        number: SegmentNumber,
+        content: Bytes,
+        sealed: bool,
+    ) -> Result<(), Error> {
+        self.done(Ask::Install { shard, epoch, number, content, sealed }).await
+    }
+}

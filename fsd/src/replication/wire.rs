@@ -1,0 +1,126 @@
+//! What replicas of a shard say to each other: postcard in the data part of a frame.
+//!
+//! A frame's data part holds 8 MiB, a segment 2 MiB; of ops as many go as fit.
+
+use blockd_ipc::RemoteVolume;
+use bytes::Bytes;
+use raftmeta_types::{Epoch, NodeId, ShardId};
+use serde::{Deserialize, Serialize};
+
+use fsd_rpc::frame::DATA_LEN_MAX;
+use fsd_rpc::message::Failure;
+
+use crate::chunks::{
+    Applied, ApplyError, ChunkStore, Error, Kind, LiveSum, OpNumber, Plan, SegmentInfo,
+    SegmentNumber, Settled, ShardOp, Snapshot,
+};
+
+/// Bytes of ops in one message, about: what surrounds them is small.
+pub(super) const OPS_BYTES_MAX: usize = DATA_LEN_MAX - (1 << 20);
+
+/// From primary to replica.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Ask {
+    Apply { ops: Vec<ShardOp> },
+    Settle { shard: ShardId, epoch: Epoch, theirs: Vec<SegmentInfo> },
+    Follow { shard: ShardId, epoch: Epoch, gc_epoch: Epoch, live: LiveSum },
+    Compare { shard: ShardId, theirs: Snapshot },
+    CaughtUp { shard: ShardId, epoch: Epoch },
+    WholeSegment { shard: ShardId, number: SegmentNumber },
+    Install { shard: ShardId, epoch: Epoch, number: SegmentNumber, content: Bytes, sealed: bool },
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Told {
+    Done,
+    /// Each shard of the ops, with its last op or why none was applied.
+    Applied(Vec<(ShardId, Result<OpNumber, Refused>)>),
+    Settled(Settled),
+    Plan(Plan),
+    Segment {
+        content: Bytes,
+        sealed: bool,
+    },
+    Failed {
+        kind: Kind,
+        why: String,
+    },
+}
+
+/// Why ops were not applied, as far as the primary branches on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Refused {
+    StaleEpoch(Epoch),
+    Other(String),
+}
+
+pub(super) fn encode(value: &impl Serialize) -> Result<Bytes, Error> {
+    match postcard::to_stdvec(value) {
+        Ok(bytes) if bytes.len() <= DATA_LEN_MAX => Ok(bytes.into()),
+        Ok(bytes) => {
+            let why = format!("a message of {} bytes between replicas", bytes.len());
+            Err(Error::new(Kind::Invalid, why))
+        }
+        Err(error) => Err(Error::new(Kind::Invalid, error.to_string())),
+    }
+}
+
+pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Error> {
+    let malformed = |why: String| Error::new(Kind::Invalid, format!("between replicas: {why}"));
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(malformed(format!("{} bytes follow the message", rest.len()))),
+        Err(error) => Err(malformed(error.to_string())),
+    }
+}
+
+/// `Request::Replica`: what another node, the primary of a shard, asks the store of this one.
+pub(crate) async fn answer(
+    store: &ChunkStore<RemoteVolume>,
+    from: NodeId,
+    data: &[u8],
+) -> Result<Bytes, Failure> {
+    let ask: Ask = decode(data).map_err(|error| Failure::Refused(error.to_string()))?;
+    let told = match perform(store, ask).await {
+        Ok(told) => told,
+        Err(error) => {
+            tracing::debug!(%from, %error, "a primary's request is refused");
+            Told::Failed { kind: error.kind(), why: error.to_string() }
+        }
+    };
+    encode(&told).map_err(|error| Failure::Storage(error.to_string()))
+}
+
+async fn perform(store: &ChunkStore<RemoteVolume>, ask: Ask) -> Result<Told, Error> {
+    Ok(match ask {
+        Ask::Apply { ops } => Told::Applied(store.apply(ops).await.into_iter().map(told).collect()),
+        Ask::Settle { shard, epoch, theirs } => {
+            Told::Settled(store.settle(shard, epoch, &theirs).await?)
+        }
+        Ask::Follow { shard, epoch, gc_epoch, live } => {
+            store.follow(shard, epoch, gc_epoch, live).await?;
+            Told::Done
+        }
+        Ask::Compare { shard, theirs } => Told::Plan(store.compare(shard, &theirs).await?),
+        Ask::CaughtUp { shard, epoch } => {
+            store.caught_up(shard, epoch).await?;
+            Told::Done
+        }
+        Ask::WholeSegment { shard, number } => {
+            let (content, sealed) = store.whole_segment(shard, number).await?;
+            Told::Segment { content, sealed }
+        }
+        Ask::Install { shard, epoch, number, content, sealed } => {
+            store.install_segment(shard, epoch, number, content, sealed).await?;
+            Told::Done
+        }
+    })
+}
+
+fn told(Applied { shard, result }: Applied) -> (ShardId, Result<OpNumber, Refused>) {
+    let refused = |error: ApplyError| match error {
+        ApplyError::StaleEpoch(epoch) => Refused::StaleEpoch(epoch),
+        other => Refused::Other(other.to_string()),
+    };
+    (shard, result.map_err(refused))
+}
