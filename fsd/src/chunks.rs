@@ -57,7 +57,7 @@ pub use epoch::{Begun, Settled};
 pub use error::{Error, Kind};
 pub use lead::{LeadError, Peer};
 pub use recover::owner;
-pub use replica::{ApplyError, Applied};
+pub use replica::{Applied, ApplyError};
 pub use replicate::{
     Alone, Op, OpNumber, Replicated, ReplicationError, Replicator, SegmentNumber, ShardOp,
 };

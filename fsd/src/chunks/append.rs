@@ -21,9 +21,7 @@ use super::Inner;
 use super::all::all;
 use super::device::Device;
 use super::error::{Error, Kind};
-use super::format::{
-    self, BLOCK, Entry, RECORD_ALIGN, RECORD_HEADER, SegmentHeader, SegmentId,
-};
+use super::format::{self, BLOCK, Entry, RECORD_ALIGN, RECORD_HEADER, SegmentHeader, SegmentId};
 use super::index::Location;
 use super::pack::{Sealed, stopped};
 use super::queue::{Put, Reply};
@@ -223,9 +221,7 @@ impl<V: Volume> Inner<V> {
     }
 
     fn start_segment(&self, shard: ShardId, cleaning: bool) -> Result<Open, Error> {
-        let Some((slot, id)) = self.index.lock().start_segment(shard, cleaning) else {
-            return Err(Error::new(Kind::NoSpace, "no segment is free: delete, or add devices"));
-        };
+        let (slot, id) = self.index.lock().start_segment(shard, cleaning)?;
         let header = SegmentHeader { cluster: self.device.header.cluster, id };
         let batch = Batch::new(0, Some(header.encode()));
         Ok(Open { slot, id, at: BLOCK, entries: Vec::new(), batch })
@@ -248,8 +244,7 @@ impl<V: Volume> Inner<V> {
             told.extend(self.numbered(going.id.shard, Some((going.slot, going.id)), op));
         }
         let audience: Vec<_> = told.iter().map(|op| (op.shard, op.epoch)).collect();
-        let (durable, refused) =
-            tokio::join!(self.write_batches(batches), self.replicate(told));
+        let (durable, refused) = tokio::join!(self.write_batches(batches), self.replicate(told));
         failed.extend(refused);
         if durable.is_err() {
             // The others have what this store may not have.
@@ -325,10 +320,8 @@ impl<V: Volume> Inner<V> {
         let mut told = Vec::new();
         for open in appender.full.drain(..) {
             let footer = format::encode_footer(open.id, &open.entries);
-            let seal = || Op::Seal {
-                segment: open.id.number,
-                footer: Bytes::copy_from_slice(&footer),
-            };
+            let seal =
+                || Op::Seal { segment: open.id.number, footer: Bytes::copy_from_slice(&footer) };
             told.extend(self.numbered(open.id.shard, Some((open.slot, open.id)), seal));
             full.push((open, footer));
         }

@@ -115,10 +115,9 @@ impl<V: Volume> ChunkStore<V> {
         let sealed = extent.sealed.is_some();
         match check_whole(&content, extent.id, sealed, header) {
             Ok(_) => Ok((content.into(), sealed)),
-            Err(why) => Err(Error::new(
-                Kind::Damaged,
-                format!("segment {number} of shard {shard}: {why}"),
-            )),
+            Err(why) => {
+                Err(Error::new(Kind::Damaged, format!("segment {number} of shard {shard}: {why}")))
+            }
         }
     }
 

@@ -99,10 +99,7 @@ impl<V: Volume> Inner<V> {
         }
     }
 
-    async fn ask<T>(
-        self: &Arc<Self>,
-        push: impl FnOnce(&mut Queue, Reply<T>),
-    ) -> Result<T, Error> {
+    async fn ask<T>(self: &Arc<Self>, push: impl FnOnce(&mut Queue, Reply<T>)) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         self.enqueue(|queue| push(queue, reply));
         answer.await.map_err(|_| stopped())?

@@ -274,7 +274,9 @@ async fn load<V: Volume>(
     let segment_bytes = device.segment_bytes();
     let VolumeHeader { cluster, shard_count, .. } = device.header;
     let id = match SegmentHeader::decode(&device.read_piece(start, BLOCK).await?) {
-        Found::Valid(head) if head.cluster == cluster && u32::from(head.id.shard.0) < shard_count => {
+        Found::Valid(head)
+            if head.cluster == cluster && u32::from(head.id.shard.0) < shard_count =>
+        {
             head.id
         }
         Found::Newer(version) => {

@@ -19,9 +19,7 @@ use tokio::sync::MutexGuard;
 
 use super::all::all;
 use super::error::Error;
-use super::format::{
-    self, BLOCK, Entry, Found, NUMBER_MAX, SegmentHeader, SegmentId,
-};
+use super::format::{self, BLOCK, Entry, Found, NUMBER_MAX, SegmentHeader, SegmentId};
 use super::index::Location;
 use super::pack::stopped;
 use super::replicate::{Op, OpNumber, SegmentNumber, ShardOp};
@@ -277,7 +275,10 @@ impl<V: Volume> Inner<V> {
         let most = header.segment_bytes as usize - BLOCK;
         if !blocks || bytes.is_empty() || offset + bytes.len() > most || id.number > NUMBER_MAX {
             let len = bytes.len();
-            return invalid(format!("{len} bytes at {offset} do not fit into segment {}", id.number));
+            return invalid(format!(
+                "{len} bytes at {offset} do not fit into segment {}",
+                id.number
+            ));
         }
         let skipped = if offset == 0 { BLOCK } else { 0 };
         let own = SegmentHeader { cluster: header.cluster, id };
@@ -440,10 +441,7 @@ impl<V: Volume> Inner<V> {
     }
 
     /// Frees segments whatever the index says of them, and says how many chunks lost their place.
-    pub(super) async fn drop_segments(
-        self: &Arc<Self>,
-        ids: &[SegmentId],
-    ) -> Result<usize, Error> {
+    pub(super) async fn drop_segments(self: &Arc<Self>, ids: &[SegmentId]) -> Result<usize, Error> {
         let (mut slots, mut lost) = (Vec::new(), 0);
         for id in ids {
             let entries = match self.extent(*id) {
@@ -475,6 +473,10 @@ impl<V: Volume> Inner<V> {
                 }
             };
             let mut index = self.index.lock();
+            if index.shard(shard).primary().is_some() {
+                // What it deleted must not come back on it alone.
+                return Ok(());
+            }
             if index.segments.get(&extent.id) == Some(&extent.slot) {
                 entries.iter().for_each(|entry| index.insert_found(extent.slot, entry));
             }

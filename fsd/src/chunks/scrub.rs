@@ -93,12 +93,7 @@ impl<V: Volume> ChunkStore<V> {
     /// # Errors
     /// `StaleEpoch`; `NotFound`; `Invalid`: the bytes are not the record that belongs there. `Io`,
     /// `Poisoned`.
-    pub async fn repair(
-        &self,
-        hash: &ChunkHash,
-        epoch: Epoch,
-        record: &[u8],
-    ) -> Result<(), Error> {
+    pub async fn repair(&self, hash: &ChunkHash, epoch: Epoch, record: &[u8]) -> Result<(), Error> {
         let inner = &self.inner;
         inner.check_poison()?;
         let shard = hash.shard(self.shard_count());
@@ -160,7 +155,8 @@ impl<V: Volume> Inner<V> {
     /// The blocks in which a record lies, and where in the segment they begin.
     async fn read_blocks(&self, at: &Location) -> Result<(usize, Vec<u8>), Error> {
         let start = at.offset as usize / BLOCK * BLOCK;
-        let end = (at.offset as usize + format::record_bytes(at.stored_len)).next_multiple_of(BLOCK);
+        let end =
+            (at.offset as usize + format::record_bytes(at.stored_len)).next_multiple_of(BLOCK);
         let place = self.device.slot_start(at.slot) + start as u64;
         Ok((start, self.device.read(place, end - start).await?))
     }

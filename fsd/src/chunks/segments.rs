@@ -12,9 +12,7 @@ use raftmeta_types::ShardId;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind};
-use super::format::{
-    self, BLOCK, Entry, Footer, Found, SegmentHeader, SegmentId, VolumeHeader,
-};
+use super::format::{self, BLOCK, Entry, Footer, Found, SegmentHeader, SegmentId, VolumeHeader};
 use super::index::SlotState;
 use super::replicate::SegmentNumber;
 use super::{ChunkStore, Inner};
