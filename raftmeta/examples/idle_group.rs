@@ -65,7 +65,9 @@ async fn setup(dir: &Path) -> Outcome<(Replicas, Group)> {
         shard_count: 16,
         created: Time::default(),
     };
-    first.propose(envelope(Command::InitCluster { cluster, sealed_ca: Bytes::new() }), true).await??;
+    first
+        .propose(envelope(Command::InitCluster { cluster, sealed_ca: Bytes::new() }), true)
+        .await??;
     for id in 2..=3 {
         first.add_learner(id, &id.to_string()).await?;
         let learner = replicas.lock().map_err(|_| "poisoned")?[&id].clone();
@@ -90,7 +92,8 @@ fn main() -> Outcome<()> {
     let base = args.next().unwrap_or_else(|| ".".to_owned());
     let seconds = args.next().map_or(Ok(20.0), |text| text.parse::<f64>())?;
     let dir = tempfile::tempdir_in(base)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (replicas, first) = runtime.block_on(setup(dir.path()))?;
     std::thread::sleep(Duration::from_secs(3));
     let before = cpu()?;

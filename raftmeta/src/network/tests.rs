@@ -25,9 +25,18 @@ fn elected(term: u64, node: u64) -> VoteOf<Types> {
     Vote::new_committed(term, node)
 }
 
-fn append(vote: VoteOf<Types>, prev: Option<LogIdOf<Types>>, entries: &[LogIdOf<Types>]) -> RaftMessage {
+fn append(
+    vote: VoteOf<Types>,
+    prev: Option<LogIdOf<Types>>,
+    entries: &[LogIdOf<Types>],
+) -> RaftMessage {
     let entries = entries.iter().map(|id| entry(*id)).collect();
-    RaftMessage::Append(AppendEntriesRequest { vote, prev_log_id: prev, entries, leader_commit: prev })
+    RaftMessage::Append(AppendEntriesRequest {
+        vote,
+        prev_log_id: prev,
+        entries,
+        leader_commit: prev,
+    })
 }
 
 fn checkpoint_id(last: Option<LogIdOf<Types>>, bytes: &[u8]) -> CheckpointId {
@@ -48,7 +57,13 @@ fn messages_and_answers_come_back_as_they_were() {
         RaftMessage::PreVote(vote),
         RaftMessage::TransferLeader(TransferLeaderRequest::new(elected(2, 1), 3, prev)),
         RaftMessage::CheckpointBegin { vote: elected(2, 1), meta, id: checkpoint.clone() },
-        RaftMessage::CheckpointPart { vote: elected(2, 1), id: checkpoint.clone(), offset: 9, crc: 1, bytes },
+        RaftMessage::CheckpointPart {
+            vote: elected(2, 1),
+            id: checkpoint.clone(),
+            offset: 9,
+            crc: 1,
+            bytes,
+        },
         RaftMessage::CheckpointEnd { vote: elected(2, 1), id: checkpoint },
     ];
     for message in messages {
@@ -107,7 +122,8 @@ fn what_no_honest_replica_sends_is_refused() {
     assert_eq!(check(3, 1, &append(elected(2, 1), prev, &next)), Ok(()));
     assert_eq!(check(3, 1, &append(elected(2, 1), None, &[])), Ok(()));
     assert_eq!(check(3, 1, &append(elected(2, 1), None, &[id(0, 1, 0)])), Ok(()));
-    let meta = |last| SnapshotMetaOf::<Types> { last_log_id: last, last_membership: Default::default() };
+    let meta =
+        |last| SnapshotMetaOf::<Types> { last_log_id: last, last_membership: Default::default() };
     let checkpoint = |last| CheckpointId { last, size: 1, sum: 1 };
     let mut nobody = entry(id(2, 1, 5));
     nobody.payload = EntryPayload::Membership(Membership::default());
@@ -132,13 +148,25 @@ fn what_no_honest_replica_sends_is_refused() {
         (2, RaftMessage::Vote(VoteRequest::new(Vote::new(2, 1), None)), "asks for votes"),
         (1, RaftMessage::Vote(VoteRequest::new(elected(2, 1), None)), "has been elected"),
         (1, RaftMessage::PreVote(VoteRequest::new(Vote::new(2, 1), later)), "later leader"),
-        (1, RaftMessage::TransferLeader(TransferLeaderRequest::new(elected(2, 1), 3, later)), "later leader"),
         (
             1,
-            RaftMessage::CheckpointBegin { vote: elected(2, 1), meta: meta(later), id: checkpoint(later) },
+            RaftMessage::TransferLeader(TransferLeaderRequest::new(elected(2, 1), 3, later)),
             "later leader",
         ),
-        (2, RaftMessage::CheckpointEnd { vote: elected(2, 1), id: checkpoint(prev) }, "in the name"),
+        (
+            1,
+            RaftMessage::CheckpointBegin {
+                vote: elected(2, 1),
+                meta: meta(later),
+                id: checkpoint(later),
+            },
+            "later leader",
+        ),
+        (
+            2,
+            RaftMessage::CheckpointEnd { vote: elected(2, 1), id: checkpoint(prev) },
+            "in the name",
+        ),
     ];
     for (from, message, expected) in cases {
         let why = check(3, *from, message).unwrap_err();
@@ -226,7 +254,8 @@ async fn a_checkpoint_that_was_altered_or_is_another_is_thrown_away() {
     foreign.last_membership = StoredMembershipOf::<Types>::new(None, Membership::default());
     let mut altered = bytes.clone();
     altered[5000] ^= 1;
-    for (meta, bytes, expected) in [(&foreign, &bytes, "announced"), (&meta, &altered, "checksum")] {
+    for (meta, bytes, expected) in [(&foreign, &bytes, "announced"), (&meta, &altered, "checksum")]
+    {
         inbox.begin(meta.clone(), id.clone()).await;
         for at in (0..bytes.len()).step_by(PART_BYTES) {
             let part = Bytes::copy_from_slice(&bytes[at..(at + PART_BYTES).min(bytes.len())]);

@@ -47,8 +47,6 @@ async fn until_some<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
 
 impl Cluster {
     fn new(seed: u64) -> Cluster {
-        #[cfg(dbgtrace)]
-        let _ = tracing_subscriber::fmt().with_env_filter(std::env::var("RUST_LOG").unwrap_or_default()).with_writer(std::io::stderr).try_init();
         Cluster { net: Net::new(seed), dirs: BTreeMap::new(), checkpoint_entries: 100_000 }
     }
 
@@ -138,7 +136,9 @@ impl Cluster {
             let mut statuses = running.iter().map(|(_, group)| group.status());
             let first = statuses.next()?;
             let done = first.applied == first.last_log
-                && statuses.all(|status| (status.applied, status.last_log) == (first.applied, first.last_log));
+                && statuses.all(|status| {
+                    (status.applied, status.last_log) == (first.applied, first.last_log)
+                });
             done.then_some(())
         };
         until_some("all replicas at the same entry", same).await;

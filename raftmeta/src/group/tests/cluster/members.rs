@@ -89,7 +89,9 @@ async fn what_cannot_be_done_to_members_is_refused() {
     refused(leader.transfer_leadership(Some(4)).await, "cannot lead");
     let follower = cluster.group(if id == 1 { 2 } else { 1 });
     for result in [follower.remove(4).await, follower.transfer_leadership(None).await] {
-        let Err(GroupError::NotLeader { leader: Some(hint) }) = result else { panic!("{result:?}") };
+        let Err(GroupError::NotLeader { leader: Some(hint) }) = result else {
+            panic!("{result:?}")
+        };
         assert_eq!(hint, (id, address(id)));
     }
     cluster.net.heal();

@@ -113,7 +113,8 @@ async fn storm(voters: u64, rounds: u64, seed: u64) {
     for _ in 0..rounds {
         let before = sum();
         let dead = strike(&cluster, voters).await;
-        let failed = |tasks: &[tokio::task::JoinHandle<()>]| tasks.iter().any(|task| task.is_finished());
+        let failed =
+            |tasks: &[tokio::task::JoinHandle<()>]| tasks.iter().any(|task| task.is_finished());
         // Whatever happened, it goes on, while it lasts.
         until_some("commands are done", || {
             (failed(&tasks) || sum() > before + 20 * u64::from(CLIENTS)).then_some(())
@@ -163,7 +164,8 @@ async fn a_leader_that_is_cut_off_stops_answering_before_another_one_writes() {
         let (old, group) = cluster.leader().await;
         cluster.net.isolate(old);
         let mut leadership = group.leadership();
-        let next = until_some("the next leader", || leading(&cluster.net).filter(|(id, _)| *id != old));
+        let next =
+            until_some("the next leader", || leading(&cluster.net).filter(|(id, _)| *id != old));
         let (new, _) = next.await;
         assert!(new != old && !group.lease_valid());
         assert!(matches!(group.read_view(), Err(GroupError::NotLeader { .. })));
@@ -177,7 +179,7 @@ async fn a_leader_that_is_cut_off_stops_answering_before_another_one_writes() {
         until_some("it follows", || {
             (*group.leadership().borrow()
                 == Leadership::Following { leader: Some((wanted, address.clone())) })
-                .then_some(())
+            .then_some(())
         })
         .await;
     }
