@@ -4,6 +4,7 @@ fn well() -> Facts {
     Facts {
         replicas_wanted: 2,
         replicas_least: 2,
+        nodes_down: vec![],
         blockd_down: None,
         metadata_down: None,
         log_failed: None,
