@@ -195,7 +195,7 @@ impl Daemon {
 pub fn open(config: &DeviceConfig) -> Result<Arc<dyn Device>> {
     let inner = open_plain(config)?;
     let Some(fault) = &config.fault else { return Ok(inner) };
-    let wrapped = Fault::new(inner.as_ref(), fault.rates.clone());
+    let wrapped = Fault::new(inner, fault.rates.clone());
     let wrapped = wrapped.map_err(|e| device_error(config, "opening a queue", e))?;
     Ok(Arc::new(wrapped))
 }

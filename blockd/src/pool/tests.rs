@@ -256,7 +256,7 @@ fn power_cuts_at_every_write() {
         for cut in 0.. {
             let mem = Mem::new(BYTES);
             drop(open(&mem, true).unwrap());
-            let fault = Fault::new(&mem, FaultSettings::default()).unwrap();
+            let fault = Fault::new(Arc::new(mem.clone()), FaultSettings::default()).unwrap();
             let left = Arc::new(AtomicI64::new(cut));
             let device = Fuse { inner: fault.clone(), left: Arc::clone(&left) };
             let pool = Pool::open("fuse", Arc::new(device), false).unwrap();
