@@ -237,6 +237,11 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. } => Operation::Admin,
+        | Command::RecordCertificate { .. }
+        | Command::CreateNodeToken(_)
+        | Command::JoinNode { .. }
+        | Command::SetNodeState { .. }
+        | Command::SetProtection(_)
+        | Command::SetShards(_) => Operation::Admin,
     }
 }

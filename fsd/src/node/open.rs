@@ -100,6 +100,8 @@ async fn assemble(
         node_id: identity.node,
         bootstrap: creating,
         checkpoint_entries: CHECKPOINT_ENTRIES,
+        address: String::new(),
+        transport: None,
     })
     .await?;
     let opened = data(&config, identity, &at(MASTER_KEY), &group, volume, keys).await;
