@@ -28,6 +28,8 @@ pub struct Facts {
     pub replicas_wanted: u32,
     /// Fewest in-sync copies that any shard has.
     pub replicas_least: u32,
+    /// Names of nodes that are down.
+    pub nodes_down: Vec<String>,
     /// Why the block daemon is not running, if so.
     pub blockd_down: Option<String>,
     /// The devices of the block daemon that are not well.
@@ -59,6 +61,10 @@ pub fn judge(facts: &Facts) -> Health {
     } else if let Some(why) = &facts.metadata_down {
         let detail = format!("the metadata group takes no commands: {why}");
         say("METADATA_DOWN", Level::Err, detail, "see the log of the node");
+    }
+    if !facts.nodes_down.is_empty() {
+        let detail = format!("no sign of life from {}", facts.nodes_down.join(", "));
+        say("NODE_DOWN", Level::Warn, detail, "look after the node, start it again");
     }
     if let Some(why) = &facts.blockd_down {
         let detail = format!("the block daemon is not running: {why}");

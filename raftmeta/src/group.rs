@@ -96,7 +96,10 @@ pub enum GroupError {
     NotLeader { leader: Option<(u64, String)> },
     /// The replica lost the leadership meanwhile: the command may have been done, or may still be done. Proposed
     /// again under the same session, slot and number it is done once.
-    #[error("the leadership of the metadata group changed, a command may or may not be done{}", leader_hint(leader))]
+    #[error(
+        "the leadership of the metadata group changed, a command may or may not be done{}",
+        leader_hint(leader)
+    )]
     Unknown { leader: Option<(u64, String)> },
     /// The membership stays as it is.
     #[error("the members of the metadata group cannot be changed so: {reason}")]
@@ -225,7 +228,11 @@ impl Group {
             return Err(GroupError::NotLeader { leader: leader.clone() });
         }
         let lost = async {
-            match leadership.wait_for(|now| matches!(now, Leadership::Following { .. })).await.as_deref() {
+            match leadership
+                .wait_for(|now| matches!(now, Leadership::Following { .. }))
+                .await
+                .as_deref()
+            {
                 Ok(Leadership::Following { leader }) => leader.clone(),
                 _ => None,
             }

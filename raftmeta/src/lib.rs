@@ -42,5 +42,5 @@ pub mod store;
 
 pub use apply::apply;
 pub use group::{Group, GroupConfig, GroupError, Leadership, Member, Status, blocking};
-pub use network::{Answering, MessageError, Peer, RaftAnswer, RaftMessage, Transport};
 pub use kv::{Kv, KvError, KvRead, MemKv, Overlay};
+pub use network::{Answering, MessageError, Peer, RaftAnswer, RaftMessage, Transport};

@@ -328,7 +328,8 @@ impl RaftLogStorage<Types> for LogStore {
             EntryPayload::Blank => false,
         };
         let wait = entries.iter().any(durable) || !shared.sole_voter.load(Ordering::Acquire);
-        let changed = entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Membership(_)));
+        let changed =
+            entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Membership(_)));
         let (sequence, woken) = {
             let mut writer = shared.writer.lock();
             writer.append(entries, shared.stable())?;

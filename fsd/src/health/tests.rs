@@ -4,6 +4,7 @@ fn well() -> Facts {
     Facts {
         replicas_wanted: 2,
         replicas_least: 2,
+        nodes_down: vec![],
         blockd_down: None,
         devices: vec![],
         metadata_down: None,

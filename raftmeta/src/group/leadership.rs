@@ -221,13 +221,13 @@ async fn keep(inner: Weak<Inner>, book: Arc<AddressBook>) {
                 finish_change(&inner, changed);
             }
             let m = metrics.borrow_watched();
-            let waiting = m.state == ServerState::Leader && !matches!(now, Leadership::Leading { .. });
+            let waiting =
+                m.state == ServerState::Leader && !matches!(now, Leadership::Leading { .. });
             (waiting, inner.home.is_driven())
         };
         // A new leader has to apply its first entry, of which only these metrics tell.
-        let applied = async {
-            if waiting { metrics.changed().await } else { std::future::pending().await }
-        };
+        let applied =
+            async { if waiting { metrics.changed().await } else { std::future::pending().await } };
         let tick = async {
             if timed { tokio::time::sleep(LOOK_EVERY).await } else { std::future::pending().await }
         };

@@ -86,7 +86,8 @@ impl Group {
         }
         for id in &voters {
             let member = self.member(*id)?;
-            if !member.voter && *id != self.0.node_id && member.lag.is_none_or(|lag| lag > LAG_MAX) {
+            if !member.voter && *id != self.0.node_id && member.lag.is_none_or(|lag| lag > LAG_MAX)
+            {
                 return refuse(format!("replica {id} has not caught up yet, wait for it"));
             }
         }
@@ -104,7 +105,8 @@ impl Group {
         if !member.voter {
             return self.change(ChangeMembers::RemoveNodes(BTreeSet::from([id])), false).await;
         }
-        let voters: BTreeSet<u64> = self.voters().into_iter().filter(|voter| *voter != id).collect();
+        let voters: BTreeSet<u64> =
+            self.voters().into_iter().filter(|voter| *voter != id).collect();
         if voters.is_empty() {
             return refuse(format!("replica {id} is the last voter"));
         }
@@ -162,7 +164,9 @@ impl Group {
         if let Some(id) = to {
             return match self.member(id)? {
                 member if able(&member) => Ok(id),
-                _ => refuse(format!("replica {id} cannot lead: it is no voter, or behind, or leads")),
+                _ => {
+                    refuse(format!("replica {id} cannot lead: it is no voter, or behind, or leads"))
+                }
             };
         }
         let found = self.members().into_iter().filter(able).min_by_key(|member| member.lag);

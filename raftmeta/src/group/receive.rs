@@ -75,7 +75,7 @@ impl Inner {
     /// The answer to a leader that has been replaced.
     fn newer_vote(&self, vote: &VoteOf<Types>) -> Option<RaftAnswer> {
         let mine = self.metrics.borrow_watched().vote;
-        let newer = !(*vote >= mine);
+        let newer = vote.partial_cmp(&mine).is_none_or(std::cmp::Ordering::is_lt);
         newer.then(|| RaftAnswer::Checkpoint(SnapshotResponse::new(mine)))
     }
 }

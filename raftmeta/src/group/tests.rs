@@ -1,6 +1,8 @@
+mod cluster;
 mod crash;
 mod damage;
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 

@@ -50,11 +50,24 @@ pub enum RaftMessage {
     PreVote(VoteRequest<Types>),
     TransferLeader(TransferLeaderRequest<Types>),
     /// A checkpoint comes in parts; the answer says from where on.
-    CheckpointBegin { vote: VoteOf<Types>, meta: SnapshotMetaOf<Types>, id: CheckpointId },
+    CheckpointBegin {
+        vote: VoteOf<Types>,
+        meta: SnapshotMetaOf<Types>,
+        id: CheckpointId,
+    },
     /// `crc` is the crc32c of `bytes`.
-    CheckpointPart { vote: VoteOf<Types>, id: CheckpointId, offset: u64, crc: u32, bytes: Bytes },
+    CheckpointPart {
+        vote: VoteOf<Types>,
+        id: CheckpointId,
+        offset: u64,
+        crc: u32,
+        bytes: Bytes,
+    },
     /// All parts were sent: verify it and make it the state.
-    CheckpointEnd { vote: VoteOf<Types>, id: CheckpointId },
+    CheckpointEnd {
+        vote: VoteOf<Types>,
+        id: CheckpointId,
+    },
 }
 
 /// What a replica answers.
@@ -64,7 +77,9 @@ pub enum RaftAnswer {
     Vote(VoteResponse<Types>),
     TransferLeader(TransferLeaderResponse<Types>),
     /// The next part of the checkpoint to send.
-    CheckpointAt { offset: u64 },
+    CheckpointAt {
+        offset: u64,
+    },
     /// The checkpoint is the state now, or the vote says who leads instead.
     Checkpoint(SnapshotResponse<Types>),
     /// The replica did nothing, for this reason.

@@ -75,7 +75,10 @@ fn open(path: &Path, meta: &SnapshotMetaOf<Types>) -> io::Result<(Arc<File>, Che
     let file = File::open(path)?;
     let (state, sum) = checkpoint::identify(path, &file)?;
     if state.applied != meta.last_log_id || state.membership != meta.last_membership {
-        return Err(io::Error::other(format!("{}: a newer checkpoint took its place", path.display())));
+        return Err(io::Error::other(format!(
+            "{}: a newer checkpoint took its place",
+            path.display()
+        )));
     }
     let size = file.metadata()?.len();
     Ok((Arc::new(file), CheckpointId { last: state.applied, size, sum }))
