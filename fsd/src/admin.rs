@@ -34,8 +34,8 @@ pub async fn answer(
         AdminRequest::ClientRevoke { session } => clients::revoke(node, conn, session).await,
         AdminRequest::CertList => security::certs(node),
         AdminRequest::CertRevoke { serial } => security::revoke(node, conn, serial).await,
-        AdminRequest::TokenCreate { ttl_secs, uses } => {
-            security::create_token(node, conn, ttl_secs, uses).await
+        AdminRequest::TokenCreate { ttl_secs, uses, purpose } => {
+            security::create_token(node, conn, ttl_secs, uses, purpose).await
         }
         AdminRequest::TokenList => security::tokens(node),
         AdminRequest::Stat { target, from_offset_bytes, extents_max } => {

@@ -23,7 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fsd_rpc::admin::{TOKEN_TTL_SECS_MAX, TOKEN_USES_MAX};
 use fsd_rpc::tls::{CaFingerprint, Identity, SERVER_NAME};
-use fsd_rpc::token::Token;
+use fsd_rpc::token::{Purpose, Token};
 use raftmeta_types::cluster::{CertificateInfo, TokenInfo};
 use raftmeta_types::{NodeId, Time};
 use rcgen::{
@@ -137,10 +137,7 @@ impl Authority {
         now: Time,
     ) -> Result<(Identity, CertificateInfo), AuthorityError> {
         let key = Key::generate()?;
-        let mut params = params(&format!("node:{node}"), now, CERTIFICATE_LIFE);
-        params.subject_alt_names = vec![rcgen::SanType::DnsName(SERVER_NAME.try_into()?)];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let params = node_params(&format!("node:{node}"), now)?;
         let issued = self.issue(params, format!("node:{node}"), &key, now)?;
         let identity = Identity {
             certificate_pem: issued.certificate_pem,
@@ -148,6 +145,18 @@ impl Authority {
             ca_pem: self.ca_pem.clone(),
         };
         Ok((identity, issued.info))
+    }
+
+    /// A certificate of a storage node for the key in the request (PKCS #10, DER), signed with it.
+    pub fn node_certificate(
+        &self,
+        request_der: &[u8],
+        node: NodeId,
+        now: Time,
+    ) -> Result<Issued, AuthorityError> {
+        let key = request::public_key(request_der)?;
+        let subject = format!("node:{node}");
+        self.issue(node_params(&subject, now)?, subject, &key, now)
     }
 
     /// A certificate for the key in the request (PKCS #10, DER), signed with it. Nothing else that the
@@ -172,6 +181,7 @@ impl Authority {
         now: Time,
         life: Duration,
         uses: u32,
+        purpose: Purpose,
     ) -> Result<(Token, TokenInfo), AuthorityError> {
         if life.as_secs() == 0 || life > TOKEN_LIFE_MAX {
             return Err(AuthorityError::TokenLife);
@@ -179,7 +189,7 @@ impl Authority {
         if uses == 0 || uses > TOKEN_USES_MAX {
             return Err(AuthorityError::TokenUses);
         }
-        let token = Token::new(random(), self.fingerprint);
+        let token = Token::new(purpose, random(), self.fingerprint);
         let expires = later(now, life);
         Ok((
             token.clone(),
@@ -226,6 +236,15 @@ fn params(subject: &str, now: Time, life: Duration) -> CertificateParams {
     params.not_before = epoch + now.saturating_sub(CLOCK_SKEW);
     params.not_after = epoch + now + life;
     params
+}
+
+/// What nodes serve with and reach others.
+fn node_params(subject: &str, now: Time) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = params(subject, now, CERTIFICATE_LIFE);
+    params.subject_alt_names = vec![rcgen::SanType::DnsName(SERVER_NAME.try_into()?)];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(params)
 }
 
 fn later(time: Time, by: Duration) -> Time {

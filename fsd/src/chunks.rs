@@ -203,6 +203,12 @@ impl<V: Volume> ChunkStore<V> {
         self.inner.index.lock().table.get(hash).map(|at| at.plain_len)
     }
 
+    /// Bytes of the volume.
+    pub fn capacity_bytes(&self) -> u64 {
+        let geometry = self.inner.device.volume.geometry();
+        geometry.blocks * u64::from(geometry.block_size)
+    }
+
     /// The volume below, for status.
     pub fn volume(&self) -> &V {
         &self.inner.device.volume

@@ -302,6 +302,11 @@ impl Chunks {
     }
 }
 
+/// Why this is no name of a node.
+pub fn check_node_name(name: &str) -> Result<(), String> {
+    check_name("node.name", name).map_err(|(_, why)| why)
+}
+
 fn check_name(key: &'static str, name: &str) -> Result<(), (&'static str, String)> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if name.is_empty() || name.len() > NAME_BYTES_MAX {

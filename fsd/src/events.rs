@@ -45,6 +45,11 @@ impl Events {
         events
     }
 
+    /// All subscriptions end.
+    pub fn clear(&self) {
+        self.subscribers.lock().clear();
+    }
+
     pub fn unsubscribe(&self, connection: u64) {
         self.subscribers.lock().remove(&connection);
     }

@@ -13,14 +13,27 @@ mod tests;
 const NEARFULL_PERCENT: u64 = 80;
 const FULL_PERCENT: u64 = 95;
 
+/// A device of the block daemon that is not well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub path: String,
+    pub why: String,
+    /// It serves nothing any more.
+    pub has_failed: bool,
+}
+
 /// What health is judged by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     pub replicas_wanted: u32,
     /// Fewest in-sync copies that any shard has.
     pub replicas_least: u32,
+    /// Names of nodes that are down.
+    pub nodes_down: Vec<String>,
     /// Why the block daemon is not running, if so.
     pub blockd_down: Option<String>,
+    /// The devices of the block daemon that are not well.
+    pub devices: Vec<Device>,
     /// Why the metadata group cannot take commands, if so.
     pub metadata_down: Option<String>,
     /// Why the metadata log or store failed, if so: nothing is written until the node is started again.
@@ -49,9 +62,22 @@ pub fn judge(facts: &Facts) -> Health {
         let detail = format!("the metadata group takes no commands: {why}");
         say("METADATA_DOWN", Level::Err, detail, "see the log of the node");
     }
+    if !facts.nodes_down.is_empty() {
+        let detail = format!("no sign of life from {}", facts.nodes_down.join(", "));
+        say("NODE_DOWN", Level::Warn, detail, "look after the node, start it again");
+    }
     if let Some(why) = &facts.blockd_down {
         let detail = format!("the block daemon is not running: {why}");
         say("BLOCKD_DOWN", Level::Err, detail, "see the log of blockd");
+    }
+    for Device { path, why, has_failed } in &facts.devices {
+        let detail = format!("{path}: {why}");
+        if *has_failed {
+            let next = "see the log of blockd; replace the device, or start blockd again";
+            say("DEVICE_FAILED", Level::Err, detail, next);
+        } else {
+            say("DEVICE_DEGRADED", Level::Warn, detail, "see `cfsctl block device list`");
+        }
     }
     let (wanted, least) = (facts.replicas_wanted, facts.replicas_least);
     let more = "add or start storage nodes";

@@ -161,6 +161,8 @@ pub(crate) fn start(node: &Arc<Node>) -> Jobs {
 /// What rounds remember.
 #[derive(Debug, Default)]
 struct Rounds {
+    /// The term in which this node leads, if it does.
+    led: Option<u64>,
     /// Up to here was the log applied when a whole round found nothing to do.
     rested_at: Option<u64>,
     settled_up_to: settle::Cursor,
@@ -174,6 +176,7 @@ struct Rounds {
 
 async fn work(node: Arc<Node>) {
     let mut stopping = node.stopping();
+    let mut leading = node.leading();
     let mut rounds = Rounds::default();
     loop {
         tokio::select! {
@@ -181,6 +184,11 @@ async fn work(node: Arc<Node>) {
             _ = stopping.wait_for(|stop| *stop) => return,
             () = node.upkeep.kicked.notified() => {}
             () = tokio::time::sleep(ROUND_EVERY) => {}
+        }
+        let led = *leading.borrow_and_update();
+        if led != rounds.led {
+            // What another leader did meanwhile is not known.
+            rounds = Rounds { led, certificate: rounds.certificate, ..Rounds::default() };
         }
         // A round ends at its next step when the node stops; nothing in it is lost by that.
         tokio::select! {
@@ -208,9 +216,15 @@ enum Found {
 
 impl Rounds {
     async fn round(&mut self, node: &Arc<Node>) {
+        self.renew_certificate(node);
+        if self.led.is_none() {
+            // The rest is the leader's; the store below is this node's own.
+            let cleaned = clean::round(node).await;
+            self.note("clean", cleaned);
+            return;
+        }
         let expired = expiry::expire(node).await;
         self.note("expiry", expired.map(|()| Found::Nothing));
-        self.renew_certificate(node);
         let applied = node.group.status().applied.unwrap_or(0);
         let old = node.upkeep.position_before(applied, settle::AGE);
         if self.rested_at == Some(applied) && !self.sweep.is_due(node) {

@@ -14,6 +14,7 @@
 //! | [`admin`] | what administrators ask |
 //! | [`jobs`] | what a node does by itself |
 //! | [`chunks`] | the chunk store |
+//! | [`placement`] | which nodes shall hold which shards |
 //! | [`data_dir`] | the directory it holds on this machine |
 //! | [`supervise`] | keeps the block daemon running |
 //! | [`sessions`] | who has what open |
@@ -33,6 +34,7 @@ pub mod health;
 pub mod jobs;
 pub mod metrics;
 pub mod node;
+pub mod placement;
 pub mod service;
 pub mod sessions;
 pub mod supervise;

@@ -13,13 +13,24 @@
 //! |---|---|
 //! | `identity` | who the node is, and how far its first start has come |
 //! | `blocks` | the block daemon below, and the volume of it that chunks live on |
+//! | `join` | a new node of a cluster that exists |
 //! | `open` | from a configuration to a node, also for the first time |
+//! | `data` | chunks, wherever their shards are |
+//! | `peers` | the way to the other nodes |
+//! | `lead` | what changes when this node begins or ceases to lead |
+//! | `members` | what the leader does about nodes: voters, who is up, who is down |
 //! | `run` | doors, jobs, signals, the end |
 
 mod blocks;
+mod data;
+mod devices;
 mod error;
 mod identity;
+mod join;
+mod lead;
+pub(crate) mod members;
 mod open;
+mod peers;
 mod run;
 
 use std::fmt;
@@ -31,7 +42,7 @@ use blockd_ipc::RemoteVolume;
 use parking_lot::Mutex;
 use raftmeta::group::{Group, GroupError};
 use raftmeta::read;
-use raftmeta_types::cluster::ClusterInfo;
+use raftmeta_types::cluster::{ClusterInfo, NodeState, Protection};
 use raftmeta_types::{Command, Envelope, MetaError, NodeId, Reply, SessionId, Time};
 use tokio::sync::watch;
 
@@ -40,6 +51,8 @@ use fsd_rpc::server::Control;
 
 pub use blocks::VOLUME;
 pub use error::NodeError;
+pub use join::join;
+pub(crate) use join::raft;
 pub use run::{Ready, log_to_stderr, serve};
 
 use crate::authority::Authority;
@@ -53,6 +66,7 @@ use crate::metrics::{Gauges, Metrics};
 use crate::service::Order;
 use crate::sessions::Sessions;
 use crate::supervise::{self, Supervisor};
+use peers::Peers;
 
 /// See the module. Shared as an `Arc`.
 pub struct Node {
@@ -60,6 +74,11 @@ pub struct Node {
     pub(crate) id: NodeId,
     pub(crate) cluster: ClusterInfo,
     pub(crate) group: Group,
+    pub(crate) peers: Arc<Peers>,
+    /// The term in which this node leads and serves clients; none while another one does.
+    leads: watch::Sender<Option<u64>>,
+    /// What the leader knows of the other nodes.
+    pub(crate) beats: Mutex<members::Beats>,
     pub(crate) chunks: ChunkStore<RemoteVolume>,
     pub(crate) sessions: Mutex<Sessions>,
     /// Who waits for whom among the requests under way.
@@ -80,6 +99,8 @@ pub struct Node {
     pub(crate) blockd: Option<watch::Receiver<supervise::State>>,
     /// Why the metadata group failed last, if its last command did.
     metadata_failure: Mutex<Option<String>>,
+    /// Devices of the block daemon that are not well.
+    devices: Mutex<Vec<health::Device>>,
     /// Turns true when the node stops; every wait ends then.
     stopping: watch::Sender<bool>,
     /// Says why the node cannot go on.
@@ -157,6 +178,9 @@ impl Node {
                 answer.map_err(Failure::Meta)
             }
             Err(error @ GroupError::TooLarge { .. }) => Err(Failure::Refused(error.to_string())),
+            Err(error @ (GroupError::NotLeader { .. } | GroupError::Unknown { .. })) => {
+                Err(Failure::NotReady(error.to_string()))
+            }
             Err(error) if *self.stopping.borrow() => {
                 Err(Failure::NotReady(format!("the node is stopping: {error}")))
             }
@@ -224,16 +248,33 @@ impl Node {
         }
     }
 
-    /// A new certificate of this node for its network door; its key never leaves this process.
+    /// A new certificate of this node for its network door, and for the doors of others; its key never leaves
+    /// this process.
     pub(crate) fn tls(&self) -> Result<Arc<rustls::ServerConfig>, NodeError> {
         let (identity, _) = self.authority.node_identity(self.id, now())?;
+        self.peers.show(&identity)?;
         Ok(fsd_rpc::tls::server_config(&identity)?)
+    }
+
+    /// What a node that joins needs to open what is sealed: the master key, and the cluster's key wrapped by it.
+    pub(crate) fn keys(&self) -> Result<(zeroize::Zeroizing<[u8; 32]>, bytes::Bytes), Failure> {
+        let failed = |why: String| Failure::Storage(format!("the keys of this node: {why}"));
+        let path = self.directory.path();
+        let master = crate::chunks::seal::read_master(&path.join(open::MASTER_KEY));
+        let wrapped = std::fs::read(path.join(open::CLUSTER_KEY));
+        Ok((
+            master.map_err(|error| failed(error.to_string()))?,
+            wrapped.map_err(|error| failed(error.to_string()))?.into(),
+        ))
     }
 
     /// What health is judged by, now.
     pub fn facts(&self) -> Facts {
         let total_bytes = self.chunks.usage().total;
-        let shards = read::shards(&self.group.view()).unwrap_or_default();
+        let view = self.group.view();
+        let shards = read::shards(&view).unwrap_or_default();
+        let nodes = read::nodes(&view).unwrap_or_default();
+        let protection = read::protection(&view).unwrap_or(Protection::SINGLE);
         let copies = shards.iter().map(|shard| shard.in_sync.len() as u32).min();
         let blockd = self.blockd.as_ref().map(|state| state.borrow().clone());
         let unreached = (!self.chunks.volume().is_connected())
@@ -241,18 +282,23 @@ impl Node {
         let leader = self.group.status().leader;
         let metadata = self.metadata_failure.lock().clone();
         Facts {
-            replicas_wanted: u32::from(self.config.cluster.protection.replicas),
+            replicas_wanted: u32::from(protection.replicas),
             replicas_least: copies.unwrap_or(0),
             blockd_down: match blockd {
                 Some(supervise::State::Waiting { why }) => Some(why),
                 Some(supervise::State::Stopped) => Some("it was stopped".into()),
                 Some(supervise::State::Running { .. }) | None => unreached,
             },
+            devices: self.devices.lock().clone(),
             metadata_down: metadata.or(match leader {
-                Some(leader) if leader == self.id.0 => None,
-                Some(leader) => Some(format!("node {leader} leads it")),
+                Some(_) => None,
                 None => Some("it has no leader".into()),
             }),
+            nodes_down: nodes
+                .iter()
+                .filter(|node| node.state == NodeState::Down)
+                .map(|node| node.name.clone())
+                .collect(),
             log_failed: self.group.failure(),
             used_bytes: total_bytes.saturating_sub(self.available_bytes()),
             total_bytes,

@@ -6,6 +6,7 @@
 //!                       ├─ data     chunks
 //!                       ├─ mutate   commands: stamped, proposed, told to the others
 //!                       ├─ locks    byte-range locks and their waits
+//!                       ├─ nodes    what other nodes ask, and new ones that join
 //!                       └─ admin    of administrators only
 //! ```
 //! `order` keeps requests apart that must not pass each other: see there.
@@ -15,6 +16,7 @@ mod enrol;
 mod hello;
 mod locks;
 mod mutate;
+mod nodes;
 mod order;
 mod read;
 
@@ -22,7 +24,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use fsd_rpc::message::{Enrolment, Event, Failure, Hello, Request, Response, Welcome};
+use fsd_rpc::message::{Enrolment, Event, Failure, Hello, Join, Request, Response, Role, Welcome};
+use fsd_rpc::nodes::Upstream;
 use fsd_rpc::server::{Conn, Handler, Peer};
 use fsd_rpc::tls::Facts;
 use raftmeta_types::{Command, MetaError, SessionId};
@@ -85,8 +88,16 @@ impl Service {
     }
 
     async fn answer(&self, conn: &Conn, request: Request, data: Bytes) -> Answer {
-        self.admit(conn)?;
         let node = &self.node;
+        match request {
+            Request::Raft => return nodes::raft(node, conn, &data).await,
+            Request::Node(request) => return nodes::answer(node, conn, request, data).await,
+            _ if matches!(conn.hello.role, Role::Node { .. }) => {
+                return Err(Failure::Protocol("this is not for nodes to ask".into()));
+            }
+            _ => node.may_answer()?,
+        }
+        self.admit(conn)?;
         match request {
             Request::Lookup { parent, name } => read::lookup(node, parent, &name),
             Request::GetAttr { ino } => read::getattr(node, ino),
@@ -138,7 +149,13 @@ impl Service {
                 node.end_session(conn.session).await?;
                 plain(Response::Done)
             }
-            Request::Hello(_) | Request::Enrol(_) | Request::Renew { .. } | Request::Subscribe => {
+            Request::Hello(_)
+            | Request::Enrol(_)
+            | Request::Join(_)
+            | Request::Renew { .. }
+            | Request::Subscribe
+            | Request::Raft
+            | Request::Node(_) => {
                 Err(Failure::Protocol("this belongs to the beginning of a connection".into()))
             }
         }
@@ -156,6 +173,18 @@ impl Handler for Service {
 
     async fn enrol(&self, peer: &Peer, enrolment: Enrolment) -> Result<Response, Failure> {
         enrol::enrol(&self.node, peer, enrolment).await
+    }
+
+    async fn join(&self, peer: &Peer, join: Join) -> Result<Response, Failure> {
+        nodes::join(&self.node, peer, join).await
+    }
+
+    fn serves(&self) -> bool {
+        self.node.leads()
+    }
+
+    async fn route(&self, peer: &Peer, hello: &Hello) -> Result<Upstream, Failure> {
+        self.node.pass_on(peer, hello).await
     }
 
     async fn renew(&self, certificate: &Facts, csr_der: Bytes) -> Result<Response, Failure> {
@@ -206,8 +235,11 @@ fn operation(request: &Request) -> Option<Operation> {
         | Request::Ping
         | Request::Hello(_)
         | Request::Enrol(_)
+        | Request::Join(_)
         | Request::Renew { .. }
-        | Request::Subscribe => return None,
+        | Request::Subscribe
+        | Request::Raft
+        | Request::Node(_) => return None,
     })
 }
 
@@ -237,6 +269,11 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. } => Operation::Admin,
+        | Command::RecordCertificate { .. }
+        | Command::CreateNodeToken(_)
+        | Command::JoinNode { .. }
+        | Command::SetNodeState { .. }
+        | Command::SetProtection(_)
+        | Command::SetShards(_) => Operation::Admin,
     }
 }

@@ -43,6 +43,7 @@ fn of_meta(error: &MetaError) -> Errno {
         MetaError::XattrTooLarge | MetaError::NoSpace => Errno::NOSPC,
         MetaError::NotPermitted => Errno::PERM,
         MetaError::AccessDenied | MetaError::Token(_) => Errno::ACCESS,
+        MetaError::NodeIs(_) | MetaError::NameTaken(_) => Errno::INVAL,
         MetaError::Unsupported(_) => Errno::OPNOTSUPP,
         MetaError::Stale => Errno::STALE,
         MetaError::WouldBlock => Errno::AGAIN,

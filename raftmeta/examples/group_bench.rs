@@ -45,7 +45,14 @@ fn envelope(slot: u16, seq: u64, session: SessionId, command: Command) -> Envelo
 }
 
 async fn setup(dir: PathBuf) -> Outcome<Group> {
-    let config = GroupConfig { dir, node_id: 1, bootstrap: true, checkpoint_entries: 100_000 };
+    let config = GroupConfig {
+        dir,
+        node_id: 1,
+        bootstrap: true,
+        checkpoint_entries: 100_000,
+        address: String::new(),
+        transport: None,
+    };
     let group = Group::open(config).await?;
     let cluster = ClusterInfo {
         uuid: uuid::Uuid::from_u128(1),

@@ -12,6 +12,7 @@ mod extents;
 mod gc;
 mod link;
 mod locks;
+mod nodes;
 mod reap;
 mod rename;
 mod repair;
@@ -106,5 +107,12 @@ fn run(state: &mut State<'_>, command: &Command) -> Step<Reply> {
         Command::RecordCertificate { certificate } => {
             cluster::record_certificate(state, certificate)
         }
+        Command::CreateNodeToken(token) => cluster::create_node_token(state, token),
+        Command::JoinNode { token_hash, certificate, node } => {
+            nodes::join(state, token_hash, certificate, node)
+        }
+        Command::SetNodeState { node, from, to } => nodes::set_state(state, *node, *from, *to),
+        Command::SetProtection(protection) => nodes::set_protection(state, *protection),
+        Command::SetShards(changes) => nodes::set_shards(state, changes),
     }
 }

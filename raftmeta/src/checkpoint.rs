@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -147,6 +148,18 @@ pub(crate) fn open(path: &Path) -> io::Result<(State, Reader<BufReader<File>>)> 
     let file = File::open(path).map_err(named)?;
     let left = file.metadata().map_err(named)?.len();
     Reader::new(path, BufReader::with_capacity(BLOCK_BYTES, file), left)
+}
+
+/// What a whole checkpoint is told apart by: its state, and the checksum in its footer. Nothing between them is read.
+pub(crate) fn identify(path: &Path, file: &File) -> io::Result<(State, u32)> {
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    let left = file.metadata().map_err(named)?.len();
+    let (state, _) = Reader::new(path, BufReader::new(file), left)?;
+    let mut footer = [0; 16];
+    let at = left.checked_sub(16).ok_or_else(|| named(io::ErrorKind::UnexpectedEof.into()))?;
+    file.read_exact_at(&mut footer, at).map_err(named)?;
+    let [_, _, _, _, a, b, c, d, ..] = footer;
+    Ok((state, u32::from_le_bytes([a, b, c, d])))
 }
 
 /// Reads the whole checkpoint once and returns its state: what it says can be trusted then.

@@ -4,26 +4,39 @@
 //!   propose ──▶ openraft ──▶ LogStore (files)      view ──▶ Store (fjall)
 //!                  └── committed ──▶ Store::apply ──▶ reply
 //! ```
-//! Everything right of `propose` happens on the thread that proposes, see `home`.
+//! While this replica is the only one, everything right of `propose` happens on the thread that proposes, see [`home`].
+//!
+//! | module | what |
+//! |---|---|
+//! | [`open`] | from a directory to a running replica |
+//! | [`home`] | the runtime, and who drives it |
+//! | [`leadership`] | who leads, and until when a leader may answer from its own state |
+//! | [`members`] | voters and learners, and changes of them |
+//! | [`receive`] | messages of other replicas |
+//! | [`checkpoints`] | when one is written |
 
 use std::fmt;
-use std::fs::File;
+use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use openraft::{BasicNode, Config, Raft, SnapshotPolicy};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, ForwardToLeader, RaftError};
+use openraft::type_config::alias::WatchReceiverOf;
+use openraft::{Raft, RaftMetrics};
 use raftmeta_types::{Envelope, MetaResult, Reply, Time};
 use serde::{Deserialize, Serialize};
 
 use crate::log_store::{COMMAND_MAX, LogStore};
-use crate::network::Alone;
+use crate::network::Transport;
+use crate::network::inbox::Inbox;
 use crate::store::{Store, View};
 use home::Home;
-
-/// Longest wait for a replica to replay its log and become ready.
-const READY_TIMEOUT: Duration = Duration::from_secs(300);
+use leadership::Leader;
+pub use leadership::Leadership;
+pub use members::Member;
 
 /// What the log holds: a command, and whether its answer waits for stable storage.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -54,12 +67,18 @@ openraft::declare_raft_types!(
 pub struct GroupConfig {
     /// Directory of log, store and checkpoints; made if missing.
     pub dir: PathBuf,
+    /// Never given to another replica again, nor to one whose directory was lost: it would have forgotten what it
+    /// promised.
     pub node_id: u64,
-    /// Makes a group of one voter if the directory is blank.
+    /// Makes a group of one voter if the directory is blank. Without it a blank replica waits until a leader adds it.
     pub bootstrap: bool,
     /// Entries after which a checkpoint is written and the log before it dropped. One is written after
     /// 64 MiB of log, too.
     pub checkpoint_entries: u64,
+    /// Where other replicas reach this one, as it stands in a membership that this one makes.
+    pub address: String,
+    /// The way to other replicas. Without it this replica stays alone.
+    pub transport: Option<Arc<dyn Transport>>,
 }
 
 /// Why the group could not answer.
@@ -72,8 +91,29 @@ pub enum GroupError {
     /// Nothing was proposed; a smaller command has to do the same in steps.
     #[error("a command of {size} bytes, at most {COMMAND_MAX} fit the log")]
     TooLarge { size: usize },
+    /// Nothing was proposed; the leader has to be asked, if it is known.
+    #[error("this replica does not lead the metadata group{}", leader_hint(leader))]
+    NotLeader { leader: Option<(u64, String)> },
+    /// The replica lost the leadership meanwhile: the command may have been done, or may still be done. Proposed
+    /// again under the same session, slot and number it is done once.
+    #[error(
+        "the leadership of the metadata group changed, a command may or may not be done{}",
+        leader_hint(leader)
+    )]
+    Unknown { leader: Option<(u64, String)> },
+    /// The membership stays as it is.
+    #[error("the members of the metadata group cannot be changed so: {reason}")]
+    Membership { reason: String },
+    /// The replica itself has failed, or it does not do what it should.
     #[error("metadata group, {during}: {reason}")]
     Raft { during: &'static str, reason: String },
+}
+
+fn leader_hint(leader: &Option<(u64, String)>) -> String {
+    match leader {
+        Some((id, address)) => format!(": replica {id} at {address} leads it"),
+        None => ": no leader is known, try again".to_owned(),
+    }
 }
 
 /// Where a replica stands.
@@ -81,15 +121,24 @@ pub enum GroupError {
 pub struct Status {
     pub term: u64,
     pub last_log: Option<u64>,
+    /// As far as this replica knows what a quorum holds.
+    pub committed: Option<u64>,
     pub applied: Option<u64>,
     pub leader: Option<u64>,
     pub log_bytes: u64,
 }
 
+type Metrics = WatchReceiverOf<Types, RaftMetrics<Types>>;
+
 struct Inner {
+    node_id: u64,
     raft: Raft<Types, Store>,
+    /// What openraft says about itself; one receiver, so that a look takes no copy.
+    metrics: Metrics,
     log: LogStore,
     store: Store,
+    inbox: Inbox,
+    leader: Leader,
     home: Arc<Home>,
 }
 
@@ -107,77 +156,35 @@ fn raft_error(during: &'static str) -> impl Fn(String) -> GroupError {
     move |reason| GroupError::Raft { during, reason }
 }
 
+fn known_leader(forward: ForwardToLeader<Types>) -> Option<(u64, String)> {
+    Some((forward.leader_id?, forward.leader_node?.addr))
+}
+
+fn write_error(
+    during: &'static str,
+    error: RaftError<Types, ClientWriteError<Types>>,
+) -> GroupError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            GroupError::NotLeader { leader: known_leader(forward) }
+        }
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(forward)) => {
+            GroupError::Unknown { leader: known_leader(forward) }
+        }
+        RaftError::APIError(
+            error @ (ClientWriteError::ChangeMembershipError(_)
+            | ClientWriteError::PreconditionFailed(_)),
+        ) => GroupError::Membership { reason: error.to_string() },
+        RaftError::Fatal(error) => GroupError::Raft { during, reason: error.to_string() },
+    }
+}
+
 impl Group {
-    /// Opens the replica and waits until it has replayed its log.
-    pub async fn open(config: GroupConfig) -> Result<Group, GroupError> {
-        let opened = tokio::task::spawn_blocking(move || {
-            let home = Home::make()?;
-            home.drive(Group::open_at(&home, config))
-        });
-        opened.await.map_err(io::Error::other)?
-    }
-
-    async fn open_at(home: &Arc<Home>, config: GroupConfig) -> Result<Group, GroupError> {
-        std::fs::create_dir_all(&config.dir)?;
-        let lock = File::create(config.dir.join("lock"))?;
-        if lock.try_lock().is_err() {
-            return Err(GroupError::InUse { path: config.dir.display().to_string() });
-        }
-        let lock = Arc::new(lock);
-        let store = Store::open(&config.dir, Arc::clone(&lock))?;
-        let log = LogStore::open(&config.dir.join("log"), store.clone(), lock)?;
-        // After a power cut the store may be ahead of the log, whose gap is then purged; and a log that
-        // starts after the checkpoint could not make a lost store anew. So it has to reach there.
-        let gap = log.last() < store.applied();
-        if gap || log.purged() > store.checkpointed() {
-            store.write_checkpoint()?;
-        }
-        let alone = log.has_one_voter();
-        let options = Config {
-            cluster_name: "claudefs".to_owned(),
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(config.checkpoint_entries),
-            // Raft's clock ticks five times a heartbeat, also while there is nothing to do: at the default
-            // of 50 ms that alone costs more than a percent of a core.
-            heartbeat_interval: 500,
-            election_timeout_min: 1500,
-            election_timeout_max: 3000,
-            ..Config::default()
-        };
-        let error = raft_error("open");
-        let options = Arc::new(options.validate().map_err(|e| error(e.to_string()))?);
-        let raft = Raft::new(config.node_id, options, Alone, log.clone(), store.clone())
-            .await
-            .map_err(|e| error(e.to_string()))?;
-        let blank = !raft.is_initialized().await.map_err(|e| error(e.to_string()))?;
-        if blank && config.bootstrap {
-            let members =
-                std::collections::BTreeMap::from([(config.node_id, BasicNode::default())]);
-            raft.initialize(members).await.map_err(|e| error(e.to_string()))?;
-        }
-        if !blank && alone {
-            // Nobody else could lead: no need to wait for an election timeout.
-            raft.trigger().elect(false).await.map_err(|e| error(e.to_string()))?;
-        }
-        if !blank || config.bootstrap {
-            let me = config.node_id;
-            raft.wait(Some(READY_TIMEOUT))
-                .metrics(
-                    |m| {
-                        m.current_leader == Some(me)
-                            && m.last_applied.map(|id| id.index) == m.last_log_index
-                    },
-                    "the log is replayed",
-                )
-                .await
-                .map_err(|e| error(e.to_string()))?;
-        }
-        let group = Group(Arc::new(Inner { raft, log, store, home: Arc::clone(home) }));
-        checkpoints::by_bytes(&group);
-        Ok(group)
-    }
-
     /// Runs a command. With `durable` the answer means that it and all before it survive a power cut;
-    /// else it survives the death of the process and reaches stable storage within a second.
+    /// else it survives the death of the process and reaches stable storage within a second. With several voters
+    /// every answer means that a quorum has it on stable storage.
+    ///
+    /// If the caller gives up waiting the command may still be done.
     pub async fn propose(
         &self,
         mut envelope: Envelope,
@@ -196,8 +203,8 @@ impl Group {
         loop {
             let (raft, payload) = (self.0.raft.clone(), payload.clone());
             let write = async move { raft.client_write(payload).await };
-            let answer = home::drive(&self.0.home, write).await?;
-            let answer = answer.map_err(|e| error(e.to_string()))?;
+            let answer = self.while_leading(write).await?;
+            let answer = answer.map_err(|e| write_error("propose", e))?;
             match answer.data.0 {
                 // Each step makes progress, so this ends.
                 Some(Ok(Reply::More)) => {}
@@ -207,22 +214,54 @@ impl Group {
         }
     }
 
-    /// Everything answered so far is on stable storage when this returns.
+    /// Runs what only a leader can do. What nobody answers any more because the leadership is lost ends with it: a
+    /// leader that is cut off would wait for ever.
+    async fn while_leading<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, GroupError> {
+        if !self.0.home.is_driven() {
+            return Ok(home::drive(&self.0.home, work).await?);
+        }
+        let mut leadership = self.leadership();
+        if let Leadership::Following { leader } = &*leadership.borrow_and_update() {
+            return Err(GroupError::NotLeader { leader: leader.clone() });
+        }
+        let lost = async {
+            match leadership
+                .wait_for(|now| matches!(now, Leadership::Following { .. }))
+                .await
+                .as_deref()
+            {
+                Ok(Leadership::Following { leader }) => leader.clone(),
+                _ => None,
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = home::drive(&self.0.home, work) => Ok(answer?),
+            leader = lost => Err(GroupError::Unknown { leader }),
+        }
+    }
+
+    /// Everything answered so far is on stable storage when this returns: here if this replica is the only voter,
+    /// else it has been on that of a quorum before it was answered.
     pub async fn sync(&self) -> Result<(), GroupError> {
         Ok(home::blocking(|| self.0.log.sync())?)
     }
 
-    /// The applied state at this moment; it contains every command answered before.
+    /// The applied state at this moment; it contains every command answered here before. Whether it contains what
+    /// another leader has answered is for [`Group::lease_valid`] to say.
     pub fn view(&self) -> View {
         self.0.store.view()
     }
 
     pub fn status(&self) -> Status {
-        let metrics = self.0.raft.metrics();
-        let m = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics);
+        let m = self.0.metrics.borrow_watched();
         Status {
             term: m.current_term,
             last_log: m.last_log_index,
+            committed: m.cluster_committed.map(|id| id.index),
             applied: m.last_applied.map(|id| id.index),
             leader: m.current_leader,
             log_bytes: self.0.log.used_bytes(),
@@ -231,8 +270,7 @@ impl Group {
 
     /// Why the replica stopped by itself, if it did: its log or store failed. It takes no more commands.
     pub fn failure(&self) -> Option<String> {
-        let metrics = self.0.raft.metrics();
-        let m = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics);
+        let m = self.0.metrics.borrow_watched();
         m.running_state.as_ref().err().map(ToString::to_string)
     }
 
@@ -256,6 +294,10 @@ impl Group {
 
 mod checkpoints;
 mod home;
+mod leadership;
+mod members;
+mod open;
+mod receive;
 
 pub use home::blocking;
 

@@ -19,9 +19,10 @@
 //! s <session> <slot>         last sequence number of the slot and its reply
 //! N <node>                   node
 //! P <shard>                  shard: placement and gc epoch
-//! T <token hash>             enrolment token
+//! T <token hash>             enrolment token of a client
+//! t <token hash>             enrolment token of a node
 //! C <serial>                 certificate
-//! M <name>                   single records: cluster, authority, counters, next inode
+//! M <name>                   single records: cluster, authority, counters, next inode, protection
 //! ```
 
 use raftmeta_types::{ChunkHash, Epoch, Ino, NodeId, SessionId, ShardId};
@@ -30,6 +31,7 @@ pub const CLUSTER: &[u8] = b"Mcluster";
 pub const AUTHORITY: &[u8] = b"Mauthority";
 pub const COUNTERS: &[u8] = b"Mcounters";
 pub const NEXT_INO: &[u8] = b"Mnext_ino";
+pub const PROTECTION: &[u8] = b"Mprotection";
 
 fn key(class: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
@@ -160,6 +162,10 @@ pub fn shard(shard: ShardId) -> Vec<u8> {
 
 pub fn token(hash: &[u8; 32]) -> Vec<u8> {
     key(b'T', &[hash])
+}
+
+pub fn node_token(hash: &[u8; 32]) -> Vec<u8> {
+    key(b't', &[hash])
 }
 
 pub fn certificate(serial: u64) -> Vec<u8> {

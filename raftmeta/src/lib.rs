@@ -41,5 +41,6 @@ pub mod records;
 pub mod store;
 
 pub use apply::apply;
-pub use group::{Group, GroupConfig, GroupError, Status, blocking};
+pub use group::{Group, GroupConfig, GroupError, Leadership, Member, Status, blocking};
 pub use kv::{Kv, KvError, KvRead, MemKv, Overlay};
+pub use network::{Answering, MessageError, Peer, RaftAnswer, RaftMessage, Transport};

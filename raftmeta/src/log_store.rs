@@ -9,7 +9,7 @@
 //! its one sync cover all of that. Segments are made of zeros ahead of their use, so that a sync writes data
 //! and no metadata of the file system (docs/formats/log.md).
 //!
-//! With one voter, a batch in which nothing is durable is acknowledged once it is in the page cache. An
+//! While this replica is the only voter, a batch in which nothing is durable is acknowledged once it is in the page cache. An
 //! acknowledgement stands for all before it; appends come one after the other, so nothing overtakes.
 //!
 //! A failed write or sync is never retried: from then on everything is refused until the log is opened anew.
@@ -36,6 +36,7 @@ use openraft::{EntryPayload, LogState, RaftLogReader};
 use parking_lot::Mutex;
 
 use crate::group::Types;
+use crate::network::message::APPEND_BYTES;
 use crate::store::Store;
 use recover::Location;
 use writer::{Found, Writer};
@@ -51,7 +52,11 @@ struct Shared {
     syncing: Mutex<()>,
     /// Records below it are on stable storage.
     stable: AtomicU64,
-    one_voter: AtomicBool,
+    /// This replica.
+    node_id: u64,
+    /// This replica is the only voter, now and in the membership to come: nobody else relies on what it says is
+    /// there.
+    sole_voter: AtomicBool,
     /// Bytes appended since the log was opened.
     appended: AtomicU64,
     /// Wakes the keeper.
@@ -110,6 +115,17 @@ impl Shared {
         self.sync_to(sequence)
     }
 
+    /// Takes the voters from the newest membership there is: in the log, or in the store if a checkpoint went past the
+    /// log.
+    fn learn_voters(&self, writer: &Writer) {
+        let stored = self.store.membership();
+        let sole = match writer.voters() {
+            Some((index, sole)) if Some(index) >= stored.log_id().map(|id| id.index) => sole,
+            _ => recover::sole_voter(stored.membership()),
+        };
+        self.sole_voter.store(sole == Some(self.node_id), Ordering::Release);
+    }
+
     /// Runs `write` and syncs what it wrote.
     fn write_synced(
         &self,
@@ -146,7 +162,12 @@ impl Drop for Shared {
 
 impl LogStore {
     /// Opens or makes the log in `dir`. Errors name the file.
-    pub(crate) fn open(dir: &Path, store: Store, lock: Arc<File>) -> io::Result<LogStore> {
+    pub(crate) fn open(
+        dir: &Path,
+        node_id: u64,
+        store: Store,
+        lock: Arc<File>,
+    ) -> io::Result<LogStore> {
         std::fs::create_dir_all(dir)?;
         let writer = Writer::open(dir)?;
         let purged = writer.purged().map(|id| id.index);
@@ -158,12 +179,12 @@ impl LogStore {
                 dir.display()
             )));
         }
-        let voters = writer.voters().unwrap_or_else(|| store.voters());
         let (wake, inbox) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
             path: dir.to_path_buf(),
             stable: AtomicU64::new(writer.sequence()),
-            one_voter: AtomicBool::new(voters == 1),
+            node_id,
+            sole_voter: AtomicBool::new(false),
             appended: AtomicU64::new(0),
             store,
             writer: Mutex::new(writer),
@@ -171,6 +192,7 @@ impl LogStore {
             wake,
             _lock: lock,
         });
+        shared.learn_voters(&shared.writer.lock());
         keeper::start(&shared, inbox)?;
         Ok(LogStore(shared))
     }
@@ -185,9 +207,9 @@ impl LogStore {
         self.0.writer.lock().used_bytes()
     }
 
-    /// Whether the newest membership has one voter.
-    pub(crate) fn has_one_voter(&self) -> bool {
-        self.0.one_voter.load(Ordering::Acquire)
+    /// Whether this replica is the only voter of the newest membership.
+    pub(crate) fn is_sole_voter(&self) -> bool {
+        self.0.sole_voter.load(Ordering::Acquire)
     }
 
     /// Index of the last entry.
@@ -263,6 +285,15 @@ impl RaftLogReader<Types> for LogStore {
         self.entries(from, to)
     }
 
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<EntryOf<Types>>, io::Error> {
+        let end = self.0.writer.lock().fitting(start, end, APPEND_BYTES);
+        self.entries(start, end)
+    }
+
     async fn read_vote(&mut self) -> Result<Option<VoteOf<Types>>, io::Error> {
         Ok(self.0.writer.lock().vote())
     }
@@ -296,12 +327,14 @@ impl RaftLogStorage<Types> for LogStore {
             EntryPayload::Membership(_) => true,
             EntryPayload::Blank => false,
         };
-        let wait = entries.iter().any(durable) || !shared.one_voter.load(Ordering::Acquire);
+        let wait = entries.iter().any(durable) || !shared.sole_voter.load(Ordering::Acquire);
+        let changed =
+            entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Membership(_)));
         let (sequence, woken) = {
             let mut writer = shared.writer.lock();
             writer.append(entries, shared.stable())?;
-            if let Some(voters) = writer.voters() {
-                shared.one_voter.store(voters == 1, Ordering::Release);
+            if changed {
+                shared.learn_voters(&writer);
             }
             shared.appended.store(writer.appended, Ordering::Relaxed);
             let was_dirty = std::mem::replace(&mut writer.dirty, true);
@@ -319,13 +352,21 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn truncate_after(&mut self, last: Option<LogIdOf<Types>>) -> Result<(), io::Error> {
-        self.0.write_synced(|writer, stable| writer.truncate(last, stable))
+        self.0.write_synced(|writer, stable| {
+            writer.truncate(last, stable)?;
+            self.0.learn_voters(writer);
+            Ok(())
+        })
     }
 
     async fn purge(&mut self, log_id: LogIdOf<Types>) -> Result<(), io::Error> {
         // What leaves the log must be in the store for good.
         self.0.store.persist(log_id.index)?;
-        self.0.write_synced(|writer, stable| writer.purge(log_id, stable))?;
+        self.0.write_synced(|writer, stable| {
+            writer.purge(log_id, stable)?;
+            self.0.learn_voters(writer);
+            Ok(())
+        })?;
         self.0.writer.lock().drop_segments()
     }
 }

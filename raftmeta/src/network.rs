@@ -1,61 +1,54 @@
-//! How replicas reach each other. A group of one voter has nobody to reach.
+//! How replicas reach each other. Nothing here opens a socket: a [`Transport`] carries the messages.
+//!
+//! ```text
+//!   openraft ──▶ Link ──▶ Transport::call ═════▶ Group::handle ──▶ checks ──▶ openraft
+//!                  └── checkpoints: begin, parts, end ═══▶ Inbox ──▶ verified file ──▶ openraft
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | [`message`] | messages and answers, their bytes and bounds |
+//! | [`link`] | openraft's side of the sender |
+//! | [`outbox`] | sends a checkpoint in parts |
+//! | [`inbox`] | puts the parts of a checkpoint together again |
+//! | [`checks`] | what a received message must fulfil before openraft sees it |
 
+pub(crate) mod checks;
+pub(crate) mod inbox;
+pub(crate) mod link;
+pub mod message;
+pub(crate) mod outbox;
+
+use std::fmt::Debug;
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
 
-use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::RPCOption;
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
-};
-use openraft::type_config::alias::{SnapshotOf, VoteOf};
-use openraft::{BasicNode, RaftNetworkFactory, RaftNetworkV2};
+pub use message::{MESSAGE_MAX, MessageError, PROTOCOL_VERSION, RaftAnswer, RaftMessage};
 
-use crate::group::Types;
-
-/// The network of a group with one voter: every other node is unreachable.
-#[derive(Clone, Copy, Debug)]
-pub struct Alone;
-
-fn unreachable() -> Unreachable<Types> {
-    Unreachable::new(&io::Error::other("this group has one voter and no transport"))
+/// A replica to talk to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub id: u64,
+    /// As it was given when the replica was added or last updated.
+    pub address: String,
 }
 
-impl RaftNetworkFactory<Types> for Alone {
-    type Network = Alone;
+/// An answer to come.
+pub type Answering = Pin<Box<dyn Future<Output = io::Result<RaftAnswer>> + Send>>;
 
-    async fn new_client(&mut self, _target: u64, _node: &BasicNode) -> Alone {
-        Alone
-    }
+/// Carries messages to other replicas. The seam for the server's connections, and for simulations.
+///
+/// It may lose, repeat, delay and reorder messages, and it may answer with an error although the message arrives;
+/// it must not alter them, nor give one message's answer to another. An error means that the replica cannot be
+/// reached now; the group tries again by itself, more and more rarely.
+pub trait Transport: Debug + Send + Sync + 'static {
+    /// Takes `message` to `target` and returns what its `Group::handle` answers. The future is polled by a thread of
+    /// the group, on a runtime with timers and without sockets: I/O belongs to a task of the transport's own. It is
+    /// dropped when `timeout` has passed.
+    fn call(&self, target: Peer, message: RaftMessage, timeout: Duration) -> Answering;
 }
 
-impl RaftNetworkV2<Types> for Alone {
-    type SnapshotData = PathBuf;
-
-    async fn append_entries(
-        &mut self,
-        _rpc: AppendEntriesRequest<Types>,
-        _option: RPCOption,
-    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        Err(RPCError::Unreachable(unreachable()))
-    }
-
-    async fn vote(
-        &mut self,
-        _rpc: VoteRequest<Types>,
-        _option: RPCOption,
-    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        Err(RPCError::Unreachable(unreachable()))
-    }
-
-    async fn full_snapshot(
-        &mut self,
-        _vote: VoteOf<Types>,
-        _snapshot: SnapshotOf<Types, PathBuf>,
-        _cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
-        _option: RPCOption,
-    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        Err(StreamingError::Unreachable(unreachable()))
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 
 use raftmeta_types::cluster::{
-    CertificateInfo, ClusterInfo, NodeInfo, SessionInfo, ShardInfo, TokenInfo,
+    CertificateInfo, ClusterInfo, NodeInfo, Protection, SessionInfo, ShardInfo, TokenInfo,
 };
 use raftmeta_types::lock::Lock;
 use raftmeta_types::{
@@ -179,6 +179,20 @@ pub fn token(kv: &impl KvRead, hash: &[u8; 32]) -> Result<Option<TokenInfo>, KvE
 
 pub fn tokens(kv: &impl KvRead) -> Result<Vec<TokenInfo>, KvError> {
     values(kv, b'T')
+}
+
+/// A token of a node.
+pub fn node_token(kv: &impl KvRead, hash: &[u8; 32]) -> Result<Option<TokenInfo>, KvError> {
+    records::get(kv, &keys::node_token(hash))
+}
+
+pub fn node_tokens(kv: &impl KvRead) -> Result<Vec<TokenInfo>, KvError> {
+    values(kv, b't')
+}
+
+/// One copy where nothing else was said.
+pub fn protection(kv: &impl KvRead) -> Result<Protection, KvError> {
+    Ok(records::get(kv, keys::PROTECTION)?.unwrap_or(Protection::SINGLE))
 }
 
 pub fn certificate(kv: &impl KvRead, serial: u64) -> Result<Option<CertificateInfo>, KvError> {

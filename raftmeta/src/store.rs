@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use openraft::type_config::alias::{LogIdOf, StoredMembershipOf};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use raftmeta_types::Time;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,9 @@ struct Shared {
     recent: Recent,
     /// Number of the last commit; held during one, there is one at a time.
     commits: Mutex<u64>,
+    /// Held for writing while a checkpoint of another replica takes the place of the state: what is there in between
+    /// is no state.
+    whole: RwLock<()>,
     /// Where the checkpoint on disk stands; it has been verified.
     checkpoint: Mutex<Option<State>>,
     /// A checkpoint that is being written ends early.
@@ -120,6 +123,17 @@ fn decode_state(bytes: &[u8]) -> Option<(u64, State)> {
     Some((u64::from_le_bytes(*commits), postcard::from_bytes(rest).ok()?))
 }
 
+/// Removes checkpoints that were being written, or received, when the last run ended.
+fn remove_unfinished(checkpoints: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(checkpoints)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "new" || extension == "part") {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Moves a damaged store out of the way, over what an earlier one left there.
 fn set_aside(path: &Path) -> io::Result<()> {
     let aside = path.with_extension("damaged");
@@ -140,6 +154,7 @@ impl Store {
     pub(crate) fn open(dir: &Path, lock: Arc<File>) -> io::Result<Store> {
         let checkpoints = dir.join("checkpoints");
         std::fs::create_dir_all(&checkpoints)?;
+        remove_unfinished(&checkpoints)?;
         let current = checkpoints.join("current");
         let checkpoint = match current.try_exists()? {
             true => Some(checkpoint::verify(&current)),
@@ -186,6 +201,7 @@ impl Store {
             state: Mutex::new(state),
             recent: Recent::new(),
             commits: Mutex::new(commits),
+            whole: RwLock::new(()),
             checkpoint: Mutex::new(checkpoint.clone()),
             stopping: AtomicBool::new(false),
             _lock: lock,
@@ -216,8 +232,14 @@ impl Store {
         self.0.checkpoint.lock().as_ref().and_then(|state| state.applied).map(|id| id.index)
     }
 
-    pub(crate) fn voters(&self) -> usize {
-        self.0.state.lock().membership.membership().voter_ids().count()
+    /// The membership as far as it is applied.
+    pub(crate) fn membership(&self) -> StoredMembershipOf<Types> {
+        self.0.state.lock().membership.clone()
+    }
+
+    /// Where checkpoints are.
+    pub(crate) fn checkpoints(&self) -> &Path {
+        &self.0.checkpoints
     }
 
     #[cfg(test)]
@@ -275,6 +297,7 @@ impl Store {
     fn install(&self, path: &Path) -> io::Result<()> {
         let (state, mut reader) = checkpoint::open(path)?;
         let shared = &self.0;
+        let _whole = shared.whole.write();
         let mut first = true;
         loop {
             let mut batch = shared.db.batch();
@@ -307,7 +330,10 @@ impl Store {
     /// Writes a checkpoint of the present state, which goes on meanwhile.
     pub(crate) fn write_checkpoint(&self) -> io::Result<(State, PathBuf)> {
         use fjall::Readable;
-        let view = self.view();
+        let view = {
+            let _whole = self.0.whole.read();
+            self.view()
+        };
         let bytes = view.snapshot().get(&self.0.records, STATE).map_err(io::Error::other)?;
         let state = match bytes {
             Some(bytes) => {

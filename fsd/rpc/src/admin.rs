@@ -53,6 +53,7 @@ pub enum AdminRequest {
     TokenCreate {
         ttl_secs: u64,
         uses: u32,
+        purpose: TokenPurpose,
     },
     TokenList,
     /// Attributes and storage of one file; extents from this offset on.
@@ -277,7 +278,8 @@ pub struct Node {
     /// `joining`, `up`, `draining`, `drained`, `down` or `removed`.
     pub state: String,
     pub capacity_bytes: u64,
-    pub leader: bool,
+    /// Of the metadata group: `leader`, `voter`, `learner`, or empty for one that is not in it.
+    pub role: String,
     /// Shards of which it is the primary.
     pub shards_primary: u32,
     /// Empty unless asked for.
@@ -318,8 +320,17 @@ pub struct Cert {
     pub revoked: bool,
 }
 
+/// Whom a token lets in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenPurpose {
+    Client,
+    Node,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
+    pub purpose: TokenPurpose,
     /// First bytes of its hash in hexadecimal: enough to tell tokens apart.
     pub id: String,
     pub created: Timestamp,

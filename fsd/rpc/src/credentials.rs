@@ -29,7 +29,7 @@ use crate::client::{CallError, Endpoint};
 use crate::tls::{self, Identity, TlsError};
 use crate::token::TokenError;
 
-pub use enrol::enrol;
+pub use enrol::{enrol, join};
 
 /// Name of the file in the directory.
 pub const FILE_NAME: &str = "credentials.toml";
@@ -66,6 +66,8 @@ pub enum CredentialsError {
     Foreign { path: PathBuf, known: String, new: String },
     #[error(transparent)]
     Token(#[from] TokenError),
+    #[error("the token is for {what}")]
+    Purpose { what: &'static str },
     #[error("cannot find storage node `{server}`: {why}")]
     Server { server: String, why: String },
     #[error("no storage node is named: add `@HOST` to the token, or give --server HOST[:PORT]")]

@@ -3,7 +3,8 @@
 //! ```text
 //!   fuse, cfs admin ── client.rs (blocking) ──┐             ┌── server.rs (tokio) ── fsd's Handler
 //!                                             ├─ frame.rs ──┤
-//!   message.rs: what is said                  │             │
+//!   nodes.rs (tokio): node to node ───────────┘             │
+//!   message.rs: what is said                                │
 //!   tls.rs: who may say it (Unix sockets know by peer credentials)
 //! ```
 
@@ -15,6 +16,7 @@ pub mod client;
 pub mod credentials;
 pub mod frame;
 pub mod message;
+pub mod nodes;
 pub mod server;
 pub mod tls;
 pub mod token;

@@ -4,17 +4,22 @@
 //! frame (`frame.rs`). Concurrency comes from several connections of one session. Bulk bytes travel
 //! behind the encoded message, in the frame's data part, and are described by lengths inside it.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
+use raftmeta_types::cluster::ClusterInfo;
 use raftmeta_types::lock::Lock;
 use raftmeta_types::{
-    ChunkHash, Command, Epoch, Extent, FileKind, Ino, Inode, MetaError, Reply, SessionId,
+    ChunkHash, Command, Epoch, Extent, FileKind, Ino, Inode, MetaError, NodeId, Reply, SessionId,
+    ShardId,
 };
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
 use crate::admin::{AdminReply, AdminRequest};
 
 /// Version of this protocol; both sides say theirs in `Hello` and a mismatch is refused by name.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Request {
@@ -108,6 +113,78 @@ pub enum Request {
     Goodbye,
 
     Admin(AdminRequest),
+
+    /// A new storage node asks to be one of the cluster's: in the place of `Enrol`.
+    Join(Join),
+    /// Of nodes only: a message of the metadata group, encoded in the data part.
+    Raft,
+    /// Of nodes only.
+    Node(NodeRequest),
+}
+
+/// What a storage node asks another one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum NodeRequest {
+    /// To the leader: this is how I am called and reached, and how large I am.
+    Announce { name: String, address: String, capacity_bytes: u64 },
+    /// To the primary of their shards: store chunks, as `Request::PutChunks`.
+    PutChunks { chunks: Vec<ChunkPut> },
+    /// To who holds their shards: as `Request::GetChunks`.
+    GetChunks { hashes: Vec<ChunkHash> },
+    /// To the primary: delete what the state machine has marked under this gc epoch.
+    DeleteChunks { shard: ShardId, epoch: Epoch, hashes: Vec<ChunkHash> },
+    /// Of what a node holds, for status.
+    Usage,
+}
+
+/// What a storage node that has none yet shows to get a place in the cluster.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Join {
+    /// A token of nodes; see [`crate::token`].
+    pub token: String,
+    /// Name of the node; no other node of the cluster has it.
+    pub name: String,
+    /// `host:port` where the other nodes reach it.
+    pub address: String,
+    /// PKCS #10, DER. Of what it asks for only the key counts.
+    pub csr_der: Bytes,
+}
+
+impl std::fmt::Debug for Join {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Join")
+            .field("name", &self.name)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a new node needs to be one. `Debug` shows no key.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Joined {
+    pub node: NodeId,
+    pub cluster: ClusterInfo,
+    pub certificate_pem: String,
+    pub ca_pem: String,
+    /// Opens the keys below and the authority's; 32 bytes.
+    pub master_key: Vec<u8>,
+    /// The cluster's key for chunks, wrapped.
+    pub cluster_key: Bytes,
+}
+
+impl std::fmt::Debug for Joined {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Joined")
+            .field("node", &self.node)
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.master_key.zeroize();
+    }
 }
 
 /// What a client without a certificate shows to get one.
@@ -153,6 +230,23 @@ pub enum Role {
     /// An administrator's command: no session.
     Admin,
     Enrol,
+    /// Another node of the cluster, known by its certificate: no session.
+    Node {
+        id: NodeId,
+    },
+    /// A connection of somebody else that a node passes on to the leader, with who that is and what he said.
+    Relayed {
+        from: Origin,
+        hello: Box<Hello>,
+    },
+}
+
+/// Who is at the far end of a connection that a node passes on; that node has verified it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    Unix { uid: u32, gid: u32 },
+    Tls { subject: String, serial: u64, expires_secs: i64, address: SocketAddr },
+    Anonymous { address: SocketAddr },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -196,6 +290,19 @@ pub enum Response {
     Done,
     Admin(AdminReply),
     Failed(Failure),
+    Joined(Box<Joined>),
+    /// The answer to `Request::Raft`, encoded in the data part.
+    Raft,
+    Usage(NodeUsage),
+}
+
+/// Space of one node's chunk store, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeUsage {
+    pub total_bytes: u64,
+    pub used_bytes: u64,
+    pub available_bytes: u64,
+    pub chunks: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -211,7 +318,7 @@ pub struct Welcome {
 }
 
 /// What the cluster's configuration tells its clients.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     pub shard_count: u32,
     pub chunk_min: u32,

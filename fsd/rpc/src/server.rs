@@ -8,6 +8,7 @@ mod connection;
 mod doors;
 mod live;
 mod local;
+mod relay;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -27,7 +28,8 @@ use tokio_rustls::TlsAcceptor;
 use self::doors::{Accepted, Doors};
 use self::live::Live;
 
-use crate::message::{Enrolment, Event, Failure, Hello, Request, Response, Welcome};
+use crate::message::{Enrolment, Event, Failure, Hello, Join, Request, Response, Welcome};
+use crate::nodes::Upstream;
 use crate::tls::Facts;
 
 /// Most connections at each door; further ones are closed at once.
@@ -116,6 +118,30 @@ pub trait Handler: Send + Sync + 'static {
         enrolment: Enrolment,
     ) -> impl Future<Output = Result<Response, Failure>> + Send;
 
+    /// Answers `Request::Join`, from anybody.
+    fn join(
+        &self,
+        peer: &Peer,
+        _join: Join,
+    ) -> impl Future<Output = Result<Response, Failure>> + Send {
+        let why = format!("{peer:?}: this node takes no others in");
+        async { Err(Failure::Refused(why)) }
+    }
+
+    /// Whether clients are served here. If not, their connections are passed on (`route`).
+    fn serves(&self) -> bool {
+        true
+    }
+
+    /// A connection to the node that serves, for this peer who has said `hello`.
+    fn route(
+        &self,
+        _peer: &Peer,
+        _hello: &Hello,
+    ) -> impl Future<Output = Result<Upstream, Failure>> + Send {
+        async { Err(Failure::NotReady("no other node is known".into())) }
+    }
+
     /// Answers `Request::Renew` with `Response::Enrolled`, for the subject of the certificate that was
     /// shown.
     fn renew(
@@ -169,6 +195,8 @@ impl std::fmt::Debug for Server {
 pub struct Control {
     recheck: Arc<Notify>,
     tls: Arc<Mutex<Option<TlsAcceptor>>>,
+    /// Counts how often everybody was sent away.
+    moves: watch::Sender<u64>,
 }
 
 impl std::fmt::Debug for Control {
@@ -181,6 +209,12 @@ impl Control {
     /// Asks [`Handler::admits`] for every open connection now: call it after a revocation.
     pub fn recheck(&self) {
         self.recheck.notify_one();
+    }
+
+    /// Ends every connection but those of nodes: another node leads from now on, and who comes again is
+    /// served there. What is under way is not answered.
+    pub fn send_away(&self) {
+        self.moves.send_modify(|moves| *moves += 1);
     }
 
     /// Connections from now on are greeted with this certificate: call it after a renewal.
@@ -208,7 +242,7 @@ impl Server {
         let mut allowed_uids = config.allowed_uids;
         allowed_uids.extend([0, rustix::process::geteuid().as_raw()]);
         let tls = Arc::new(Mutex::new(tls.map(TlsAcceptor::from)));
-        let control = Control { recheck: Arc::default(), tls };
+        let control = Control { recheck: Arc::default(), tls, moves: watch::Sender::new(0) };
         Ok(Server { doors, allowed_uids, control })
     }
 

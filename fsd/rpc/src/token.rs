@@ -6,7 +6,9 @@
 //!                         32  check [u8; 3]         low bytes of the CRC-32C of bytes 0..32
 //! ```
 //!
-//! 61 characters, lower case, in Crockford's alphabet (no `i`, `l`, `o`, `u`; read as `1`, `1`, `0`). Who
+//! A token with which a storage node joins starts with `cfsn1-` instead; neither does for the other.
+//!
+//! 61 characters (62 for nodes), lower case, in Crockford's alphabet (no `i`, `l`, `o`, `u`; read as `1`, `1`, `0`). Who
 //! enrols has no CA yet: the token carries its fingerprint, so that nobody between can pose as the
 //! cluster. The check tells a typing error from a token that the cluster does not know.
 //!
@@ -17,29 +19,56 @@ use zeroize::Zeroizing;
 
 use crate::tls::{CA_FINGERPRINT_LEN, CaFingerprint};
 
-/// What every token starts with; the digit is the version of the format.
+/// What every token of clients starts with; the digit is the version of the format.
 pub const PREFIX: &str = "cfs1-";
+/// What every token of storage nodes starts with.
+pub const NODE_PREFIX: &str = "cfsn1-";
 const SECRET_LEN: usize = 16;
 const CHECK_LEN: usize = 3;
 const BYTES: usize = SECRET_LEN + CA_FINGERPRINT_LEN + CHECK_LEN;
 /// Characters behind the prefix: 35 bytes are 56 groups of five bits, without a rest.
 const DIGITS: usize = BYTES * 8 / 5;
-/// Characters of a token.
-const LENGTH: usize = PREFIX.len() + DIGITS;
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
 const _: () = assert!(DIGITS * 5 == BYTES * 8);
 
+/// Who may use a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A client of the network enrols (`cfs mount --token`).
+    Client,
+    /// A storage node joins the cluster (`cfs server join`).
+    Node,
+}
+
+impl Purpose {
+    fn prefix(self) -> &'static str {
+        match self {
+            Purpose::Client => PREFIX,
+            Purpose::Node => NODE_PREFIX,
+        }
+    }
+
+    fn context(self) -> &'static str {
+        match self {
+            Purpose::Client => "claudefs enrolment token v1",
+            Purpose::Node => "claudefs node token v1",
+        }
+    }
+}
+
 /// A token in the hands of its user. `Debug` shows nothing of the secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
+    purpose: Purpose,
     secret: Zeroizing<[u8; SECRET_LEN]>,
     ca: CaFingerprint,
 }
 
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Token").field("ca", &self.ca).finish_non_exhaustive()
+        let mut shown = f.debug_struct("Token");
+        shown.field("purpose", &self.purpose).field("ca", &self.ca).finish_non_exhaustive()
     }
 }
 
@@ -48,8 +77,8 @@ impl std::fmt::Debug for Token {
 pub enum TokenError {
     #[error("the token does not start with `{PREFIX}`: copy all of it")]
     Prefix,
-    #[error("the token is {0} characters long instead of {LENGTH}: copy all of it")]
-    Length(usize),
+    #[error("the token is {found} characters long instead of {expected}: copy all of it")]
+    Length { found: usize, expected: usize },
     #[error("the token has a character that no token has at position {0}")]
     Character(usize),
     #[error("the token has a typing error: its check digits do not fit")]
@@ -59,8 +88,12 @@ pub enum TokenError {
 }
 
 impl Token {
-    pub fn new(secret: [u8; SECRET_LEN], ca: CaFingerprint) -> Token {
-        Token { secret: Zeroizing::new(secret), ca }
+    pub fn new(purpose: Purpose, secret: [u8; SECRET_LEN], ca: CaFingerprint) -> Token {
+        Token { purpose, secret: Zeroizing::new(secret), ca }
+    }
+
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
     }
 
     /// The CA that the cluster of this token has.
@@ -70,7 +103,7 @@ impl Token {
 
     /// What the cluster keeps of the token: `TokenInfo::hash`.
     pub fn hash(&self) -> [u8; 32] {
-        blake3::derive_key("claudefs enrolment token v1", &self.bytes()[..])
+        blake3::derive_key(self.purpose.context(), &self.bytes()[..])
     }
 
     fn bytes(&self) -> Zeroizing<[u8; BYTES]> {
@@ -85,8 +118,9 @@ impl Token {
     /// The token as it is given to its user. The only way to see the secret.
     pub fn reveal(&self) -> Zeroizing<String> {
         let bytes = self.bytes();
-        let mut text = Zeroizing::new(String::with_capacity(LENGTH));
-        text.push_str(PREFIX);
+        let prefix = self.purpose.prefix();
+        let mut text = Zeroizing::new(String::with_capacity(prefix.len() + DIGITS));
+        text.push_str(prefix);
         for digit in 0..DIGITS {
             let value = (0..5).fold(0, |value, bit| {
                 let at = digit * 5 + bit;
@@ -104,16 +138,20 @@ impl std::str::FromStr for Token {
     /// Takes surrounding white space and capitals.
     fn from_str(text: &str) -> Result<Token, TokenError> {
         let text = text.trim();
-        let prefix = text.get(..PREFIX.len()).ok_or(TokenError::Prefix)?;
-        if !prefix.eq_ignore_ascii_case(PREFIX) {
-            return Err(TokenError::Prefix);
-        }
-        if text.chars().count() != LENGTH {
-            return Err(TokenError::Length(text.chars().count()));
+        let begins = |purpose: &Purpose| {
+            let prefix = purpose.prefix();
+            text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+        };
+        let purpose = [Purpose::Client, Purpose::Node].into_iter().find(begins);
+        let purpose = purpose.ok_or(TokenError::Prefix)?;
+        let start = purpose.prefix().len();
+        let (found, expected) = (text.chars().count(), start + DIGITS);
+        if found != expected {
+            return Err(TokenError::Length { found, expected });
         }
         let mut bytes = Zeroizing::new([0u8; BYTES]);
-        for (digit, character) in text[PREFIX.len()..].chars().enumerate() {
-            let bad = TokenError::Character(PREFIX.len() + digit + 1);
+        for (digit, character) in text[start..].chars().enumerate() {
+            let bad = TokenError::Character(start + digit + 1);
             let value = digit_value(character).ok_or(bad)?;
             for bit in 0..5 {
                 let at = digit * 5 + bit;
@@ -123,7 +161,7 @@ impl std::str::FromStr for Token {
         let (mut secret, mut ca) = ([0; SECRET_LEN], [0; CA_FINGERPRINT_LEN]);
         secret.copy_from_slice(&bytes[..SECRET_LEN]);
         ca.copy_from_slice(&bytes[SECRET_LEN..SECRET_LEN + CA_FINGERPRINT_LEN]);
-        let token = Token::new(secret, CaFingerprint(ca));
+        let token = Token::new(purpose, secret, CaFingerprint(ca));
         if token.bytes() == bytes { Ok(token) } else { Err(TokenError::Check) }
     }
 }
@@ -178,7 +216,7 @@ mod tests {
 
     fn sample() -> Token {
         let counted = |from: u8| std::array::from_fn(|i| from + 7 * i as u8);
-        Token::new(counted(3), CaFingerprint(counted(90)))
+        Token::new(Purpose::Client, counted(3), CaFingerprint(counted(90)))
     }
 
     #[test]
@@ -189,6 +227,17 @@ mod tests {
         assert_eq!(format!(" {}\n", text.to_uppercase()).parse::<Token>().unwrap(), sample());
         let read_aloud = text[PREFIX.len()..].replace('1', "l").replace('0', "O");
         assert_eq!(format!("{PREFIX}{read_aloud}").parse::<Token>().unwrap(), sample());
+    }
+
+    #[test]
+    fn a_token_of_nodes_is_another() {
+        let client = sample();
+        let node = Token { purpose: Purpose::Node, ..sample() };
+        let text = node.reveal();
+        assert!(text.starts_with(NODE_PREFIX), "{}", *text);
+        assert_eq!(text[NODE_PREFIX.len()..], client.reveal()[PREFIX.len()..]);
+        assert_eq!(text.parse::<Token>().unwrap(), node);
+        assert_ne!(node.hash(), client.hash());
     }
 
     #[test]
@@ -222,8 +271,8 @@ mod tests {
         assert_eq!(refusal(""), TokenError::Prefix);
         assert_eq!(refusal("cfs2-00000"), TokenError::Prefix);
         assert_eq!(refusal("äöü€"), TokenError::Prefix);
-        assert_eq!(refusal(&text[..60]), TokenError::Length(60));
-        assert_eq!(refusal(&format!("{text}0")), TokenError::Length(62));
+        assert_eq!(refusal(&text[..60]), TokenError::Length { found: 60, expected: 61 });
+        assert_eq!(refusal(&format!("{text}0")), TokenError::Length { found: 62, expected: 61 });
         assert_eq!(refusal(&format!("{}!{}", &text[..8], &text[9..])), TokenError::Character(9));
         let umlaut: String = text.chars().take(60).chain(['ü']).collect();
         assert_eq!(refusal(&umlaut), TokenError::Character(61));
@@ -248,14 +297,14 @@ mod tests {
 
     #[test]
     fn debug_and_errors_keep_the_secret() {
-        let token = Token::new([0xab; 16], CaFingerprint([0; 16]));
+        let token = Token::new(Purpose::Client, [0xab; 16], CaFingerprint([0; 16]));
         let shown = format!("{token:?}");
         assert!(!shown.contains("171") && !shown.contains("ab, ab"), "{shown}");
     }
 
     #[test]
     fn other_secrets_have_other_hashes() {
-        let other = Token::new([1; 16], *sample().ca());
+        let other = Token::new(Purpose::Client, [1; 16], *sample().ca());
         assert_ne!(other.hash(), sample().hash());
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use fsd_rpc::admin::{self, AdminReply};
 use fsd_rpc::message::Failure;
+use raftmeta::group::Member;
 use raftmeta::read;
-use raftmeta_types::cluster::{NodeInfo, NodeState, ShardInfo};
+use raftmeta_types::cluster::{NodeInfo, ShardInfo};
 
 use crate::node::Node;
 use crate::service::storage;
@@ -16,15 +17,16 @@ pub(super) fn list(node: &Arc<Node>, with_shards: bool) -> Result<AdminReply, Fa
     let shards = read::shards(&view).map_err(storage)?;
     let census = if with_shards { census(node) } else { Vec::new() };
     let leader = node.group.status().leader;
+    let members = node.group.members();
     let shown = |info: &NodeInfo| {
         let primary = || shards.iter().filter(|shard| shard.primary == info.id);
         admin::Node {
             id: info.id.0,
             name: info.name.clone(),
             address: info.address.clone(),
-            state: state(info.state).to_owned(),
+            state: info.state.to_string(),
             capacity_bytes: info.capacity_bytes,
-            leader: leader == Some(info.id.0),
+            role: role(info, leader, &members).to_owned(),
             shards_primary: primary().count() as u32,
             shards: if with_shards {
                 primary().map(|info| shard(info, &census)).collect()
@@ -36,14 +38,12 @@ pub(super) fn list(node: &Arc<Node>, with_shards: bool) -> Result<AdminReply, Fa
     Ok(AdminReply::Nodes(nodes.iter().map(shown).collect()))
 }
 
-fn state(state: NodeState) -> &'static str {
-    match state {
-        NodeState::Joining => "joining",
-        NodeState::Up => "up",
-        NodeState::Draining => "draining",
-        NodeState::Drained => "drained",
-        NodeState::Down => "down",
-        NodeState::Removed => "removed",
+fn role(info: &NodeInfo, leader: Option<u64>, members: &[Member]) -> &'static str {
+    match members.iter().find(|member| member.id == info.id.0) {
+        Some(_) if leader == Some(info.id.0) => "leader",
+        Some(member) if member.voter => "voter",
+        Some(_) => "learner",
+        None => "",
     }
 }
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fsd_rpc::admin::{AdminReply, Cert, Secret, Token};
+use fsd_rpc::admin::{AdminReply, Cert, Secret, Token, TokenPurpose};
 use fsd_rpc::message::Failure;
 use fsd_rpc::server::Conn;
-use fsd_rpc::token::Invitation;
+use fsd_rpc::token::{Invitation, Purpose};
 use raftmeta::read;
 use raftmeta_types::cluster::{CertificateInfo, TokenInfo};
 use raftmeta_types::{Command, MetaError};
@@ -53,13 +53,22 @@ pub(super) async fn create_token(
     conn: &Conn,
     ttl_secs: u64,
     uses: u32,
+    purpose: TokenPurpose,
 ) -> Result<AdminReply, Failure> {
-    let made = node.authority.new_token(now(), Duration::from_secs(ttl_secs), uses);
+    let ttl = Duration::from_secs(ttl_secs);
+    let (made, enter): (_, fn(TokenInfo) -> Command) = match purpose {
+        TokenPurpose::Client => {
+            (node.authority.new_token(now(), ttl, uses, Purpose::Client), Command::CreateToken)
+        }
+        TokenPurpose::Node => {
+            (node.authority.new_token(now(), ttl, uses, Purpose::Node), Command::CreateNodeToken)
+        }
+    };
     let (token, info) =
         made.map_err(|error| refused("INVALID", "a token", error.to_string(), ""))?;
     let expires = info.expires;
-    node.command(Command::CreateToken(info), true).await?;
-    tracing::info!(ttl_secs, uses, by = ?conn.peer, "an enrolment token was created");
+    node.command(enter(info), true).await?;
+    tracing::info!(ttl_secs, uses, ?purpose, by = ?conn.peer, "an enrolment token was created");
     // With the address, the token is all that a client needs.
     let servers = node.config.door.advertise.iter().cloned().collect();
     let token = Secret(Invitation { token, servers }.reveal().to_string());
@@ -67,12 +76,18 @@ pub(super) async fn create_token(
 }
 
 pub(super) fn tokens(node: &Arc<Node>) -> Result<AdminReply, Failure> {
-    let all = read::tokens(&node.group.view()).map_err(storage)?;
-    let token = |info: TokenInfo| Token {
+    let view = node.group.view();
+    let clients = read::tokens(&view).map_err(storage)?;
+    let nodes = read::node_tokens(&view).map_err(storage)?;
+    let token = |(info, purpose): (TokenInfo, TokenPurpose)| Token {
+        purpose,
         id: info.hash[..ID_BYTES].iter().map(|byte| format!("{byte:02x}")).collect(),
         created: info.created.into(),
         expires: info.expires.into(),
         uses_left: info.uses_left,
     };
-    Ok(AdminReply::Tokens(all.into_iter().map(token).collect()))
+    let of = |purpose| move |info| (info, purpose);
+    let clients = clients.into_iter().map(of(TokenPurpose::Client));
+    let nodes = nodes.into_iter().map(of(TokenPurpose::Node));
+    Ok(AdminReply::Tokens(clients.chain(nodes).map(token).collect()))
 }

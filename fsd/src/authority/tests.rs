@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use rcgen::{CertificateParams, KeyPair};
 
+use fsd_rpc::token::Purpose;
+
 use super::*;
 
 const NOW: Time = Time { secs: 1_800_000_000, nanos: 5 };
@@ -137,21 +139,21 @@ fn bad_requests_are_refused_by_name() {
 #[test]
 fn a_token_is_known_by_its_hash_and_ends() {
     let authority = authority();
-    let (token, info) = authority.new_token(NOW, TOKEN_LIFE, 1).unwrap();
+    let (token, info) = authority.new_token(NOW, TOKEN_LIFE, 1, Purpose::Client).unwrap();
     let read: Token = token.reveal().parse().unwrap();
     assert_eq!(read.hash(), info.hash);
     assert_eq!(*read.ca(), authority.fingerprint());
     assert_eq!((info.uses_left, info.created), (1, NOW));
     assert_eq!(info.expires, Time { secs: NOW.secs + 3600, ..NOW });
-    let (other, _) = authority.new_token(NOW, TOKEN_LIFE, 1).unwrap();
+    let (other, _) = authority.new_token(NOW, TOKEN_LIFE, 1, Purpose::Client).unwrap();
     assert_ne!(other, token);
 
     for life in [Duration::ZERO, TOKEN_LIFE_MAX + DAY] {
-        let refused = authority.new_token(NOW, life, 1);
+        let refused = authority.new_token(NOW, life, 1, Purpose::Client);
         assert!(matches!(refused, Err(AuthorityError::TokenLife)));
     }
     for uses in [0, TOKEN_USES_MAX + 1] {
-        let refused = authority.new_token(NOW, TOKEN_LIFE, uses);
+        let refused = authority.new_token(NOW, TOKEN_LIFE, uses, Purpose::Client);
         assert!(matches!(refused, Err(AuthorityError::TokenUses)));
     }
 }

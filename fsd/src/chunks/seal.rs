@@ -170,7 +170,7 @@ pub(crate) fn read_master(path: &Path) -> Result<Zeroizing<[u8; 32]>, Error> {
 }
 
 /// Writes beside, syncs and renames: the file is there whole or not at all.
-fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let write = || -> std::io::Result<()> {
         let beside = path.with_extension("new");
         let mut options = std::fs::OpenOptions::new();

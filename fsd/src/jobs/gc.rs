@@ -99,9 +99,9 @@ async fn carry_out(
     epoch: Epoch,
     hashes: &[ChunkHash],
 ) -> Result<(), Failure> {
-    let deleted = node.chunks.delete(shard, epoch, hashes).await;
+    let deleted = node.delete_chunks(shard, epoch, hashes).await;
     node.upkeep.note_deleted(shard);
     // Also after a failure: the index has forgotten them, only space was not given back yet.
     node.command(Command::EndDelete { shard, epoch }, false).await?;
-    deleted.map_err(|error| node.chunk_failure(&error, None))
+    deleted
 }

@@ -117,8 +117,7 @@ fn inline(view: &View, unsettled: &Unsettled) -> Result<Option<Bytes>, Failure> 
 async fn store(node: &Arc<Node>, batch: &[Item]) -> Result<(), Failure> {
     for _ in 0..TRIES {
         let chunks = batch.iter().map(|item| (item.hash, item.data.clone())).collect();
-        let stored = node.chunks.put(chunks).await;
-        let receipts = stored.map_err(|error| node.chunk_failure(&error, None))?;
+        let receipts = node.put_chunks(chunks).await?;
         let item = |(item, receipt): (&Item, Epoch)| Settle {
             ino: item.unsettled.ino,
             offset: item.unsettled.offset,

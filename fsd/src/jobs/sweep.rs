@@ -76,8 +76,13 @@ impl Sweep {
     }
 }
 
-/// Chunks of the shard without references; those that are known garbage are left to gc.
+/// Chunks of the shard without references; those that are known garbage are left to gc. Of a shard that
+/// another node leads this one knows nothing.
 async fn look(node: &Arc<Node>, shard: ShardId) -> Result<Vec<ChunkHash>, Failure> {
+    let info = read::shard(&node.group.view(), shard).map_err(storage)?;
+    if info.is_none_or(|info| info.primary != node.id) {
+        return Ok(Vec::new());
+    }
     let mut unreferenced = Vec::new();
     for hashes in node.chunks.iter_hashes(Some(shard)).chunks(STRIDE) {
         let since = Instant::now();

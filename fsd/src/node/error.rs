@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use fsd_rpc::credentials::CredentialsError;
 use fsd_rpc::server::ServerError;
 use raftmeta::{GroupError, KvError};
 use raftmeta_types::MetaError;
@@ -52,6 +53,12 @@ pub enum NodeError {
     Authority(#[from] crate::authority::AuthorityError),
     #[error("network door: {0}")]
     Tls(#[from] fsd_rpc::tls::TlsError),
+    #[error("this node cannot be reached by others: {why}")]
+    NoAddress { why: &'static str },
+    #[error("{path} is a node's already: start it with `cfs server --config`")]
+    JoinedAlready { path: PathBuf },
+    #[error("joining: {0}")]
+    Join(#[from] CredentialsError),
     #[error("metrics: {0}")]
     Metrics(String),
     #[error("signals: {0}")]

@@ -2,7 +2,8 @@
 //!
 //! It is written first of all, with `state = "creating"`, and again with `state = "ready"` when the
 //! cluster exists on disk. A start that finds `creating` goes on with the creation under the same names;
-//! one that finds `ready` makes nothing that is missing, for then it was lost.
+//! one that finds `ready` makes nothing that is missing, for then it was lost. A node that joins a cluster starts
+//! with `joining` instead.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -24,6 +25,8 @@ const BESIDE: &str = "new";
 pub(crate) enum Stage {
     /// Begun; parts may exist.
     Creating,
+    /// The cluster has given it a number and keys; the metadata and the pool may be incomplete.
+    Joining,
     /// The cluster exists on disk, and so does the pool.
     Ready,
 }
@@ -56,6 +59,11 @@ impl Identity {
             }
             Err(source) => Err(NodeError::File { path, doing: "reading it", source }),
         }
+    }
+
+    /// Whether the directory is a node's.
+    pub fn exists(directory: &Path) -> bool {
+        directory.join(NAME).exists()
     }
 
     /// Writes it; durable on return.

@@ -10,19 +10,21 @@
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use blockd_ipc::RemoteVolume;
 use blockd_ipc::volume::Volume;
 use parking_lot::Mutex;
-use raftmeta::group::{Group, GroupConfig};
+use raftmeta::group::{Group, GroupConfig, Leadership};
+use raftmeta::network::Transport;
 use raftmeta::read;
-use raftmeta_types::cluster::{ClusterInfo, NodeInfo, NodeState, ShardInfo};
+use raftmeta_types::cluster::{ClusterInfo, NodeInfo, NodeState, Protection, ShardInfo};
 use raftmeta_types::{Command, Envelope, NodeId, SessionId, Time};
 use tokio::sync::watch;
 
 use super::identity::{Identity, Stage};
-use super::{Node, NodeError, blocks, now};
+use super::peers::Peers;
+use super::{Node, NodeError, blocks, join, now};
 use crate::authority::Authority;
 use crate::chunks::{ChunkStore, FormatParams, Keys, Kind, OpenParams};
 use crate::config::Config;
@@ -31,26 +33,28 @@ use crate::events::Events;
 use crate::jobs::Upkeep;
 use crate::metrics::Metrics;
 use crate::service::Order;
-use crate::sessions::Sessions;
 use crate::supervise::Supervisor;
 
 /// Log entries after which the group writes a checkpoint by itself.
-const CHECKPOINT_ENTRIES: u64 = 250_000;
+pub(super) const CHECKPOINT_ENTRIES: u64 = 250_000;
 const SEGMENT_BYTES: u32 = 2 << 20;
 /// Number of the only site there is so far.
 const SITE: u8 = 1;
 /// Blocks that tell whether a volume was ever formatted: both copies of its header.
 const HEAD_BYTES: usize = 2 * 4096;
 /// Files in the data directory.
-const MASTER_KEY: &str = "master.key";
-const CLUSTER_KEY: &str = "cluster.key";
+pub(super) const MASTER_KEY: &str = "master.key";
+pub(super) const CLUSTER_KEY: &str = "cluster.key";
 
 impl Node {
     /// Starts everything below the doors, for the first time or again.
     pub async fn open(config: Config) -> Result<Node, NodeError> {
         let directory = DataDir::lock(&config.node.data_dir)?;
         let mut identity = Identity::load_or_create(&directory)?;
-        let creating = identity.state == Stage::Creating;
+        if identity.state == Stage::Joining {
+            join::catch_up(&config, &directory, &identity).await?;
+        }
+        let creating = identity.state != Stage::Ready;
         let (supervisor, volume) = blocks::start(&config, creating).await?;
         match assemble(config, directory, &mut identity, volume, supervisor.as_ref()).await {
             Ok(node) => {
@@ -68,6 +72,7 @@ impl Node {
 
     /// Stops what [`Node::open`] started, after the doors and jobs have ended.
     pub(super) async fn close(self: Arc<Node>) {
+        self.leave().await;
         if let Err(error) = self.group.shutdown().await {
             tracing::error!(%error, "stopping the metadata group");
         }
@@ -89,20 +94,24 @@ async fn assemble(
     volume: RemoteVolume,
     supervisor: Option<&Supervisor>,
 ) -> Result<Node, NodeError> {
-    let creating = identity.state == Stage::Creating;
     let at = |name: &str| directory.path().join(name);
     let keys = keys(&at(MASTER_KEY), &at(CLUSTER_KEY), identity)?;
-    if creating {
-        check_ours_or_blank(&volume, identity).await?;
-    }
+    let ours = match identity.state {
+        Stage::Creating | Stage::Joining => is_ours_or_blank(&volume, identity).await?,
+        Stage::Ready => true,
+    };
+    let peers = Arc::new(Peers::new(identity.node_id()));
+    let transport = config.door.tcp.map(|_| Arc::clone(&peers) as Arc<dyn Transport>);
     let group = Group::open(GroupConfig {
         dir: at("meta"),
         node_id: identity.node,
-        bootstrap: creating,
+        bootstrap: identity.state == Stage::Creating,
         checkpoint_entries: CHECKPOINT_ENTRIES,
+        address: Node::door_address(&config),
+        transport,
     })
     .await?;
-    let opened = data(&config, identity, &at(MASTER_KEY), &group, volume, keys).await;
+    let opened = data(&config, identity, &at(MASTER_KEY), &group, volume, keys, ours).await;
     let (cluster, chunks) = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -111,21 +120,24 @@ async fn assemble(
             return Err(error);
         }
     };
-    if creating {
+    if identity.state != Stage::Ready {
         identity.state = Stage::Ready;
         identity.save(directory.path())?;
+        join::forget(&directory)?;
     }
     let sealed = read::authority(&group.view())?.unwrap_or_default();
     let authority = Authority::open(&sealed, &at(MASTER_KEY), identity.cluster)?;
-    let known = read::sessions(&group.view())?.into_iter().map(|info| info.session);
-    let sessions = Sessions::restarted(known, Duration::ZERO);
+    peers.show(&authority.node_identity(identity.node_id(), now())?.0)?;
     let upkeep = Upkeep::new(cluster.shard_count);
     let node = Node {
         id: identity.node_id(),
         cluster,
         group,
+        peers,
+        leads: watch::channel(None).0,
+        beats: Default::default(),
         chunks,
-        sessions: Mutex::new(sessions),
+        sessions: Mutex::default(),
         order: Order::default(),
         events: Events::default(),
         metrics: Metrics::new().map_err(|error| NodeError::Metrics(error.to_string()))?,
@@ -137,27 +149,30 @@ async fn assemble(
         damaged: Default::default(),
         blockd: supervisor.map(Supervisor::state),
         metadata_failure: Mutex::new(None),
+        devices: Mutex::default(),
         stopping: watch::channel(false).0,
         fatal: watch::channel(None).0,
         supervisor: Mutex::new(None),
         directory,
         config,
     };
-    end_interrupted_deletions(&node).await?;
+    if let Leadership::Leading { term } = node.group.leadership().borrow().clone() {
+        node.take_over(term).await?;
+    }
     Ok(node)
 }
 
 fn keys(master: &Path, wrapped: &Path, identity: &Identity) -> Result<Keys, NodeError> {
     match identity.state {
         Stage::Creating => Ok(Keys::load_or_create(master, wrapped, identity.cluster)?),
-        Stage::Ready => Ok(Keys::load(master, wrapped, identity.cluster)?),
+        Stage::Joining | Stage::Ready => Ok(Keys::load(master, wrapped, identity.cluster)?),
     }
 }
 
-/// Before anything is made on it: whose volume is this?
-async fn check_ours_or_blank(volume: &RemoteVolume, identity: &Identity) -> Result<(), NodeError> {
+/// Before anything is made on it: whose volume is this? True if it has been formatted for this cluster.
+async fn is_ours_or_blank(volume: &RemoteVolume, identity: &Identity) -> Result<bool, NodeError> {
     match crate::chunks::owner(volume).await {
-        Ok(cluster) if cluster == identity.cluster => Ok(()),
+        Ok(cluster) if cluster == identity.cluster => Ok(true),
         Ok(cluster) => Err(crate::chunks::Error::new(
             Kind::Foreign,
             format!("it belongs to cluster {cluster}, and this node makes {}", identity.cluster),
@@ -169,7 +184,7 @@ async fn check_ours_or_blank(volume: &RemoteVolume, identity: &Identity) -> Resu
             let head = volume.read(0, buffer).await?;
             // The second copy is written last: while it is blank no format was ever done.
             let blank = head[HEAD_BYTES / 2..].iter().all(|byte| *byte == 0);
-            if blank { Ok(()) } else { Err(NodeError::PoolNotBlank) }
+            if blank { Ok(false) } else { Err(NodeError::PoolNotBlank) }
         }
         Err(error) => Err(error.into()),
     }
@@ -183,16 +198,12 @@ async fn data(
     group: &Group,
     volume: RemoteVolume,
     keys: Keys,
+    ours: bool,
 ) -> Result<(ClusterInfo, ChunkStore<RemoteVolume>), NodeError> {
     let creating = identity.state == Stage::Creating;
     let mut cluster = read::cluster(&group.view())?;
     if cluster.is_none() && creating {
-        let params = FormatParams {
-            cluster_uuid: identity.cluster,
-            shard_count: config.cluster.shard_count,
-            segment_bytes: SEGMENT_BYTES,
-        };
-        ChunkStore::format(&volume, params).await?;
+        format(&volume, identity, config.cluster.shard_count).await?;
         init_cluster(config, identity, master, group).await?;
         cluster = read::cluster(&group.view())?;
     }
@@ -204,12 +215,18 @@ async fn data(
         let (found, expected) = (cluster.uuid, identity.cluster);
         return Err(NodeError::ForeignMetadata { found, expected });
     }
+    if identity.state == Stage::Joining && !ours {
+        format(&volume, identity, cluster.shard_count).await?;
+    }
     let capacity = volume.geometry().blocks * u64::from(volume.geometry().block_size);
     let shards = read::shards(&group.view())?;
     let epochs = shards.iter().map(|shard: &ShardInfo| (shard.id, shard.gc_epoch)).collect();
     let params = OpenParams { cluster_uuid: identity.cluster, keys, epochs };
     let chunks = ChunkStore::open(volume, params).await?;
-    set_node(config, identity.node_id(), capacity, group).await?;
+    if creating {
+        let own = node_info(config, identity.node_id(), capacity);
+        command(group, "entering the node", Command::SetNode(own), true).await?;
+    }
     Ok((cluster, chunks))
 }
 
@@ -243,38 +260,25 @@ async fn init_cluster(
         created: now(),
     };
     let init = Command::InitCluster { cluster, sealed_ca };
-    command(group, "making the cluster", init, true).await
+    command(group, "making the cluster", init, true).await?;
+    let replicas = config.cluster.protection.replicas;
+    // One may be missing for a while, but never is the last copy all there is to a write.
+    let protection = Protection { replicas, in_sync_min: replicas.div_ceil(2) };
+    command(group, "setting the protection", Command::SetProtection(protection), true).await
 }
 
-/// Says that this node is up, and how large; only if that is news.
-async fn set_node(
-    config: &Config,
-    id: NodeId,
-    capacity_bytes: u64,
-    group: &Group,
+/// This node as the cluster shall know it.
+pub(super) fn node_info(config: &Config, id: NodeId, capacity_bytes: u64) -> NodeInfo {
+    let (name, address) = (config.node.name.clone(), Node::door_address(config));
+    NodeInfo { id, name, address, state: NodeState::Up, capacity_bytes }
+}
+
+async fn format(
+    volume: &RemoteVolume,
+    identity: &Identity,
+    shard_count: u32,
 ) -> Result<(), NodeError> {
-    let door = &config.door;
-    let tcp = || door.tcp.map(|address| address.to_string());
-    let node = NodeInfo {
-        id,
-        name: config.node.name.clone(),
-        address: door.advertise.clone().or_else(tcp).unwrap_or_default(),
-        state: NodeState::Up,
-        capacity_bytes,
-    };
-    if read::node(&group.view(), id)?.as_ref() == Some(&node) {
-        return Ok(());
-    }
-    command(group, "entering the node", Command::SetNode(node), true).await
-}
-
-/// A deletion under way at a crash may or may not have been carried out; it is ended, not repeated
-/// (docs/decisions.md, D7).
-async fn end_interrupted_deletions(node: &Node) -> Result<(), NodeError> {
-    for (shard, pending) in read::pending_deletes(&node.group.view())? {
-        let end = Command::EndDelete { shard, epoch: pending.epoch };
-        command(&node.group, "ending a deletion", end, false).await?;
-        tracing::info!(%shard, epoch = %pending.epoch, "a deletion that was interrupted is ended");
-    }
-    Ok(())
+    let cluster_uuid = identity.cluster;
+    let params = FormatParams { cluster_uuid, shard_count, segment_bytes: SEGMENT_BYTES };
+    Ok(ChunkStore::format(volume, params).await?)
 }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
 use super::blocks::make_parent;
-use super::{Node, NodeError};
+use super::{Node, NodeError, devices, lead, members};
 use crate::config::Config;
 use crate::jobs;
 use crate::service::Service;
@@ -131,7 +131,12 @@ async fn at_work(
         }
     };
     let metrics = tokio::spawn(node.metrics.clone().serve(listener, refresh));
+    let devices = tokio::spawn(devices::watch(Arc::downgrade(node)));
     let jobs = jobs::start(node);
+    let site = [
+        tokio::spawn(lead::follow(Arc::clone(node))),
+        tokio::spawn(members::keep(Arc::clone(node))),
+    ];
     let mut doors = tokio::spawn(server.run(Arc::new(Service::new(node)), node.stopping()));
     ready(&Ready {
         node: config.node.name.clone(),
@@ -154,8 +159,14 @@ async fn at_work(
     tracing::info!("stopping");
     node.stopping.send_replace(true);
     metrics.abort();
+    devices.abort();
     if !doors.is_finished() {
         let _ = doors.await;
+    }
+    for task in site {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "following the leadership");
+        }
     }
     if timeout(JOBS_END_WITHIN, jobs.end()).await.is_err() {
         tracing::warn!("background work was cut off");

@@ -11,8 +11,6 @@ use raftmeta_types::{CHUNK_MAX, ChunkHash, Extent, ExtentData, FileKind, Ino, Me
 
 use super::read::{ANSWER_BYTES_MAX, storage};
 use super::{Answer, plain};
-use crate::chunks::{self, Kind};
-use crate::jobs;
 use crate::node::Node;
 
 /// Most chunks in one request.
@@ -22,8 +20,11 @@ const EXTENTS_MAX: usize = 8192;
 /// Encoded bytes of an extent besides its inline data, at most.
 const EXTENT_BYTES: usize = 64;
 
-/// `Request::PutChunks`.
-pub(super) async fn put(node: &Arc<Node>, chunks: &[ChunkPut], data: &Bytes) -> Answer {
+/// The chunks that a request to put some brings.
+pub(super) fn pieces(
+    chunks: &[ChunkPut],
+    data: &Bytes,
+) -> Result<Vec<(ChunkHash, Bytes)>, Failure> {
     let malformed = |why: &str| Err(Failure::Protocol(format!("chunks to put: {why}")));
     if chunks.len() > CHUNKS_MAX {
         return malformed("more than 4096 of them");
@@ -44,24 +45,13 @@ pub(super) async fn put(node: &Arc<Node>, chunks: &[ChunkPut], data: &Bytes) -> 
     if at != data.len() {
         return malformed("the data goes on behind them");
     }
-    let mut stored = node.chunks.put(pieces.clone()).await;
-    if stored.as_ref().is_err_and(|error| error.kind() == Kind::NoSpace) && make_room(node).await {
-        stored = node.chunks.put(pieces).await;
-    }
-    let receipts = stored.map_err(|error| node.chunk_failure(&error, None))?;
-    node.upkeep.note_put();
-    plain(Response::Receipts(receipts))
+    Ok(pieces)
 }
 
-/// Frees what deleted files have left; whether there is hope for another try.
-async fn make_room(node: &Arc<Node>) -> bool {
-    match jobs::make_room(node).await {
-        Ok(freed) => freed,
-        Err(failure) => {
-            tracing::warn!(%failure, "making room");
-            false
-        }
-    }
+/// `Request::PutChunks`.
+pub(super) async fn put(node: &Arc<Node>, chunks: &[ChunkPut], data: &Bytes) -> Answer {
+    let receipts = node.put_chunks(pieces(chunks, data)?).await?;
+    plain(Response::Receipts(receipts))
 }
 
 /// `Request::GetChunks`: as many of them, from the first on, as one answer takes.
@@ -69,41 +59,34 @@ pub(super) async fn get(node: &Arc<Node>, hashes: &[ChunkHash]) -> Answer {
     if hashes.len() > CHUNKS_MAX {
         return Err(Failure::Protocol("more than 4096 chunks to get".into()));
     }
-    let fitting = fitting(node, hashes, DATA_LEN_MAX);
-    if let (0, Some(first)) = (fitting, hashes.first()) {
-        return Err(Failure::NoChunk(*first));
+    let hashes = &hashes[..node.fitting(hashes, DATA_LEN_MAX)];
+    answer(hashes, node.get_chunks(hashes).await)
+}
+
+/// `NodeRequest::GetChunks`: the same from the store of this node alone.
+pub(super) async fn get_here(node: &Arc<Node>, hashes: &[ChunkHash]) -> Answer {
+    if hashes.len() > CHUNKS_MAX {
+        return Err(Failure::Protocol("more than 4096 chunks to get".into()));
     }
-    let hashes = &hashes[..fitting];
+    let hashes = &hashes[..node.fitting(hashes, DATA_LEN_MAX)];
+    answer(hashes, node.get_here(hashes).await)
+}
+
+/// Those up to the first that is not there; if that is the first of all, what is wrong with it.
+fn answer(hashes: &[ChunkHash], found: Vec<Result<Bytes, Failure>>) -> Answer {
     let mut chunks = Vec::with_capacity(hashes.len());
     let mut data = Vec::with_capacity(hashes.len());
-    for (hash, found) in hashes.iter().zip(fetch(node, hashes).await) {
-        let bytes = found?;
-        chunks.push(ChunkPut { hash: *hash, len: bytes.len() as u32 });
-        data.push(bytes);
+    for (hash, found) in hashes.iter().zip(found) {
+        match found {
+            Ok(bytes) => {
+                chunks.push(ChunkPut { hash: *hash, len: bytes.len() as u32 });
+                data.push(bytes);
+            }
+            Err(failure) if chunks.is_empty() => return Err(failure),
+            Err(_) => break,
+        }
     }
     Ok((Response::Chunks(chunks), data))
-}
-
-/// How many of the chunks, from the first on, are known and have at most `most` bytes together.
-fn fitting(node: &Node, hashes: &[ChunkHash], most: usize) -> usize {
-    let mut bytes = 0;
-    let fits = |hash: &&ChunkHash| match node.chunks.plain_len(hash) {
-        Some(len) => {
-            bytes += len as usize;
-            bytes <= most
-        }
-        None => false,
-    };
-    hashes.iter().take_while(fits).count()
-}
-
-/// The chunks or what is wrong with each, in their order.
-async fn fetch(node: &Arc<Node>, hashes: &[ChunkHash]) -> Vec<Result<Bytes, Failure>> {
-    let found = node.chunks.get_many(hashes).await.into_iter().zip(hashes);
-    let named = |(found, hash): (Result<Bytes, chunks::Error>, &ChunkHash)| {
-        found.map_err(|error| node.chunk_failure(&error, Some(*hash)))
-    };
-    found.map(named).collect()
 }
 
 /// `Request::Extents`.
@@ -134,9 +117,9 @@ pub(super) async fn extents(
         })
         .collect();
     let most = (chunk_bytes_max as usize).min(DATA_LEN_MAX);
-    let wanted = &wanted[..fitting(node, &wanted, most)];
+    let wanted = &wanted[..node.fitting(&wanted, most)];
     let (mut chunks, mut data) = (Vec::new(), Vec::new());
-    for (hash, found) in wanted.iter().zip(fetch(node, wanted).await) {
+    for (hash, found) in wanted.iter().zip(node.get_chunks(wanted).await) {
         // One that cannot be read is left out: who needs it asks for it and hears why.
         if let Ok(bytes) = found {
             chunks.push(ChunkPut { hash: *hash, len: bytes.len() as u32 });

@@ -7,8 +7,8 @@ use fsd_rpc::server::Peer;
 use fsd_rpc::tls::Facts;
 use fsd_rpc::token::Token;
 use raftmeta::read;
-use raftmeta_types::cluster::TokenRefusal;
-use raftmeta_types::{Command, MetaError};
+use raftmeta_types::cluster::{NodeState, TokenRefusal};
+use raftmeta_types::{Command, MetaError, NodeId};
 
 use super::read::storage;
 use crate::authority::{AuthorityError, Issued};
@@ -17,6 +17,11 @@ use crate::node::{Node, now};
 /// Whether the cluster knows the certificate and has not revoked it.
 pub(super) fn admits(node: &Node, peer: &Peer) -> bool {
     let Peer::Tls { certificate, .. } = peer else { return true };
+    if let Some(id) = certificate.subject.strip_prefix("node:").and_then(|id| id.parse().ok()) {
+        // Nodes make their own certificates; one that is not known here may have joined meanwhile.
+        let known = read::node(&node.group.view(), NodeId(id)).ok().flatten();
+        return known.is_none_or(|known| known.state != NodeState::Removed);
+    }
     match read::certificate(&node.group.view(), certificate.serial) {
         Ok(known) => known.is_some_and(|known| !known.revoked),
         Err(error) => {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use fsd_rpc::message::{Failure, Hello, Limits, Role, Welcome};
 use fsd_rpc::server::Peer;
 use raftmeta::read;
-use raftmeta_types::cluster::SessionInfo;
-use raftmeta_types::{Command, Ino, SessionId};
+use raftmeta_types::cluster::{NodeState, SessionInfo};
+use raftmeta_types::{Command, Ino, NodeId, SessionId};
 use uuid::Uuid;
 
 use super::read::storage;
@@ -29,8 +29,19 @@ pub(super) async fn hello(
         Role::NewSession { client } => new_session(node, peer, client).await,
         Role::Session { session, secret, open } => resume(node, peer, *session, secret, open).await,
         Role::Admin => Ok(welcome(node, SessionId::SERVER, [0; 16], false)),
+        Role::Node { id } => of_node(node, *id),
         Role::Enrol => Err(Failure::Protocol("who is known need not enrol".into())),
+        Role::Relayed { .. } => Err(Failure::Protocol("passed on twice".into())),
     }
+}
+
+/// Another node. One that is not known here may have joined while this node was away.
+fn of_node(node: &Node, id: NodeId) -> Result<Welcome, Failure> {
+    let known = read::node(&node.group.view(), id).map_err(storage)?;
+    if known.is_some_and(|known| known.state == NodeState::Removed) {
+        return Err(Failure::Refused(format!("node {id} was removed from the cluster")));
+    }
+    Ok(welcome(node, SessionId::SERVER, [0; 16], false))
 }
 
 fn welcome(node: &Node, session: SessionId, secret: [u8; 16], resumed: bool) -> Welcome {
@@ -99,6 +110,7 @@ async fn resume(
     secret: &[u8; 16],
     open: &[Ino],
 ) -> Result<Welcome, Failure> {
+    node.may_answer()?;
     let info = read::session(&node.group.view(), session).map_err(storage)?;
     let Some(info) = info.filter(|_| session != SessionId::SERVER) else {
         return new_session(node, peer, "").await;

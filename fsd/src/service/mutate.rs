@@ -73,9 +73,12 @@ pub(super) async fn mutate(
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. } => {
-            Err(Failure::Refused("this command is the node's own".into()))
-        }
+        | Command::RecordCertificate { .. }
+        | Command::CreateNodeToken(_)
+        | Command::JoinNode { .. }
+        | Command::SetNodeState { .. }
+        | Command::SetProtection(_)
+        | Command::SetShards(_) => Err(Failure::Refused("this command is the node's own".into())),
     }
 }
 
@@ -137,7 +140,12 @@ fn events_of(command: &Command) -> Vec<Event> {
         | Command::CreateToken(_)
         | Command::UseToken { .. }
         | Command::RevokeCertificate { .. }
-        | Command::RecordCertificate { .. } => vec![],
+        | Command::RecordCertificate { .. }
+        | Command::CreateNodeToken(_)
+        | Command::JoinNode { .. }
+        | Command::SetNodeState { .. }
+        | Command::SetProtection(_)
+        | Command::SetShards(_) => vec![],
     }
 }
 

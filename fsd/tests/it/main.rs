@@ -10,4 +10,5 @@ mod doors;
 mod files;
 mod refusals;
 mod sessions;
+mod site;
 mod space;

@@ -4,10 +4,11 @@
 //! do not account for.
 
 use bytes::Bytes;
-use fsd_rpc::admin::{AdminReply, AdminRequest};
+use fsd_rpc::admin::{AdminReply, AdminRequest, TokenPurpose};
 use fsd_rpc::frame::{Frame, Kind};
 use fsd_rpc::message::{
-    ChunkPut, Enrolment, Event, Failure, Hello, Limits, Request, Response, Role, Welcome,
+    ChunkPut, Enrolment, Event, Failure, Hello, Join, Limits, NodeRequest, Origin, Request,
+    Response, Role, Welcome,
 };
 use raftmeta_types::command::{AttrChange, Create, NewExtent, Write};
 use raftmeta_types::{
@@ -81,13 +82,26 @@ pub fn seeds() -> Vec<Vec<u8>> {
         limits,
     };
     let csr_der = Bytes::from_static(b"der");
+    let token = AdminRequest::TokenCreate { ttl_secs: 3600, uses: 1, purpose: TokenPurpose::Node };
+    let hello = Hello { protocol: 2, build: "b".into(), role: Role::Admin };
+    let from = Origin::Unix { uid: 0, gid: 0 };
+    let relayed = Role::Relayed { from, hello: Box::new(hello) };
+    let join = Join {
+        token: "t".into(),
+        name: "n".into(),
+        address: "n:9400".into(),
+        csr_der: csr_der.clone(),
+    };
     vec![
         encoded(0, &Request::Hello(Hello { protocol: 1, build: "b".into(), role })),
         encoded(0, &Request::Enrol(Enrolment { token: "t".into(), name: "n".into(), csr_der })),
         encoded(0, &Request::Mutate { slot: 3, seq: 300, durable: true, command: write.clone() }),
         encoded(0, &Request::Mutate { slot: 3, seq: 300, durable: false, command: create }),
         encoded(0, &Request::PutChunks { chunks: vec![ChunkPut { hash, len: 99 }] }),
-        encoded(0, &Request::Admin(AdminRequest::TokenCreate { ttl_secs: 3600, uses: 1 })),
+        encoded(0, &Request::Admin(token)),
+        encoded(0, &Request::Hello(Hello { protocol: 2, build: "b".into(), role: relayed })),
+        encoded(0, &Request::Join(join)),
+        encoded(0, &Request::Node(NodeRequest::GetChunks { hashes: vec![hash] })),
         encoded(0, &Request::ReadDir { ino: Ino(1), after: "x".into(), limit: 500 }),
         encoded(1, &Response::Welcome(welcome)),
         encoded(1, &Response::Xattrs(vec!["user.a".into(), "user.b".into()])),

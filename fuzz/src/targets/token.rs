@@ -4,12 +4,12 @@
 //! token with a typing error.
 
 use fsd_rpc::tls::CaFingerprint;
-use fsd_rpc::token::{Invitation, PREFIX, Token};
+use fsd_rpc::token::{Invitation, PREFIX, Purpose, Token};
 
 pub const DICTIONARY: &[&[u8]] = &[b"cfs1-", b"@", b",", b"[::1]:9400", b"oil", b"\xc3\xbc"];
 
 pub fn seeds() -> Vec<Vec<u8>> {
-    let token = |n: u8| Token::new([n; 16], CaFingerprint([n ^ 0x5a; 16]));
+    let token = |n: u8| Token::new(Purpose::Client, [n; 16], CaFingerprint([n ^ 0x5a; 16]));
     let servers = |list: &[&str]| list.iter().map(|server| (*server).to_owned()).collect();
     let invitation = |n, list: &[&str]| Invitation { token: token(n), servers: servers(list) };
     [

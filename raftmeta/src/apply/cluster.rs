@@ -80,11 +80,18 @@ pub(super) fn set_node(state: &mut State<'_>, node: &NodeInfo) -> Step<Reply> {
 }
 
 pub(super) fn create_token(state: &mut State<'_>, token: &TokenInfo) -> Step<Reply> {
-    let key = keys::token(&token.hash);
-    if state.has(&key)? {
+    new_token(state, &keys::token(&token.hash), token)
+}
+
+pub(super) fn create_node_token(state: &mut State<'_>, token: &TokenInfo) -> Step<Reply> {
+    new_token(state, &keys::node_token(&token.hash), token)
+}
+
+fn new_token(state: &mut State<'_>, key: &[u8], token: &TokenInfo) -> Step<Reply> {
+    if state.has(key)? {
         return Err(MetaError::Exists.into());
     }
-    state.put(&key, token)?;
+    state.put(key, token)?;
     Ok(Reply::Done)
 }
 
@@ -93,9 +100,14 @@ pub(super) fn use_token(
     hash: &[u8; 32],
     certificate: &CertificateInfo,
 ) -> Step<Reply> {
-    let key = keys::token(hash);
+    take_use(state, &keys::token(hash))?;
+    record_certificate(state, certificate)
+}
+
+/// Takes one use of the token under this key.
+pub(super) fn take_use(state: &mut State<'_>, key: &[u8]) -> Step<()> {
     let refuse = |refusal| Err(MetaError::Token(refusal).into());
-    let Some(mut token) = state.get::<TokenInfo>(&key)? else {
+    let Some(mut token) = state.get::<TokenInfo>(key)? else {
         return refuse(TokenRefusal::Unknown);
     };
     if token.uses_left == 0 {
@@ -104,10 +116,8 @@ pub(super) fn use_token(
     if state.now >= token.expires {
         return refuse(TokenRefusal::Expired);
     }
-    record_certificate(state, certificate)?;
     token.uses_left -= 1;
-    state.put(&key, &token)?;
-    Ok(Reply::Done)
+    state.put(key, &token)
 }
 
 pub(super) fn record_certificate(

@@ -1,5 +1,6 @@
 mod any;
 mod model;
+mod nodes;
 mod orders;
 mod property;
 mod repair;

@@ -1,6 +1,8 @@
+mod cluster;
 mod crash;
 mod damage;
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,7 +18,14 @@ const SESSION: SessionId = SessionId(7);
 
 fn config(dir: &Path) -> GroupConfig {
     let dir = dir.to_path_buf();
-    GroupConfig { dir, node_id: 1, bootstrap: true, checkpoint_entries: 100_000 }
+    GroupConfig {
+        dir,
+        node_id: 1,
+        bootstrap: true,
+        checkpoint_entries: 100_000,
+        address: String::new(),
+        transport: None,
+    }
 }
 
 /// The group, as soon as an earlier one has let go of the directory.

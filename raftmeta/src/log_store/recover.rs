@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use super::format::{self, Kind, Place, Record, Tail};
 use crate::group::Types;
 
+type MembershipOf = openraft::Membership<u64, openraft::BasicNode>;
+
 /// Where an entry lies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Location {
@@ -55,11 +57,17 @@ pub(crate) struct Contents {
     /// Index of the first entry of `entries`.
     pub first: u64,
     pub entries: VecDeque<Location>,
-    /// Voters of each membership entry, by index.
-    pub voters: Vec<(u64, usize)>,
+    /// Index of each membership entry, and its voter if there is only one.
+    pub voters: Vec<(u64, Option<u64>)>,
     pub segments: VecDeque<SegmentFile>,
     /// Where the next record goes; `None` if there are no segments.
     pub next: Option<Place>,
+}
+
+/// The voter of a membership that has one, before and after a change that is under way.
+pub(crate) fn sole_voter(membership: &MembershipOf) -> Option<u64> {
+    let mut voters = membership.voter_ids();
+    voters.next().filter(|_| voters.next().is_none())
 }
 
 pub(crate) fn segment_path(dir: &Path, number: u64) -> PathBuf {
@@ -201,7 +209,7 @@ impl Contents {
                         return Err(format!("entry {} where {expected} belongs", entry.index));
                     }
                     if let openraft::EntryPayload::Membership(membership) = &decoded.payload {
-                        self.voters.push((entry.index, membership.voter_ids().count()));
+                        self.voters.push((entry.index, sole_voter(membership)));
                     }
                     if self.entries.is_empty() {
                         self.first = expected;

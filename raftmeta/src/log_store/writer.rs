@@ -95,9 +95,25 @@ impl Writer {
         self.contents.head.last
     }
 
-    /// Voters of the newest membership entry in the log.
-    pub fn voters(&self) -> Option<usize> {
-        self.contents.voters.last().map(|(_, voters)| *voters)
+    /// Index of the newest membership entry in the log, and its voter if there is only one.
+    pub fn voters(&self) -> Option<(u64, Option<u64>)> {
+        self.contents.voters.last().copied()
+    }
+
+    /// End of the part of `from..to` that takes at most `bytes`, or one entry.
+    pub fn fitting(&self, from: u64, to: u64, bytes: usize) -> u64 {
+        let first = self.contents.first;
+        let skipped = usize::try_from(from.saturating_sub(first)).unwrap_or(usize::MAX);
+        let wanted = usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX);
+        let (mut end, mut sum) = (from, 0);
+        for location in self.contents.entries.iter().skip(skipped).take(wanted) {
+            sum += location.len as usize;
+            if sum > bytes && end > from {
+                return end;
+            }
+            end += 1;
+        }
+        to
     }
 
     /// Number of the record to come.
@@ -257,7 +273,7 @@ impl Writer {
         contents.entries.push_back(location);
         contents.head.last = Some(entry.log_id);
         if let openraft::EntryPayload::Membership(membership) = &entry.payload {
-            contents.voters.push((index, membership.voter_ids().count()));
+            contents.voters.push((index, recover::sole_voter(membership)));
         }
         if let Some(segment) = contents.segments.back_mut() {
             segment.last_index = Some(index);

@@ -1,7 +1,8 @@
 //! The store as openraft drives it.
 
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
@@ -22,6 +23,29 @@ fn meta(state: &State) -> SnapshotMetaOf<Types> {
     SnapshotMetaOf::<Types> {
         last_log_id: state.applied,
         last_membership: state.membership.clone(),
+    }
+}
+
+impl Store {
+    /// Makes the state that of a checkpoint which has been verified. It becomes this replica's own first, so that a
+    /// crash while it is read in can be mended.
+    fn adopt(&self, meta: &SnapshotMetaOf<Types>, snapshot: &Path) -> io::Result<()> {
+        let (state, _) = checkpoint::identify(snapshot, &File::open(snapshot)?)?;
+        if state.applied != meta.last_log_id {
+            return Err(io::Error::other(format!(
+                "checkpoint {} is not the one announced",
+                snapshot.display()
+            )));
+        }
+        let current = self.0.checkpoints.join("current");
+        if snapshot != current {
+            File::open(snapshot)?.sync_all()?;
+            std::fs::rename(snapshot, &current)?;
+            File::open(&self.0.checkpoints)?.sync_all()?;
+        }
+        self.install(&current)?;
+        *self.0.checkpoint.lock() = Some(state);
+        Ok(())
     }
 }
 
@@ -98,25 +122,11 @@ impl RaftStateMachine<Types> for Store {
         meta: &SnapshotMetaOf<Types>,
         snapshot: PathBuf,
     ) -> Result<(), io::Error> {
-        let state = checkpoint::verify(&snapshot)?;
-        if state.applied != meta.last_log_id {
-            return Err(io::Error::other(format!(
-                "checkpoint {} is not the one announced",
-                snapshot.display()
-            )));
-        }
-        // It becomes this replica's own first, so that a crash while it is read in can be mended.
-        let current = self.0.checkpoints.join("current");
-        if snapshot != current {
-            let temporary = current.with_extension("new");
-            std::fs::copy(&snapshot, &temporary)?;
-            std::fs::File::open(&temporary)?.sync_all()?;
-            std::fs::rename(&temporary, &current)?;
-            std::fs::File::open(&self.0.checkpoints)?.sync_all()?;
-        }
-        self.install(&current)?;
-        *self.0.checkpoint.lock() = Some(state);
-        Ok(())
+        let (store, meta) = (self.clone(), meta.clone());
+        // It takes as long as the state is large, and heartbeats go on meanwhile.
+        tokio::task::spawn_blocking(move || store.adopt(&meta, &snapshot))
+            .await
+            .map_err(io::Error::other)?
     }
 
     async fn get_current_snapshot(

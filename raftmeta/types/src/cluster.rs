@@ -32,6 +32,19 @@ pub enum NodeState {
     Removed,
 }
 
+impl std::fmt::Display for NodeState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            NodeState::Joining => "joining",
+            NodeState::Up => "up",
+            NodeState::Draining => "draining",
+            NodeState::Drained => "drained",
+            NodeState::Down => "down",
+            NodeState::Removed => "removed",
+        })
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
     pub id: NodeId,
@@ -52,6 +65,32 @@ pub struct ShardInfo {
     /// Epoch of the last `BeginDelete`; receipts older than it count only for referenced chunks.
     pub gc_epoch: Epoch,
     pub primary: NodeId,
+    pub in_sync: Vec<NodeId>,
+}
+
+/// How often data is kept, and with how few copies writes still go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protection {
+    /// Copies of each chunk, 1 to 7, each on a node of its own.
+    pub replicas: u8,
+    /// A shard with fewer replicas in sync takes no writes; 1 to `replicas`.
+    pub in_sync_min: u8,
+}
+
+impl Protection {
+    /// One copy: what a cluster of one node has.
+    pub const SINGLE: Protection = Protection { replicas: 1, in_sync_min: 1 };
+}
+
+/// A new placement of one shard, for the placement epoch that its author knew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardChange {
+    pub id: ShardId,
+    /// The change is refused if the shard has another placement epoch by now.
+    pub expected: Epoch,
+    /// One that was in sync before.
+    pub primary: NodeId,
+    /// With the primary, each once.
     pub in_sync: Vec<NodeId>,
 }
 

@@ -7,9 +7,12 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{CertificateInfo, ClusterInfo, NodeInfo, SessionInfo, TokenInfo};
+use crate::cluster::{
+    CertificateInfo, ClusterInfo, NodeInfo, NodeState, Protection, SessionInfo, ShardChange,
+    TokenInfo,
+};
 use crate::extent::ExtentData;
-use crate::ids::{ChunkHash, Epoch, Ino, SessionId, ShardId, Version};
+use crate::ids::{ChunkHash, Epoch, Ino, NodeId, SessionId, ShardId, Version};
 use crate::inode::{FileKind, Time};
 use crate::lock::Lock;
 
@@ -112,6 +115,23 @@ pub enum Command {
     RecordCertificate {
         certificate: CertificateInfo,
     },
+    /// A token with which a storage node joins; those of `CreateToken` are for clients.
+    CreateNodeToken(TokenInfo),
+    /// Takes one use of a node's token, records its certificate and enters it as `Joining`.
+    JoinNode {
+        token_hash: [u8; 32],
+        certificate: CertificateInfo,
+        node: NodeInfo,
+    },
+    /// Takes a node from one state to the next; refused if it is in another one by now.
+    SetNodeState {
+        node: NodeId,
+        from: NodeState,
+        to: NodeState,
+    },
+    SetProtection(Protection),
+    /// All of the changes or none.
+    SetShards(Vec<ShardChange>),
 }
 
 /// Makes an inode, and an entry for it unless `name` is empty (`O_TMPFILE`).

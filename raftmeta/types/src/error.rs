@@ -64,4 +64,9 @@ pub enum MetaError {
     NoSpace,
     #[error("token is {0}")]
     Token(crate::cluster::TokenRefusal),
+    /// The node is in another state than the command expects.
+    #[error("the node is {0}")]
+    NodeIs(crate::cluster::NodeState),
+    #[error("another node of the cluster is called `{0}`")]
+    NameTaken(String),
 }

@@ -115,9 +115,13 @@ fn tokens_and_certificates_are_refused_by_name() {
     refused(&world, "hunter2", 2, &["--token", "cfs1-"]);
     let token = world.ok(&["admin", "token", "create", "-o", "name"]);
     let token: fsd_rpc::token::Token = token.parse().unwrap();
-    let unknown = fsd_rpc::token::Token::new([7; 16], *token.ca());
+    let unknown = fsd_rpc::token::Token::new(fsd_rpc::token::Purpose::Client, [7; 16], *token.ca());
     refused(&world, &unknown.reveal(), 1, &["TOKEN_REFUSED", "never issued"]);
-    let stranger = fsd_rpc::token::Token::new([7; 16], fsd_rpc::tls::CaFingerprint([1; 16]));
+    let stranger = fsd_rpc::token::Token::new(
+        fsd_rpc::token::Purpose::Client,
+        [7; 16],
+        fsd_rpc::tls::CaFingerprint([1; 16]),
+    );
     refused(&world, &stranger.reveal(), 1, &["cannot enrol"]);
     assert!(!world.path("home/.cfs").join("credentials.toml").exists());
 

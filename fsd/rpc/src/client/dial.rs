@@ -1,10 +1,12 @@
-//! Reaching a storage node: a Unix socket, or the first address that answers, under TLS.
+//! Reaching a storage node: a Unix socket, or the first address that answers, under TLS. A node that
+//! answers and cannot help makes the next one the first.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -17,11 +19,18 @@ use crate::frame::FrameError;
 use crate::tls::{self, Identity};
 
 /// Longest wait for one of several addresses.
-const ADDRESS_MAX: Duration = Duration::from_secs(5);
+const ADDRESS_MAX: Duration = Duration::from_secs(2);
+/// A connection whose bytes nobody takes for this long has ended: the node is gone, or cut off.
+pub(crate) const UNHEARD_MS_MAX: u32 = 5000;
 
 pub(crate) enum Dial {
     Unix(PathBuf),
-    Tcp { addrs: Vec<SocketAddr>, tls: Mutex<Arc<ClientConfig>> },
+    Tcp {
+        addrs: Vec<SocketAddr>,
+        /// Which of them is tried first.
+        first: AtomicUsize,
+        tls: Mutex<Arc<ClientConfig>>,
+    },
 }
 
 impl Dial {
@@ -29,7 +38,8 @@ impl Dial {
         Ok(match endpoint {
             Endpoint::Unix(path) => Dial::Unix(path),
             Endpoint::Tcp { addrs, identity } => {
-                Dial::Tcp { addrs, tls: Mutex::new(tls::client_config(&identity)?) }
+                let tls = Mutex::new(tls::client_config(&identity)?);
+                Dial::Tcp { addrs, first: AtomicUsize::new(0), tls }
             }
         })
     }
@@ -43,6 +53,16 @@ impl Dial {
         Ok(())
     }
 
+    /// The node that was reached cannot help at the moment: the next one is tried first.
+    pub(super) fn turn(&self) {
+        match self {
+            Dial::Unix(_) => {}
+            Dial::Tcp { first, .. } => {
+                first.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Connects; TLS shakes hands with the first bytes. `go_on` is asked between addresses.
     pub(super) fn dial(
         &self,
@@ -54,9 +74,10 @@ impl Dial {
                 let stream = dial_unix(path).map_err(|error| unreachable(&path.display(), &error));
                 Ok(Stream::Unix(stream.map_err(FrameError::Io)?))
             }
-            Dial::Tcp { addrs, tls } => {
+            Dial::Tcp { addrs, first, tls } => {
                 let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address given");
-                for addr in addrs {
+                let from = first.load(Ordering::Relaxed) % addrs.len().max(1);
+                for addr in addrs[from..].iter().chain(&addrs[..from]) {
                     go_on()?;
                     match dial_tcp(addr, until) {
                         Ok(tcp) => return over_tls(tcp, tls.lock().clone()),
@@ -90,6 +111,7 @@ pub(crate) fn dial_tcp(addr: &SocketAddr, until: Instant) -> io::Result<TcpStrea
     let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     let tcp = TcpStream::connect_timeout(addr, left.min(ADDRESS_MAX))?;
     tcp.set_nodelay(true)?;
+    rustix::net::sockopt::set_tcp_user_timeout(&tcp, UNHEARD_MS_MAX)?;
     Ok(tcp)
 }
 

@@ -43,6 +43,7 @@ pub(super) fn follow(weak: &Weak<Inner>, notify: &(impl Fn(Event) + Send)) {
         if inner.aborted.load(Ordering::Acquire) {
             return;
         }
+        inner.dial.turn();
         inner.sleep(backoff);
         backoff = (backoff * 2).min(BACKOFF_MAX);
     }

@@ -136,6 +136,7 @@ impl Inner {
                 _ => CallError::Timeout(self.options.deadline),
             });
         }
+        self.dial.turn();
         self.sleep(*backoff);
         *backoff = (*backoff * 2).min(BACKOFF_MAX);
         self.check_aborted()

@@ -12,9 +12,9 @@ use crate::client::connection::Connection;
 use crate::client::dial::{dial_tcp, over_tls, unreachable};
 use crate::client::pool::distrust;
 use crate::frame::FrameError;
-use crate::message::{Enrolment, Hello, PROTOCOL_VERSION, Request, Response, Role};
+use crate::message::{Enrolment, Hello, Join, Joined, PROTOCOL_VERSION, Request, Response, Role};
 use crate::tls::{self, CaFingerprint, Identity};
-use crate::token::Invitation;
+use crate::token::{Invitation, Purpose};
 
 /// Enrols this host as `name` at the first storage node that answers. The key is made here and never
 /// leaves. The node is trusted because its CA has the fingerprint that the token carries.
@@ -26,6 +26,11 @@ pub fn enrol(
     build: &str,
     deadline: Duration,
 ) -> Result<Credentials, CredentialsError> {
+    if invitation.token.purpose() != Purpose::Client {
+        return Err(CredentialsError::Purpose {
+            what: "storage nodes: use it with `cfs server join`",
+        });
+    }
     let until = Instant::now() + deadline;
     let mut connection = first_that_answers(invitation, build, until)?;
     let (key_pem, csr_der) = new_key()?;
@@ -39,6 +44,42 @@ pub fn enrol(
         return Err(CredentialsError::Answer { what: "another CA" });
     }
     Ok(credentials)
+}
+
+/// Joins the cluster as storage node `name`, reached by the others at `address` (`host:port`), at the first
+/// node that answers. What comes back makes it a node; the identity's key is made here.
+///
+/// Not repeated once the token was sent: it may have been used up.
+pub fn join(
+    invitation: &Invitation,
+    name: &str,
+    address: &str,
+    build: &str,
+    deadline: Duration,
+) -> Result<(Joined, Identity), CredentialsError> {
+    if invitation.token.purpose() != Purpose::Node {
+        let what = "clients: make one with `cfs admin token create --node`";
+        return Err(CredentialsError::Purpose { what });
+    }
+    let until = Instant::now() + deadline;
+    let mut connection = first_that_answers(invitation, build, until)?;
+    let (key_pem, csr_der) = new_key()?;
+    let token = invitation.token.reveal().to_string();
+    let join = Join { token, name: name.into(), address: address.into(), csr_der };
+    let answer = connection.exchange(&Request::Join(join), &[], until);
+    let joined = match answer.map_err(CallError::Transport)?.0 {
+        Response::Joined(joined) => *joined,
+        Response::Failed(failure) => return Err(CallError::from(failure).into()),
+        _ => return Err(CallError::UnexpectedAnswer.into()),
+    };
+    let (certificate_pem, ca_pem) = (joined.certificate_pem.clone(), joined.ca_pem.clone());
+    let identity = Identity { certificate_pem, key_pem, ca_pem };
+    // Refuses a certificate for another key.
+    tls::client_config(&identity)?;
+    if CaFingerprint::of_pem(&identity.ca_pem)? != *invitation.token.ca() {
+        return Err(CredentialsError::Answer { what: "another CA" });
+    }
+    Ok((joined, identity))
 }
 
 /// A connection that greeted for enrolment.

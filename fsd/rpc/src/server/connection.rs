@@ -1,5 +1,6 @@
 //! The life of one connection: handshake, greeting, requests, end.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,15 +18,18 @@ use super::doors::Accepted;
 use super::local::{self, Left};
 use super::{
     ALIVE_EVERY, Conn, GREETING_MAX, HANDSHAKE_MAX, HELLO_META_LEN_MAX, Handler, IDLE_MAX, Peer,
-    SESSION_CONNECTIONS_MAX, STALL_MAX, Shared,
+    SESSION_CONNECTIONS_MAX, STALL_MAX, Shared, relay,
 };
 use crate::frame::{self, Frame, FrameError, HEADER_LEN, Kind};
 use crate::message::{Event, Failure, Hello, PROTOCOL_VERSION, Request, Response, Role};
+use crate::nodes::Upstream;
 
 pub(super) const READ_BUFFER_BYTES: usize = 16 << 10;
 /// How long, and for how many bytes, a connection that was told off may go on talking.
 const LINGER_MAX: Duration = Duration::from_secs(1);
 const LINGER_BYTES_MAX: u64 = 16 << 20;
+/// Set in the number under which the client behind a connection that was passed on is entered.
+const PASSED_ON: u64 = 1 << 63;
 
 pub(super) async fn serve<H: Handler>(shared: Arc<Shared<H>>, accepted: Accepted, id: u64) {
     match accepted {
@@ -93,15 +97,55 @@ async fn talk<H: Handler>(
     stranger: OwnedSemaphorePermit,
 ) {
     let mut stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
-    let Some(ended) = greet_in_time(shared, &mut stream, &peer, id).await else { return };
+    let sent_away = shared.sent_away();
+    let ended = match greet_in_time(shared, &mut stream, &peer, id).await {
+        Some(Greeted::Here(ended)) => ended,
+        Some(Greeted::There(upstream)) => {
+            drop(stranger);
+            return pass_on(&mut stream, *upstream, sent_away).await;
+        }
+        None => return,
+    };
     drop(stranger);
-    if let Err(error) = requests(&ended, &mut stream).await {
+    if matches!(ended.conn.hello.role, Role::Node { .. }) {
+        return attend(&ended, &mut stream).await;
+    }
+    // Of a connection that was passed on, the certificate of who is behind it counts as well.
+    let entry = shared.live.enter(PASSED_ON | id, &ended.conn.peer);
+    tokio::select! {
+        () = attend(&ended, &mut stream) => {}
+        () = entry.ended() => {}
+        () = sent_away => {}
+    }
+}
+
+/// Serves requests until the connection ends.
+async fn attend<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
+    ended: &Ended<H>,
+    stream: &mut BufReader<S>,
+) {
+    if let Err(error) = requests(ended, stream).await {
         tracing::debug!(peer = ?ended.conn.peer, %error, "connection ended");
         if !matches!(error, FrameError::Io(_)) {
             let failure = Failure::Protocol(error.to_string());
-            let _ = reply(&mut stream, &Response::Failed(failure), &[]).await;
-            linger(&mut stream).await;
+            let _ = reply(stream, &Response::Failed(failure), &[]).await;
+            linger(stream).await;
         }
+    }
+}
+
+async fn pass_on<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut BufReader<S>,
+    upstream: Upstream,
+    sent_away: impl Future<Output = ()>,
+) {
+    tokio::select! {
+        passed = relay::pass_on(stream, upstream) => {
+            if let Err(error) = passed {
+                tracing::debug!(%error, "a connection that was passed on ended");
+            }
+        }
+        () = sent_away => {}
     }
 }
 
@@ -112,8 +156,12 @@ async fn talk_locally<H: Handler>(
     id: u64,
 ) {
     let mut stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
-    let Some(ended) = greet_in_time(shared, &mut stream, &peer, id).await else { return };
-    let ended = Arc::new(ended);
+    let sent_away = shared.sent_away();
+    let ended = match greet_in_time(shared, &mut stream, &peer, id).await {
+        Some(Greeted::Here(ended)) => Arc::new(ended),
+        Some(Greeted::There(upstream)) => return pass_on(&mut stream, *upstream, sent_away).await,
+        None => return,
+    };
     let buffered = stream.buffer().to_vec();
     let served = async {
         match local::serve(ended.clone(), stream.into_inner().into_std()?, buffered).await? {
@@ -125,8 +173,14 @@ async fn talk_locally<H: Handler>(
         }
         Ok::<(), FrameError>(())
     };
-    if let Err(error) = served.await {
-        tracing::debug!(peer = ?ended.conn.peer, %error, "connection ended");
+    tokio::select! {
+        served = served => {
+            if let Err(error) = served {
+                tracing::debug!(peer = ?ended.conn.peer, %error, "connection ended");
+            }
+        }
+        // Its thread ends when this is dropped.
+        () = sent_away => {}
     }
 }
 
@@ -141,9 +195,9 @@ async fn greet_in_time<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut BufReader<S>,
     peer: &Peer,
     id: u64,
-) -> Option<Ended<H>> {
+) -> Option<Greeted<H>> {
     match timeout(GREETING_MAX, greet(shared, stream, peer, id)).await {
-        Ok(Ok(Some(ended))) => Some(ended),
+        Ok(Ok(Some(greeted))) => Some(greeted),
         Ok(Ok(None)) => {
             linger(stream).await;
             None
@@ -172,6 +226,15 @@ async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut BufReader<S>) {
 }
 
 impl<H> Shared<H> {
+    /// Ends when everybody is sent away after this call.
+    fn sent_away(&self) -> impl Future<Output = ()> + use<H> {
+        let mut moves = self.control.moves.subscribe();
+        async move {
+            // An error means that the server is gone altogether.
+            let _ = moves.changed().await;
+        }
+    }
+
     /// Counts a connection of the session; false when it has its most.
     fn join(&self, session: raftmeta_types::SessionId) -> bool {
         let mut sessions = self.sessions.lock();
@@ -202,7 +265,13 @@ impl<H: Handler> Drop for Ended<H> {
     }
 }
 
-async fn reply<S: AsyncRead + AsyncWrite + Unpin>(
+/// Who has greeted is served here or by another node.
+enum Greeted<H: Handler> {
+    Here(Ended<H>),
+    There(Box<Upstream>),
+}
+
+pub(super) async fn reply<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut BufReader<S>,
     response: &Response,
     data: &[Bytes],
@@ -221,7 +290,7 @@ async fn greet<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut BufReader<S>,
     peer: &Peer,
     id: u64,
-) -> Result<Option<Ended<H>>, FrameError> {
+) -> Result<Option<Greeted<H>>, FrameError> {
     let hello = match read_hello(stream).await {
         Ok(hello) => hello,
         Err(error @ FrameError::Io(_)) => return Err(error),
@@ -237,23 +306,61 @@ async fn greet<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
         );
         return refuse(stream, Failure::Protocol(why)).await;
     }
-    match (peer, &hello.role) {
-        (_, Role::Enrol) => return enrol(shared, stream, peer).await,
+    let (peer, hello, passed_on) = match relay::behind(shared, peer, hello) {
+        Ok(behind) => behind,
+        Err(failure) => return refuse(stream, failure).await,
+    };
+    if let Some(failure) = refusal(shared, &peer, &hello, passed_on) {
+        return refuse(stream, failure).await;
+    }
+    if !matches!(hello.role, Role::Node { .. }) && !shared.handler.serves() {
+        if passed_on {
+            let failure = Failure::NotReady("this node does not lead any more".into());
+            return refuse(stream, failure).await;
+        }
+        return match shared.handler.route(&peer, &hello).await {
+            Ok(upstream) => Ok(Some(Greeted::There(Box::new(upstream)))),
+            Err(failure) => refuse(stream, failure).await,
+        };
+    }
+    match hello.role {
+        Role::Enrol => enrol(shared, stream, &peer).await,
+        Role::NewSession { .. }
+        | Role::Session { .. }
+        | Role::Admin
+        | Role::Node { .. }
+        | Role::Relayed { .. } => welcome(shared, stream, &peer, hello, id).await,
+    }
+}
+
+/// Why this peer may not be what it says it is.
+fn refusal<H: Handler>(
+    shared: &Shared<H>,
+    peer: &Peer,
+    hello: &Hello,
+    passed_on: bool,
+) -> Option<Failure> {
+    let why = match (peer, &hello.role) {
+        (Peer::Tls { .. }, Role::Node { id }) if relay::node_of(peer) != Some(id.0) => {
+            format!("the certificate is not that of node {id}")
+        }
+        (Peer::Unix { .. } | Peer::TlsAnonymous { .. }, Role::Node { .. }) => {
+            "nodes come with their certificate".into()
+        }
+        (_, Role::Enrol) => return None,
         (Peer::TlsAnonymous { .. }, _) => {
-            let why = "no client certificate: enrol first (`cfs mount --token`)";
-            return refuse(stream, Failure::Refused(why.into())).await;
+            "no client certificate: enrol first (`cfs mount --token`)".into()
         }
         (Peer::Tls { .. }, _) if !shared.admits(peer) => {
-            let why = "the certificate was revoked: enrol again with a new token";
-            return refuse(stream, Failure::Refused(why.into())).await;
+            "the certificate was revoked: enrol again with a new token".into()
         }
-        (Peer::Unix { uid, .. }, _) if !shared.allowed_uids.contains(uid) => {
-            let why = format!("uid {uid} may not use this socket");
-            return refuse(stream, Failure::Refused(why)).await;
+        // Of a connection that is passed on the first node has looked.
+        (Peer::Unix { uid, .. }, _) if !passed_on && !shared.allowed_uids.contains(uid) => {
+            format!("uid {uid} may not use this socket")
         }
-        (Peer::Unix { .. } | Peer::Tls { .. }, _) => {}
-    }
-    welcome(shared, stream, peer, hello, id).await
+        (Peer::Unix { .. } | Peer::Tls { .. }, _) => return None,
+    };
+    Some(Failure::Refused(why))
 }
 
 /// The first frame. `None` when it is another request.
@@ -269,14 +376,11 @@ async fn read_hello<S: AsyncRead + Unpin>(
     }
     let frame = frame::read_body(stream, &header).await?;
     let Request::Hello(mut hello) = frame.message(Kind::Request)? else { return Ok(None) };
-    let inos = match &mut hello.role {
-        Role::Session { open, .. } => open,
-        Role::NewSession { .. } | Role::Admin | Role::Enrol if frame.data.is_empty() => {
-            return Ok(Some(hello));
-        }
-        Role::NewSession { .. } | Role::Admin | Role::Enrol => {
-            return Err(FrameError::DataTooLong(frame.data.len() as u64));
-        }
+    let Some(inos) = relay::open_of(&mut hello) else {
+        return match frame.data.is_empty() {
+            true => Ok(Some(hello)),
+            false => Err(FrameError::DataTooLong(frame.data.len() as u64)),
+        };
     };
     let (open, []) = frame.data.as_chunks() else {
         return Err(FrameError::Trailing(frame.data.len() % size_of::<u64>()));
@@ -291,13 +395,15 @@ async fn welcome<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     peer: &Peer,
     hello: Hello,
     id: u64,
-) -> Result<Option<Ended<H>>, FrameError> {
+) -> Result<Option<Greeted<H>>, FrameError> {
     let welcome = match shared.handler.hello(peer, &hello).await {
         Ok(welcome) => welcome,
         Err(failure) => return refuse(stream, failure).await,
     };
     let session = match hello.role {
-        Role::Admin | Role::Enrol => raftmeta_types::SessionId::SERVER,
+        Role::Admin | Role::Enrol | Role::Node { .. } | Role::Relayed { .. } => {
+            raftmeta_types::SessionId::SERVER
+        }
         Role::NewSession { .. } | Role::Session { .. } => {
             if !shared.join(welcome.session) {
                 let why = format!("more than {SESSION_CONNECTIONS_MAX} connections of a session");
@@ -309,13 +415,13 @@ async fn welcome<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     let conn = Conn { id, peer: peer.clone(), session, hello };
     let ended = Ended { shared: shared.clone(), conn };
     reply(stream, &Response::Welcome(welcome), &[]).await?;
-    Ok(Some(ended))
+    Ok(Some(Greeted::Here(ended)))
 }
 
 async fn refuse<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut BufReader<S>,
     failure: Failure,
-) -> Result<Option<Ended<H>>, FrameError> {
+) -> Result<Option<Greeted<H>>, FrameError> {
     reply(stream, &Response::Failed(failure), &[]).await?;
     Ok(None)
 }
@@ -324,7 +430,7 @@ async fn enrol<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     shared: &Arc<Shared<H>>,
     stream: &mut BufReader<S>,
     peer: &Peer,
-) -> Result<Option<Ended<H>>, FrameError> {
+) -> Result<Option<Greeted<H>>, FrameError> {
     reply(stream, &Response::Done, &[]).await?;
     match frame::read_async(stream).await?.message(Kind::Request)? {
         Request::Enrol(enrolment) => {
@@ -332,7 +438,12 @@ async fn enrol<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
             reply(stream, &answer.unwrap_or_else(Response::Failed), &[]).await?;
             Ok(None)
         }
-        _ => refuse(stream, Failure::Protocol("only Enrol may follow".into())).await,
+        Request::Join(join) => {
+            let answer = shared.handler.join(peer, join).await;
+            reply(stream, &answer.unwrap_or_else(Response::Failed), &[]).await?;
+            Ok(None)
+        }
+        _ => refuse(stream, Failure::Protocol("only Enrol or Join may follow".into())).await,
     }
 }
 
@@ -394,7 +505,7 @@ pub(super) async fn answer<H: Handler>(ended: &Ended<H>, frame: Frame) -> Result
     let Ended { shared, conn } = ended;
     let mut events = None;
     let (response, data) = match frame.message(Kind::Request)? {
-        Request::Hello(_) | Request::Enrol(_) => {
+        Request::Hello(_) | Request::Enrol(_) | Request::Join(_) => {
             let why = "this connection has greeted already";
             (Response::Failed(Failure::Protocol(why.into())), Vec::new())
         }

@@ -50,7 +50,7 @@ fn a_token_of_another_cluster_is_not_shown_to_this_one() {
     let node = Node::start();
     let mut invitation = node.invite(1);
     let stranger = Ca::new("stranger");
-    invitation.token = Token::new([9; 16], stranger.fingerprint);
+    invitation.token = Token::new(fsd_rpc::token::Purpose::Client, [9; 16], stranger.fingerprint);
     let error = enrol(&invitation, "host", "test", LONG).unwrap_err();
     let foreign = |e: &CredentialsError| {
         matches!(e, CredentialsError::Call(CallError::Tls(TlsError::ForeignServer(_))))
@@ -69,7 +69,7 @@ fn a_token_of_another_cluster_is_not_shown_to_this_one() {
 fn a_wrong_token_is_refused() {
     let node = Node::start();
     let mut invitation = node.invite(1);
-    invitation.token = Token::new([77; 16], node.ca.fingerprint);
+    invitation.token = Token::new(fsd_rpc::token::Purpose::Client, [77; 16], node.ca.fingerprint);
     let error = enrol(&invitation, "host", "test", LONG).unwrap_err();
     assert!(error.to_string().contains("unknown token"), "{error}");
 }

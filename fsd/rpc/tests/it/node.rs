@@ -216,7 +216,7 @@ impl Handler for Service {
                 None => (self.open_session(&mut store), false),
             },
             Role::Admin => (SessionId::SERVER, false),
-            Role::Enrol => unreachable!(),
+            Role::Enrol | Role::Node { .. } | Role::Relayed { .. } => unreachable!(),
         };
         let secret = store.sessions.get(&session).map_or([0; 16], |s| s.secret);
         let limits = Limits {
@@ -400,7 +400,11 @@ impl Node {
     /// A token that the node knows.
     pub fn invite(&self, uses: u32) -> Invitation {
         let mut store = self.store.lock();
-        let token = Token::new([store.tokens.len() as u8 + 1; 16], self.ca.fingerprint);
+        let token = Token::new(
+            fsd_rpc::token::Purpose::Client,
+            [store.tokens.len() as u8 + 1; 16],
+            self.ca.fingerprint,
+        );
         store.tokens.insert(token.hash(), uses);
         Invitation { token, servers: vec![self.address.to_string()] }
     }

@@ -38,6 +38,7 @@ fn write_sparse(path: &Path, bytes: &[u8]) {
 }
 
 /// xorshift, so that a seed names a run.
+#[derive(Debug)]
 pub(super) struct Dice(pub u64);
 
 impl Dice {

@@ -40,7 +40,7 @@ async fn full(dir: &Path) {
 fn state(dir: &Path) -> io::Result<MemKv> {
     let lock = Arc::new(File::create(dir.join("lock"))?);
     let store = Store::open(dir, Arc::clone(&lock))?;
-    let log = LogStore::open(&dir.join("log"), store.clone(), lock)?;
+    let log = LogStore::open(&dir.join("log"), 1, store.clone(), lock)?;
     let mut kv = MemKv::new();
     for (key, value) in store.view().scan(&[1], &[0xff], usize::MAX, false).unwrap() {
         kv.put(&key, &value).unwrap();

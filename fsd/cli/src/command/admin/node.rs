@@ -52,7 +52,7 @@ impl Shown for View {
                 format!("n{}", node.id),
                 node.name.clone(),
                 node.state.clone(),
-                if node.leader { "leader" } else { "" }.into(),
+                node.role.clone(),
                 units::bytes(node.capacity_bytes),
                 node.shards_primary.to_string(),
                 node.address.clone(),
@@ -109,7 +109,7 @@ mod tests {
             address: "127.0.0.1:9400".into(),
             state: "up".into(),
             capacity_bytes: 4 << 30,
-            leader: true,
+            role: "leader".into(),
             shards_primary: 16,
             shards: vec![shard],
         };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use fsd_rpc::admin::{
-    self, AdminReply, AdminRequest, TOKEN_TTL_SECS_MAX, TOKEN_USES_MAX, Timestamp,
+    self, AdminReply, AdminRequest, TOKEN_TTL_SECS_MAX, TOKEN_USES_MAX, Timestamp, TokenPurpose,
 };
 use serde::Serialize;
 
@@ -17,7 +17,7 @@ use crate::units;
 
 #[derive(Debug, Subcommand)]
 pub enum Token {
-    /// Make a token that lets a client of the network enrol; it is shown only once
+    /// Make a token that lets a client of the network enrol, or a storage node join; it is shown only once
     Create(Create),
     /// List tokens by the first digits of their hash
     List(List),
@@ -39,6 +39,9 @@ pub struct Create {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(TOKEN_USES_MAX)))]
     uses: u32,
+    /// For storage nodes (`cfs server join`) instead of clients
+    #[arg(long)]
+    node: bool,
 }
 
 #[derive(Debug, Args)]
@@ -73,7 +76,8 @@ impl Create {
             return Err(Failed::new(Exit::Usage, "TTL", what).into());
         }
         let doing = "cannot create a token";
-        let request = AdminRequest::TokenCreate { ttl_secs, uses: self.uses };
+        let purpose = if self.node { TokenPurpose::Node } else { TokenPurpose::Client };
+        let request = AdminRequest::TokenCreate { ttl_secs, uses: self.uses, purpose };
         let created = match context.connect()?.ask(doing, request)? {
             AdminReply::TokenCreated { token, expires, uses } => {
                 Created { token: token.0, expires, uses }
@@ -116,13 +120,17 @@ impl Shown for View {
         let row = |token: &admin::Token| {
             vec![
                 token.id.clone(),
+                match token.purpose {
+                    TokenPurpose::Client => "client".into(),
+                    TokenPurpose::Node => "node".into(),
+                },
                 token.uses_left.to_string(),
                 token.created.to_string(),
                 token.expires.to_string(),
             ]
         };
         let rows = self.items.iter().map(row).collect();
-        output::columns(&["TOKEN", "USES LEFT", "CREATED", "EXPIRES"], &[1], rows)
+        output::columns(&["TOKEN", "FOR", "USES LEFT", "CREATED", "EXPIRES"], &[2], rows)
     }
 
     fn names(&self) -> Vec<String> {

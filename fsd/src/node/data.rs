@@ -1,0 +1,246 @@
+//! Chunks of the cluster, wherever their shards are: here, or on another node that is asked.
+//!
+//! Whom to ask stands in the cluster map. A chunk is put at, and deleted by, the primary of its shard; it is read
+//! from any node that has it in sync, this one first. Content is named by its hash, so an answer of a node that
+//! was asked by mistake is right or is none.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fsd_rpc::frame::DATA_LEN_MAX;
+use fsd_rpc::message::{ChunkPut, Failure, NodeRequest, Response};
+use fsd_rpc::nodes::Target;
+use raftmeta::read;
+use raftmeta::store::View;
+use raftmeta_types::cluster::ShardInfo;
+use raftmeta_types::{ChunkHash, Epoch, MetaError, NodeId, ShardId};
+
+use super::Node;
+use crate::chunks::Kind;
+use crate::jobs;
+use crate::service::storage;
+
+/// A node that takes longer for one request of 8 MiB is not well.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+type Found = Result<Bytes, Failure>;
+
+impl Node {
+    fn shard(&self, view: &View, hash: &ChunkHash) -> Result<ShardInfo, Failure> {
+        let id = hash.shard(self.cluster.shard_count);
+        read::shard(view, id).map_err(storage)?.ok_or(Failure::Meta(MetaError::NotFound))
+    }
+
+    fn target(&self, view: &View, id: NodeId) -> Result<Target, Failure> {
+        match read::node(view, id).map_err(storage)? {
+            Some(info) => Ok(Target { node: id, address: info.address }),
+            None => Err(Failure::NotReady(format!("node {id} is not known here yet"))),
+        }
+    }
+
+    /// Stores chunks; durable on return, with their receipts in their order.
+    pub(crate) async fn put_chunks(
+        self: &Arc<Node>,
+        chunks: Vec<(ChunkHash, Bytes)>,
+    ) -> Result<Vec<Epoch>, Failure> {
+        let mut by_node: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
+        let view = self.group.view();
+        for (at, (hash, _)) in chunks.iter().enumerate() {
+            by_node.entry(self.shard(&view, hash)?.primary).or_default().push(at);
+        }
+        if by_node.keys().all(|node| *node == self.id) {
+            drop(view);
+            return self.put_here(chunks).await;
+        }
+        let mut puts = Vec::with_capacity(by_node.len());
+        for (id, places) in by_node {
+            let some: Vec<_> = places.iter().map(|at| chunks[*at].clone()).collect();
+            let target = if id == self.id { None } else { Some(self.target(&view, id)?) };
+            let node = Arc::clone(self);
+            let put = tokio::spawn(async move {
+                match target {
+                    None => node.put_here(some).await,
+                    Some(target) => node.put_there(&target, some).await,
+                }
+            });
+            puts.push((places, put));
+        }
+        drop(view);
+        let mut receipts = vec![Epoch(0); chunks.len()];
+        for (places, put) in puts {
+            let got = put.await.map_err(|error| Failure::Storage(error.to_string()))??;
+            for (at, receipt) in places.into_iter().zip(got) {
+                receipts[at] = receipt;
+            }
+        }
+        Ok(receipts)
+    }
+
+    /// In the store of this node. A full one frees what deleted files have left, and tries again.
+    pub(crate) async fn put_here(
+        self: &Arc<Node>,
+        chunks: Vec<(ChunkHash, Bytes)>,
+    ) -> Result<Vec<Epoch>, Failure> {
+        let mut stored = self.chunks.put(chunks.clone()).await;
+        let full = |stored: &Result<_, crate::chunks::Error>| {
+            stored.as_ref().is_err_and(|error| error.kind() == Kind::NoSpace)
+        };
+        if full(&stored) && self.leads() && make_room(self).await {
+            stored = self.chunks.put(chunks).await;
+        }
+        let receipts = stored.map_err(|error| self.chunk_failure(&error, None))?;
+        self.upkeep.note_put();
+        Ok(receipts)
+    }
+
+    async fn put_there(
+        &self,
+        target: &Target,
+        chunks: Vec<(ChunkHash, Bytes)>,
+    ) -> Result<Vec<Epoch>, Failure> {
+        let named =
+            |(hash, data): &(ChunkHash, Bytes)| ChunkPut { hash: *hash, len: data.len() as u32 };
+        let request = NodeRequest::PutChunks { chunks: chunks.iter().map(named).collect() };
+        let data: Vec<Bytes> = chunks.iter().map(|(_, data)| data.clone()).collect();
+        match self.peers.ask(target, request, &data, ANSWER_WITHIN).await?.0 {
+            Response::Receipts(receipts) if receipts.len() == chunks.len() => Ok(receipts),
+            _ => Err(unexpected(target)),
+        }
+    }
+
+    /// The chunks, or what is wrong with each, in their order.
+    pub(crate) async fn get_chunks(&self, hashes: &[ChunkHash]) -> Vec<Found> {
+        let mut by_node: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
+        let mut found: Vec<Found> =
+            hashes.iter().map(|hash| Err(Failure::NoChunk(*hash))).collect();
+        let view = self.group.view();
+        for (at, hash) in hashes.iter().enumerate() {
+            match self.shard(&view, hash) {
+                Ok(shard) if shard.in_sync.contains(&self.id) => {
+                    by_node.entry(self.id).or_default().push(at);
+                }
+                Ok(shard) => by_node.entry(shard.primary).or_default().push(at),
+                Err(failure) => found[at] = Err(failure),
+            }
+        }
+        for (id, places) in by_node {
+            let some: Vec<ChunkHash> = places.iter().map(|at| hashes[*at]).collect();
+            let got = match id == self.id {
+                true => self.get_here(&some).await,
+                false => match self.target(&view, id) {
+                    Ok(target) => self.get_there(&target, &some).await,
+                    Err(failure) => some.iter().map(|_| Err(failure.clone())).collect(),
+                },
+            };
+            for (at, got) in places.into_iter().zip(got) {
+                found[at] = got;
+            }
+        }
+        found
+    }
+
+    /// From the store of this node.
+    pub(crate) async fn get_here(&self, hashes: &[ChunkHash]) -> Vec<Found> {
+        let found = self.chunks.get_many(hashes).await.into_iter().zip(hashes);
+        found
+            .map(|(found, hash)| found.map_err(|error| self.chunk_failure(&error, Some(*hash))))
+            .collect()
+    }
+
+    /// As many requests as it takes: an answer holds what fits.
+    async fn get_there(&self, target: &Target, hashes: &[ChunkHash]) -> Vec<Found> {
+        let mut found = Vec::with_capacity(hashes.len());
+        while found.len() < hashes.len() {
+            let left = &hashes[found.len()..];
+            match self.some_from(target, left).await {
+                Ok(some) => found.extend(some.into_iter().map(Ok)),
+                // The first one is what is wrong; the others may be well.
+                Err(failure @ (Failure::NoChunk(_) | Failure::Damaged { .. })) => {
+                    found.push(Err(failure));
+                }
+                Err(failure) => found.extend(left.iter().map(|_| Err(failure.clone()))),
+            }
+        }
+        found
+    }
+
+    /// At least one.
+    async fn some_from(
+        &self,
+        target: &Target,
+        hashes: &[ChunkHash],
+    ) -> Result<Vec<Bytes>, Failure> {
+        let request = NodeRequest::GetChunks { hashes: hashes.to_vec() };
+        let (response, data) = self.peers.ask(target, request, &[], ANSWER_WITHIN).await?;
+        let Response::Chunks(named) = response else { return Err(unexpected(target)) };
+        let fits = !named.is_empty()
+            && named.len() <= hashes.len()
+            && named.iter().map(|one| one.len as usize).sum::<usize>() == data.len()
+            && named.iter().zip(hashes).all(|(one, hash)| one.hash == *hash);
+        if !fits {
+            return Err(unexpected(target));
+        }
+        let mut at = 0;
+        let cut = named.iter().map(|one| {
+            let from = at;
+            at += one.len as usize;
+            data.slice(from..at)
+        });
+        Ok(cut.collect())
+    }
+
+    /// How many of the chunks, from the first on, one answer takes; at least one if there are any. Of chunks
+    /// that are elsewhere the length is not known.
+    pub(crate) fn fitting(&self, hashes: &[ChunkHash], most: usize) -> usize {
+        let mut bytes = 0;
+        let fits = |hash: &&ChunkHash| {
+            let len =
+                self.chunks.plain_len(hash).map_or(raftmeta_types::CHUNK_MAX, |len| len as usize);
+            bytes += len;
+            bytes <= most.min(DATA_LEN_MAX)
+        };
+        hashes.iter().take_while(fits).count()
+    }
+
+    /// Has the primary delete what the state machine has marked under this gc epoch.
+    pub(crate) async fn delete_chunks(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        hashes: &[ChunkHash],
+    ) -> Result<(), Failure> {
+        let (primary, target) = {
+            let view = self.group.view();
+            let info = read::shard(&view, shard).map_err(storage)?;
+            let primary = info.ok_or(Failure::Meta(MetaError::NotFound))?.primary;
+            (primary, self.target(&view, primary))
+        };
+        if primary == self.id {
+            let deleted = self.chunks.delete(shard, epoch, hashes).await;
+            return deleted.map_err(|error| self.chunk_failure(&error, None));
+        }
+        let target = target?;
+        let request = NodeRequest::DeleteChunks { shard, epoch, hashes: hashes.to_vec() };
+        match self.peers.ask(&target, request, &[], ANSWER_WITHIN).await?.0 {
+            Response::Done => Ok(()),
+            _ => Err(unexpected(&target)),
+        }
+    }
+}
+
+fn unexpected(target: &Target) -> Failure {
+    Failure::Storage(format!("{target} gave an answer that does not belong to the question"))
+}
+
+/// Frees what deleted files have left; whether there is hope for another try.
+async fn make_room(node: &Arc<Node>) -> bool {
+    match jobs::make_room(node).await {
+        Ok(freed) => freed,
+        Err(failure) => {
+            tracing::warn!(%failure, "making room");
+            false
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! What the leader does about the other nodes: takes them in, chooses voters, notices who is gone.
+//!
+//! ```text
+//!   every second  ask each node for a sign of life ─┬ none for 10 s ─▶ down     ┐
+//!                                                   └ again ───────▶ up        ├─ commands in the log
+//!                 joining ─▶ learner ─ caught up ─▶ up                          │
+//!                 5, 3 or 1 voters of those that are up, one step at a time     ┘
+//! ```
+//! Every node says itself how it is called and reached (`announce`), whenever that is news.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fsd_rpc::message::{Failure, NodeRequest, NodeUsage, Response};
+use fsd_rpc::nodes::Target;
+use raftmeta::group::{GroupError, Member};
+use raftmeta::read;
+use raftmeta_types::cluster::{NodeInfo, NodeState};
+use raftmeta_types::{Command, NodeId};
+
+use super::Node;
+use super::open::node_info;
+use crate::service::storage;
+
+const EVERY: Duration = Duration::from_secs(1);
+/// A node that gave no sign of life for this long is down.
+pub const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// A node that takes longer than this to answer has given no sign.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// A replica that lacks no more entries than this has caught up.
+const LAG_MAX: u64 = 64;
+
+/// The last sign of life of each node, and what it said of its space.
+pub(crate) type Beats = BTreeMap<NodeId, Beat>;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Beat {
+    /// Or when this node began to listen.
+    pub seen: Instant,
+    pub usage: Option<NodeUsage>,
+}
+
+/// Until the node stops: announces this node, and does what the leader does while it leads.
+pub(super) async fn keep(node: Arc<Node>) {
+    let mut stopping = node.stopping();
+    let mut announced = None;
+    let mut complained = None;
+    loop {
+        let work = async {
+            if announced != Some(node.group.status().term) {
+                announced = announce(&node).await;
+            }
+            if node.leads() {
+                look_after(&node).await
+            } else {
+                node.beats.lock().clear();
+                Ok(())
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stop| *stop) => return,
+            done = work => match done {
+                Ok(()) => complained = None,
+                Err(why) if complained.as_ref() == Some(&why) => {}
+                Err(why) => {
+                    tracing::warn!(why, "looking after the nodes");
+                    complained = Some(why);
+                }
+            }
+        }
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+/// Tells the leader what this node is; the term in which that was done.
+async fn announce(node: &Arc<Node>) -> Option<u64> {
+    let term = node.group.status().term;
+    let own = node_info(&node.config, node.id, node.chunks.capacity_bytes());
+    let told = match node.leads() {
+        true => enter(node, own).await,
+        false => {
+            let NodeInfo { name, address, capacity_bytes, .. } = own;
+            let request = NodeRequest::Announce { name, address, capacity_bytes };
+            match node.leader() {
+                Ok(leader) => node.peers.ask(&leader, request, &[], ANSWER_WITHIN).await.map(drop),
+                Err(failure) => Err(failure),
+            }
+        }
+    };
+    match told {
+        Ok(()) => Some(term),
+        Err(failure) => {
+            tracing::debug!(%failure, "announcing this node");
+            None
+        }
+    }
+}
+
+/// `NodeRequest::Announce`: enters what is news. The state is the leader's to change.
+pub(crate) async fn enter(node: &Arc<Node>, told: NodeInfo) -> Result<(), Failure> {
+    let known = read::node(&node.group.view(), told.id).map_err(storage)?;
+    let Some(known) = known else {
+        return Err(Failure::Refused(format!("node {} is not of this cluster", told.id)));
+    };
+    if !told.address.is_empty() {
+        let addressed = node.group.update_address(told.id.0, &told.address).await;
+        addressed.map_err(|error| Failure::NotReady(error.to_string()))?;
+    }
+    let told = NodeInfo { state: known.state, ..told };
+    if told != known {
+        node.command(Command::SetNode(told), true).await?;
+    }
+    Ok(())
+}
+
+type Done = Result<(), String>;
+
+/// One round of the leader.
+async fn look_after(node: &Arc<Node>) -> Done {
+    let nodes = read::nodes(&node.group.view()).map_err(|error| error.to_string())?;
+    let others: Vec<&NodeInfo> = nodes
+        .iter()
+        .filter(|other| other.id != node.id && other.state != NodeState::Removed)
+        .collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    listen(node, &others).await;
+    let members = node.group.members();
+    for other in &others {
+        let member = members.iter().find(|member| member.id == other.id.0);
+        attend(node, other, member).await?;
+    }
+    choose_voters(node, &nodes, &members).await
+}
+
+/// Asks all of them at once.
+async fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
+    let asked = others.iter().map(|other| {
+        let target = Target { node: other.id, address: other.address.clone() };
+        let node = Arc::clone(node);
+        let id = other.id;
+        tokio::spawn(async move {
+            let usage = node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await;
+            let mut beats = node.beats.lock();
+            let beat = beats.entry(id).or_insert(Beat { seen: Instant::now(), usage: None });
+            if let Ok((Response::Usage(usage), _)) = usage {
+                *beat = Beat { seen: Instant::now(), usage: Some(usage) };
+            }
+        })
+    });
+    let asked: Vec<_> = asked.collect();
+    for task in asked {
+        // One that panicked has said nothing.
+        let _ = task.await;
+    }
+}
+
+/// Takes a node in, or notes that it has gone or come back.
+async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> Done {
+    let beat = node.beats.lock().get(&other.id).copied();
+    let silent = beat.is_none_or(|beat| beat.seen.elapsed() > SILENCE_MAX);
+    let heard = beat.is_some_and(|beat| beat.usage.is_some() && beat.seen.elapsed() < SILENCE_MAX);
+    let caught_up = member.and_then(|member| member.lag).is_some_and(|lag| lag <= LAG_MAX);
+    let to = match other.state {
+        NodeState::Joining if member.is_none() => {
+            let added = node.group.add_learner(other.id.0, &other.address).await;
+            return added.map_err(|error| error.to_string());
+        }
+        NodeState::Joining if heard && caught_up => NodeState::Up,
+        NodeState::Up if silent => NodeState::Down,
+        NodeState::Down if heard && caught_up => NodeState::Up,
+        NodeState::Joining
+        | NodeState::Up
+        | NodeState::Down
+        | NodeState::Draining
+        | NodeState::Drained
+        | NodeState::Removed => return Ok(()),
+    };
+    let from = other.state;
+    let command = Command::SetNodeState { node: other.id, from, to };
+    node.command(command, true).await.map_err(|failure| failure.to_string())?;
+    tracing::info!(node = %other.id, name = other.name, %from, %to, "a node changes its state");
+    Ok(())
+}
+
+/// How many voters a cluster of so many nodes has.
+fn voters_wanted(nodes: usize) -> usize {
+    match nodes {
+        0..=2 => 1,
+        3..=4 => 3,
+        _ => 5,
+    }
+}
+
+/// The voters there should be: those that are up before those that are not, present ones before others.
+fn voters(own: NodeId, nodes: &[NodeInfo], members: &[Member]) -> BTreeSet<u64> {
+    let counted = |node: &&NodeInfo| {
+        matches!(node.state, NodeState::Up | NodeState::Down | NodeState::Draining)
+    };
+    let wanted = voters_wanted(nodes.iter().filter(counted).count());
+    let mut able: Vec<(bool, bool, bool, u64)> = Vec::new();
+    for node in nodes.iter().filter(counted) {
+        let Some(member) = members.iter().find(|member| member.id == node.id.0) else { continue };
+        let here = node.id == own;
+        let caught_up = here || member.lag.is_some_and(|lag| lag <= LAG_MAX);
+        if member.voter || (caught_up && node.state == NodeState::Up) {
+            // `false` comes first.
+            able.push((!here, node.state != NodeState::Up, !member.voter, node.id.0));
+        }
+    }
+    able.sort_unstable();
+    let mut chosen: Vec<u64> = able.into_iter().map(|(.., id)| id).take(wanted).collect();
+    // Two voters are worse than one: neither may be missing. And four are no better than three.
+    if chosen.len().is_multiple_of(2) {
+        chosen.pop();
+    }
+    chosen.into_iter().collect()
+}
+
+async fn choose_voters(node: &Arc<Node>, nodes: &[NodeInfo], members: &[Member]) -> Done {
+    let now: BTreeSet<u64> =
+        members.iter().filter(|member| member.voter).map(|member| member.id).collect();
+    let wanted = voters(node.id, nodes, members);
+    // Fewer than now only if nodes have left the cluster for good.
+    let shrinks = wanted.len() < now.len()
+        && now.iter().all(|id| nodes.iter().any(|node| node.id.0 == *id && is_member(node)));
+    if wanted == now || wanted.is_empty() || shrinks {
+        return Ok(());
+    }
+    tracing::info!(?now, ?wanted, "the voters of the metadata group change");
+    match node.group.set_voters(wanted).await {
+        Ok(()) => Ok(()),
+        Err(GroupError::NotLeader { .. } | GroupError::Unknown { .. }) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn is_member(node: &NodeInfo) -> bool {
+    !matches!(node.state, NodeState::Removed | NodeState::Drained)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: u64, state: NodeState) -> NodeInfo {
+        let name = format!("n{id}");
+        let address = format!("{name}:9400");
+        NodeInfo { id: NodeId(id), name, address, state, capacity_bytes: 1 }
+    }
+
+    fn member(id: u64, voter: bool, lag: u64) -> Member {
+        Member { id, address: String::new(), voter, matched: Some(1), lag: Some(lag) }
+    }
+
+    fn chosen(states: &[NodeState], members: &[Member]) -> Vec<u64> {
+        let nodes: Vec<NodeInfo> = (1..).zip(states).map(|(id, state)| node(id, *state)).collect();
+        voters(NodeId(1), &nodes, members).into_iter().collect()
+    }
+
+    #[test]
+    fn one_three_or_five_and_never_two_or_four() {
+        use NodeState::Up;
+        let all =
+            |count: u64| -> Vec<Member> { (1..=count).map(|id| member(id, id == 1, 0)).collect() };
+        for (count, voters) in [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (12, 5)] {
+            let states = vec![Up; count as usize];
+            assert_eq!(chosen(&states, &all(count)).len(), voters, "{count} nodes");
+        }
+        // One that is behind does not vote yet, and two would be worse than one.
+        let members = [member(1, true, 0), member(2, false, 0), member(3, false, 1 << 20)];
+        assert_eq!(chosen(&[Up; 3], &members), [1]);
+    }
+
+    #[test]
+    fn a_node_that_is_down_votes_only_if_nobody_else_can() {
+        use NodeState::{Down, Drained, Joining, Up};
+        let voting = |votes: &[u64], count: u64| -> Vec<Member> {
+            (1..=count).map(|id| member(id, votes.contains(&id), 0)).collect()
+        };
+        assert_eq!(chosen(&[Up, Up, Down], &voting(&[1, 2, 3], 3)), [1, 2, 3]);
+        assert_eq!(chosen(&[Up, Up, Down, Up], &voting(&[1, 2, 3], 4)), [1, 2, 4]);
+        assert_eq!(chosen(&[Up, Up, Joining], &voting(&[1], 3)), [1]);
+        assert_eq!(chosen(&[Up, Up, Up, Drained], &voting(&[1, 2, 4], 4)), [1, 2, 3]);
+    }
+}

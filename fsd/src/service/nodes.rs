@@ -1,0 +1,140 @@
+//! What other nodes of the cluster ask, and new ones that want to be.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fsd_rpc::message::{Failure, Join, Joined, NodeRequest, NodeUsage, Response, Role};
+use fsd_rpc::server::{Conn, Peer};
+use fsd_rpc::token::Token;
+use raftmeta::read;
+use raftmeta_types::cluster::{NodeInfo, NodeState, TokenRefusal};
+use raftmeta_types::{Command, MetaError, NodeId};
+
+use super::read::storage;
+use super::{Answer, data, plain};
+use crate::authority::Issued;
+use crate::config::check_node_name;
+use crate::node::{Node, members, now};
+
+/// How often a number is tried that another node got first.
+const TRIES: usize = 16;
+/// Longest address of a node, in bytes.
+const ADDRESS_BYTES_MAX: usize = 255;
+
+fn asking(conn: &Conn) -> Result<NodeId, Failure> {
+    match &conn.hello.role {
+        Role::Node { id } => Ok(*id),
+        Role::NewSession { .. }
+        | Role::Session { .. }
+        | Role::Admin
+        | Role::Enrol
+        | Role::Relayed { .. } => {
+            Err(Failure::Refused("only nodes of the cluster may ask this".into()))
+        }
+    }
+}
+
+/// `Request::Raft`.
+pub(super) async fn raft(node: &Arc<Node>, conn: &Conn, data: &Bytes) -> Answer {
+    let answer = crate::node::raft(&node.group, asking(conn)?, data).await?;
+    Ok((Response::Raft, vec![answer]))
+}
+
+/// `Request::Node`.
+pub(super) async fn answer(
+    node: &Arc<Node>,
+    conn: &Conn,
+    request: NodeRequest,
+    bytes: Bytes,
+) -> Answer {
+    let id = asking(conn)?;
+    match request {
+        NodeRequest::Announce { name, address, capacity_bytes } => {
+            node.may_answer()?;
+            check(&name, &address)?;
+            let state = NodeState::Up;
+            members::enter(node, NodeInfo { id, name, address, state, capacity_bytes }).await?;
+            plain(Response::Done)
+        }
+        NodeRequest::PutChunks { chunks } => {
+            let pieces = data::pieces(&chunks, &bytes)?;
+            plain(Response::Receipts(node.put_here(pieces).await?))
+        }
+        NodeRequest::GetChunks { hashes } => data::get_here(node, &hashes).await,
+        NodeRequest::DeleteChunks { shard, epoch, hashes } => {
+            let deleted = node.chunks.delete(shard, epoch, &hashes).await;
+            deleted.map_err(|error| node.chunk_failure(&error, None))?;
+            plain(Response::Done)
+        }
+        NodeRequest::Usage => plain(Response::Usage(usage(node))),
+    }
+}
+
+/// The space of this node's store.
+pub(super) fn usage(node: &Node) -> NodeUsage {
+    let usage = node.chunks.usage();
+    NodeUsage {
+        total_bytes: usage.total,
+        used_bytes: usage.used,
+        available_bytes: node.available_bytes(),
+        chunks: usage.chunks,
+    }
+}
+
+fn check(name: &str, address: &str) -> Result<(), Failure> {
+    check_node_name(name).map_err(Failure::Refused)?;
+    let plausible = |address: &str| {
+        address.len() <= ADDRESS_BYTES_MAX
+            && address.rsplit_once(':').is_some_and(|(host, port)| {
+                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+            })
+    };
+    match plausible(address) {
+        true => Ok(()),
+        false => Err(Failure::Refused(format!("`{}` is not HOST:PORT", address.escape_default()))),
+    }
+}
+
+/// `Request::Join`: gives a new node its number, its certificate and the cluster's keys.
+pub(super) async fn join(node: &Arc<Node>, peer: &Peer, join: Join) -> Result<Response, Failure> {
+    node.may_answer()?;
+    let token: Token = join.token.parse().map_err(|error| Failure::Refused(format!("{error}")))?;
+    let token_hash = token.hash();
+    // Nothing is signed for strangers; whether the token is still good is decided by the command.
+    if read::node_token(&node.group.view(), &token_hash).map_err(storage)?.is_none() {
+        return Err(MetaError::Token(TokenRefusal::Unknown).into());
+    }
+    check(&join.name, &join.address)?;
+    let (master_key, cluster_key) = node.keys()?;
+    for _ in 0..TRIES {
+        let known = read::nodes(&node.group.view()).map_err(storage)?;
+        let id = NodeId(known.iter().map(|node| node.id.0).max().unwrap_or(0) + 1);
+        let issued = node.authority.node_certificate(&join.csr_der, id, now());
+        let Issued { certificate_pem, info } =
+            issued.map_err(|error| Failure::Refused(error.to_string()))?;
+        let entered = NodeInfo {
+            id,
+            name: join.name.clone(),
+            address: join.address.clone(),
+            state: NodeState::Joining,
+            capacity_bytes: 0,
+        };
+        let command = Command::JoinNode { token_hash, certificate: info, node: entered };
+        match node.command(command, true).await {
+            Err(Failure::Meta(MetaError::Superseded)) => {}
+            Err(failure) => return Err(failure),
+            Ok(_) => {
+                tracing::info!(node = %id, name = join.name, ?peer, "a node joins the cluster");
+                return Ok(Response::Joined(Box::new(Joined {
+                    node: id,
+                    cluster: node.cluster.clone(),
+                    certificate_pem,
+                    ca_pem: node.authority.ca_pem().to_owned(),
+                    master_key: master_key.to_vec(),
+                    cluster_key,
+                })));
+            }
+        }
+    }
+    Err(Failure::NotReady("many nodes join at this moment".into()))
+}

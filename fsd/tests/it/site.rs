@@ -1,0 +1,218 @@
+//! A site of several nodes: they join with tokens, the leader dies, and clients go on.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use fsd::config::Config;
+use fsd_rpc::admin::{self, AdminReply, AdminRequest, TokenPurpose};
+use fsd_rpc::credentials::{self, Credentials};
+use fsd_rpc::message::{Request, Response};
+use fsd_rpc::token::Invitation;
+use fsd_rpc::{Client, ConnectOptions};
+use raftmeta_types::{FileKind, Ino};
+use tempfile::TempDir;
+
+use crate::support::*;
+
+/// An address of this host's own that nobody else has: 127.0.0.0/8 is all ours.
+fn loopback() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let (pid, next) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    format!("127.{}.{}.{}:9400", 100 + (pid >> 8) % 100, pid & 0xff, next)
+}
+
+/// Nodes of one cluster, each with its directory.
+struct Site {
+    nodes: Vec<Node>,
+    addresses: Vec<String>,
+    /// Where its client keeps its certificate.
+    identity: TempDir,
+}
+
+impl Site {
+    /// As many nodes, all up, and the metadata group complete.
+    fn of(count: usize) -> Site {
+        let identity = tempfile::tempdir().unwrap();
+        let mut site = Site { nodes: Vec::new(), addresses: Vec::new(), identity };
+        for _ in 0..count {
+            site.add();
+        }
+        site.settled();
+        site
+    }
+
+    fn add(&mut self) {
+        let (number, address) = (self.nodes.len() + 1, loopback());
+        let mut node = Node::prepared(Shape::default());
+        let config = std::fs::read_to_string(node.path("node.toml")).unwrap();
+        let config = config
+            .replace("name = 'n'", &format!("name = 'n{number}'"))
+            .replace("unix = 'fsd.sock'", &format!("unix = 'fsd.sock'\ntcp = '{address}'"));
+        std::fs::write(node.path("node.toml"), config).unwrap();
+        if number > 1 {
+            let invitation = self.token(TokenPurpose::Node);
+            let config = Config::load(&node.path("node.toml")).unwrap();
+            let id = fsd::node::join(&config, &invitation, PATIENCE).unwrap();
+            assert_eq!(id.0, number as u64);
+        }
+        node.restart();
+        self.nodes.push(node);
+        self.addresses.push(address);
+    }
+
+    fn ask(&self, node: usize, request: AdminRequest) -> AdminReply {
+        let options =
+            ConnectOptions { admin: true, deadline: PATIENCE, ..ConnectOptions::default() };
+        let client = Client::connect(self.nodes[node].endpoint(), options).unwrap();
+        match client.call(&Request::Admin(request), &[]).unwrap().0 {
+            Response::Admin(reply) => reply,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// From the last node that there is: it passes the question on.
+    fn token(&self, purpose: TokenPurpose) -> Invitation {
+        let request = AdminRequest::TokenCreate { ttl_secs: 600, uses: 1, purpose };
+        let AdminReply::TokenCreated { token, .. } = self.ask(self.nodes.len() - 1, request) else {
+            panic!("no token");
+        };
+        let mut invitation: Invitation = token.0.parse().unwrap();
+        invitation.servers = self.addresses.clone();
+        invitation
+    }
+
+    fn list(&self, asked: usize) -> Vec<admin::Node> {
+        match self.ask(asked, AdminRequest::NodeList { with_shards: false }) {
+            AdminReply::Nodes(nodes) => nodes,
+            _ => panic!("no nodes"),
+        }
+    }
+
+    /// Waits until all are up and as many vote as shall.
+    fn settled(&self) {
+        let count = self.nodes.len();
+        let voters = match count {
+            0..=2 => 1,
+            3..=4 => 3,
+            _ => 5,
+        };
+        until("all nodes are up and the voters chosen", || {
+            let nodes = self.list(0);
+            let voting = nodes.iter().filter(|node| node.role != "learner").count();
+            let up = nodes.iter().filter(|node| node.state == "up").count();
+            (up == count && voting == voters).then_some(())
+        });
+    }
+
+    /// Place of the node that leads, as this one knows it.
+    fn leader(&self, asked: usize) -> usize {
+        until("a leader", || self.list(asked).iter().position(|node| node.role == "leader"))
+    }
+
+    fn client(&self) -> Client {
+        let directory = self.identity.path();
+        let credentials = match Credentials::load(directory) {
+            Ok(credentials) => credentials,
+            Err(_) => {
+                let invitation = self.token(TokenPurpose::Client);
+                let got = credentials::enrol(&invitation, "c", "test", PATIENCE).unwrap();
+                got.save(directory).unwrap();
+                got
+            }
+        };
+        let options = ConnectOptions {
+            client: "test:/mnt".into(),
+            deadline: PATIENCE,
+            ..ConnectOptions::default()
+        };
+        Client::connect(credentials.endpoint().unwrap(), options).unwrap()
+    }
+}
+
+#[test]
+fn three_nodes_go_on_when_the_leader_is_killed() {
+    let mut site = Site::of(3);
+    let client = site.client();
+    let session = client.session();
+    let mut made = 0;
+    let mut make = |client: &Client, count: u64| {
+        for _ in 0..count {
+            let name = format!("f{made:03}");
+            let ino = client.make(Ino::ROOT, &name, FileKind::Regular).ino;
+            client.write_inline(ino, 0, name.as_bytes());
+            made += 1;
+        }
+        made
+    };
+    make(&client, 20);
+    // A connection through a node that does not lead.
+    let local = site.nodes[2].client();
+    local.make(Ino::ROOT, "through n3", FileKind::Regular);
+
+    let leader = site.leader(0);
+    site.nodes[leader].kill();
+    let count = make(&client, 20);
+    assert_eq!(client.session(), session, "the session lives on");
+    let other = (leader + 1) % 3;
+    until("the lost node is seen as down", || {
+        (site.list(other)[leader].state == "down").then_some(())
+    });
+    site.nodes[leader].restart();
+    site.settled();
+    let mut names: Vec<String> = (0..count).map(|n| format!("f{n:03}")).collect();
+    names.push("through n3".into());
+    assert_eq!(client.names(Ino::ROOT), names);
+    for name in names.iter().filter(|name| name.starts_with('f')) {
+        let ino = client.find(Ino::ROOT, name).unwrap().ino;
+        assert_eq!(client.read(ino), name.as_bytes());
+    }
+}
+
+#[test]
+fn a_leader_that_stops_hands_over_and_all_may_be_restarted() {
+    let mut site = Site::of(3);
+    let client = site.client();
+    for round in 0..3 {
+        client.make(Ino::ROOT, &format!("r{round}"), FileKind::Regular);
+        let leader = site.leader(round % 3);
+        site.nodes[leader].stop();
+        client.make(Ino::ROOT, &format!("s{round}"), FileKind::Regular);
+        site.nodes[leader].restart();
+        site.settled();
+    }
+    // All at once, as after a power cut of the whole site.
+    site.nodes.iter_mut().for_each(Node::kill);
+    site.nodes.iter_mut().for_each(Node::restart);
+    assert_eq!(client.names(Ino::ROOT), ["r0", "r1", "r2", "s0", "s1", "s2"]);
+}
+
+#[test]
+fn tokens_of_clients_and_strangers_make_no_node() {
+    let site = Site::of(1);
+    let mut node = Node::prepared(Shape::default());
+    let text = std::fs::read_to_string(node.path("node.toml")).unwrap();
+    let join = |node: &Node, invitation: &Invitation| {
+        let config = Config::load(&node.path("node.toml")).unwrap();
+        fsd::node::join(&config, invitation, PATIENCE).unwrap_err().to_string()
+    };
+    // Without a network door nobody would reach it.
+    let good = site.token(TokenPurpose::Node);
+    assert!(join(&node, &good).contains("door.tcp"), "{}", join(&node, &good));
+    let door = format!("unix = 'fsd.sock'\ntcp = '{}'", loopback());
+    std::fs::write(node.path("node.toml"), text.replace("unix = 'fsd.sock'", &door)).unwrap();
+    let client = site.token(TokenPurpose::Client);
+    assert!(join(&node, &client).contains("for clients"), "{}", join(&node, &client));
+    let mut stranger = good.clone();
+    let ca = *good.token.ca();
+    stranger.token = fsd_rpc::token::Token::new(fsd_rpc::token::Purpose::Node, [7; 16], ca);
+    assert!(join(&node, &stranger).contains("unknown"), "{}", join(&node, &stranger));
+    // The token is still good: nothing of the above has used it. The name is taken, though.
+    let taken = std::fs::read_to_string(node.path("node.toml")).unwrap();
+    std::fs::write(node.path("node.toml"), taken.replace("name = 'n'", "name = 'n1'")).unwrap();
+    assert!(join(&node, &good).contains("n1"), "{}", join(&node, &good));
+    std::fs::write(node.path("node.toml"), taken).unwrap();
+    let config = Config::load(&node.path("node.toml")).unwrap();
+    fsd::node::join(&config, &good, PATIENCE).unwrap();
+    assert!(join(&node, &good).contains("already"), "{}", join(&node, &good));
+    node.restart();
+    node.stop();
+}
