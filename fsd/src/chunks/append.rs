@@ -221,9 +221,7 @@ impl<V: Volume> Inner<V> {
     }
 
     fn start_segment(&self, shard: ShardId, cleaning: bool) -> Result<Open, Error> {
-        let Some((slot, id)) = self.index.lock().start_segment(shard, cleaning) else {
-            return Err(Error::new(Kind::NoSpace, "no segment is free: delete, or add devices"));
-        };
+        let (slot, id) = self.index.lock().start_segment(shard, cleaning)?;
         let header = SegmentHeader { cluster: self.device.header.cluster, id };
         let batch = Batch::new(0, Some(header.encode()));
         Ok(Open { slot, id, at: BLOCK, entries: Vec::new(), batch })

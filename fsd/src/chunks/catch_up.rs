@@ -10,6 +10,8 @@
 //! Positions are fixed, so the stream and the fetching need no order between them: what the stream adds to
 //! a segment that is not there yet waits for it in memory.
 
+use std::collections::BTreeMap;
+
 use blockd_ipc::volume::Volume;
 use raftmeta_types::{Epoch, ShardId};
 use serde::{Deserialize, Serialize};
@@ -72,11 +74,10 @@ impl<V: Volume> ChunkStore<V> {
         }
         inner.stop(shard, Standing::Replica { epoch, next: None }, &mut stream).await?;
         let mut plan = Plan::default();
-        let mut ours = inner.segments(shard).await?;
+        let mut ours: BTreeMap<SegmentNumber, SegmentInfo> =
+            inner.segments(shard).await?.into_iter().map(|our| (our.number, our)).collect();
         for their in &theirs.segments {
-            let at = ours.iter().position(|our| our.number == their.number);
-            let our = at.map(|at| ours.swap_remove(at));
-            if our != Some(*their) {
+            if ours.remove(&their.number) != Some(*their) {
                 stream.coming.insert(their.number, Coming::default());
                 plan.fetch.push(*their);
             } else if !their.sealed && format::epoch_of(their.number) == epoch {
@@ -88,7 +89,7 @@ impl<V: Volume> ChunkStore<V> {
             }
         }
         plan.fetch.sort_by_key(|their| their.sealed);
-        plan.dropped = ours.iter().map(|our| our.number).collect();
+        plan.dropped = ours.into_keys().collect();
         let gone: Vec<SegmentId> =
             plan.dropped.iter().map(|&number| SegmentId { shard, number }).collect();
         inner.drop_segments(&gone).await?;

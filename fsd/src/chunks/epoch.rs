@@ -11,6 +11,9 @@
 //! Nothing that an in-sync replica has is dropped here: what the new primary lacks may be unacknowledged or
 //! freed, then it is garbage, or damaged, then it is precious.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use blockd_ipc::volume::Volume;
 use raftmeta_types::{Epoch, ShardId};
 use serde::{Deserialize, Serialize};
@@ -18,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Error, Kind};
 use super::format::{self, SegmentId};
 use super::replica::Stream;
-use super::replicate::OpNumber;
+use super::replicate::{OpNumber, SegmentNumber};
 use super::segments::SegmentInfo;
 use super::shards::{LiveSum, Role, Standing};
 use super::{ChunkStore, Inner};
@@ -174,19 +177,24 @@ impl<V: Volume> ChunkStore<V> {
         inner.check_unused(shard, epoch)?;
         inner.stop(shard, Standing::Replica { epoch, next: None }, &mut stream).await?;
         let mut settled = Settled::default();
-        let mut ours = inner.segments(shard).await?;
+        let mut ours: BTreeMap<SegmentNumber, SegmentInfo> =
+            inner.segments(shard).await?.into_iter().map(|our| (our.number, our)).collect();
+        let mut lost = 0;
         for their in theirs {
-            let Some(at) = ours.iter().position(|our| our.number == their.number) else {
-                settled.missing.push(*their);
-                continue;
-            };
-            let our = ours.swap_remove(at);
-            if our != *their && !inner.cut_to(shard, &our, their).await? {
-                settled.differing.push(our);
+            match ours.remove(&their.number) {
+                None => settled.missing.push(*their),
+                Some(our) if our == *their => {}
+                Some(our) => match inner.cut_to(shard, &our, their).await? {
+                    Some(cut) => lost += cut,
+                    None => settled.differing.push(our),
+                },
             }
         }
-        ours.sort_unstable_by_key(|our| our.number);
-        settled.extra = ours;
+        settled.extra = ours.into_values().collect();
+        if lost > 0 {
+            // Their older records are elsewhere, unless they are new and unacknowledged.
+            inner.reindex(shard).await?;
+        }
         Ok(settled)
     }
 
@@ -258,7 +266,7 @@ impl<V: Volume> Inner<V> {
 
     /// Ends whatever was written to the shard's segments, and forgets those that nobody acknowledged.
     pub(super) async fn stop(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         shard: ShardId,
         standing: Standing,
         stream: &mut Stream,
@@ -280,21 +288,22 @@ impl<V: Volume> Inner<V> {
         self.drop_segments(&unborn).await.map(|_| ())
     }
 
-    /// Cuts our segment if it is theirs with something more at the end.
+    /// Cuts our segment if it is theirs with something more at the end, and says how many chunks lost
+    /// their place.
     async fn cut_to(
         &self,
         shard: ShardId,
         our: &SegmentInfo,
         their: &SegmentInfo,
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<usize>, Error> {
         if our.sealed || their.sealed || our.len <= their.len {
-            return Ok(false);
+            return Ok(None);
         }
         let extent = self.extent(SegmentId { shard, number: our.number })?;
         let head = self.content(extent, 0, their.len as usize).await?;
         if format::digest(&head) != their.digest {
-            return Ok(false);
+            return Ok(None);
         }
-        self.cut(extent, their.len as usize).await.map(|()| true)
+        self.cut(extent, their.len as usize).await.map(Some)
     }
 }

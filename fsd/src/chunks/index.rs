@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use raftmeta_types::{ChunkHash, Epoch, ShardId};
 use tokio::sync::watch;
 
+use super::error::{Error, Kind};
 use super::format::{self, BLOCK, SegmentId};
 use super::replicate::SegmentNumber;
 use super::shards::{Shard, Standing};
@@ -263,17 +264,27 @@ impl Index {
         self.slots[slot as usize].lost_bytes = lost_bytes as u32;
     }
 
-    /// A free slot with the next number of the shard, if there is one of either. The reserve is for
-    /// cleaning alone.
-    pub fn start_segment(&mut self, shard: ShardId, reserve: bool) -> Option<(u32, SegmentId)> {
+    /// A free slot with the next number of the shard. The reserve is for cleaning alone.
+    ///
+    /// # Errors
+    /// `NoSpace`; `Invalid` when the shard's epoch has no more numbers.
+    pub fn start_segment(
+        &mut self,
+        shard: ShardId,
+        reserve: bool,
+    ) -> Result<(u32, SegmentId), Error> {
+        let full = || Error::new(Kind::NoSpace, "no segment is free: delete, or add devices");
         if !self.can_start(reserve) {
-            return None;
+            return Err(full());
         }
-        let number = self.shard_mut(shard).take_number()?;
+        let Some(number) = self.shard_mut(shard).take_number() else {
+            let why = format!("no segment numbers are left in this epoch of shard {shard}");
+            return Err(Error::new(Kind::Invalid, why));
+        };
         let id = SegmentId { shard, number };
-        let slot = self.take_slot(id, reserve)?;
+        let slot = self.take_slot(id, reserve).ok_or_else(full)?;
         self.segments.insert(id, slot);
-        Some((slot, id))
+        Ok((slot, id))
     }
 
     /// A free slot, open, for a segment that has its number from elsewhere. It is not named yet.

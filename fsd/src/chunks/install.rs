@@ -182,27 +182,38 @@ impl<V: Volume> Inner<V> {
             before
         };
         match before {
-            Some(before) => self.retire(before, &old).await,
+            Some(before) => self.retire(id.shard, before, &old).await,
             None => Ok(()),
         }
     }
 
     /// Frees the slot of a copy that was replaced. Chunks that only it had leave the index.
-    async fn retire(self: &Arc<Self>, slot: u32, entries: &[Entry]) -> Result<(), Error> {
-        {
+    async fn retire(
+        self: &Arc<Self>,
+        shard: ShardId,
+        slot: u32,
+        entries: &[Entry],
+    ) -> Result<(), Error> {
+        let lost = {
             let mut index = self.index.lock();
             if !index.start_freeing(slot) {
                 return Ok(());
             }
-            index.forget_lines(slot, entries);
+            index.forget_lines(slot, entries)
+        };
+        self.free(vec![slot]).await?;
+        if lost > 0 {
+            // An older record of them may be elsewhere.
+            self.reindex(shard).await?;
         }
-        self.free(vec![slot]).await.map(|_| ())
+        Ok(())
     }
 
-    /// Cuts what this replica has more of a segment than the primary. The cut is durable.
-    pub(super) async fn cut(&self, extent: Extent, len: usize) -> Result<(), Error> {
+    /// Cuts what this replica has more of a segment than the primary, durably. Says how many chunks lost
+    /// their place.
+    pub(super) async fn cut(&self, extent: Extent, len: usize) -> Result<usize, Error> {
         let entries = self.entries(extent).await?;
-        {
+        let lost = {
             let mut index = self.index.lock();
             let cut: Vec<ChunkHash> = entries
                 .iter()
@@ -215,10 +226,12 @@ impl<V: Volume> Inner<V> {
                 .collect();
             cut.iter().for_each(|hash| index.remove(hash));
             index.slots[extent.slot as usize].len = len as u32;
-        }
+            cut.len()
+        };
         let zeros = vec![0; extent.len - len];
         self.device.write(self.device.slot_start(extent.slot) + len as u64, &[&zeros]).await?;
-        self.flush().await
+        self.flush().await?;
+        Ok(lost)
     }
 }
 

@@ -473,6 +473,10 @@ impl<V: Volume> Inner<V> {
                 }
             };
             let mut index = self.index.lock();
+            if index.shard(shard).primary().is_some() {
+                // What it deleted must not come back on it alone.
+                return Ok(());
+            }
             if index.segments.get(&extent.id) == Some(&extent.slot) {
                 entries.iter().for_each(|entry| index.insert_found(extent.slot, entry));
             }

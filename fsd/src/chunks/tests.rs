@@ -8,6 +8,8 @@ use super::*;
 mod crash;
 mod faults;
 mod orders;
+mod replicas;
+mod site;
 mod space;
 mod together;
 

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
 use super::blocks::make_parent;
-use super::{Node, NodeError, lead, members};
+use super::{Node, NodeError, devices, lead, members};
 use crate::config::Config;
 use crate::jobs;
 use crate::replication;
@@ -133,6 +133,7 @@ async fn at_work(
     };
     let metrics = tokio::spawn(node.metrics.clone().serve(listener, refresh));
     node.courier.attach(node);
+    let devices = tokio::spawn(devices::watch(Arc::downgrade(node)));
     let jobs = jobs::start(node);
     let site = [
         tokio::spawn(lead::follow(Arc::clone(node))),
@@ -161,6 +162,7 @@ async fn at_work(
     tracing::info!("stopping");
     node.stopping.send_replace(true);
     metrics.abort();
+    devices.abort();
     if !doors.is_finished() {
         let _ = doors.await;
     }

@@ -192,7 +192,7 @@ async fn a_number_beyond_the_highest_is_damage_and_stops_nothing() {
         let more = dice.chunk(5000);
         let put = store.put(vec![more.clone()]).await.map_err(|error| error.kind());
         assert_eq!(put.is_err(), more.0.shard(2) == ShardId(0), "{put:?}");
-        assert!(put.is_ok() || put == Err(Kind::NoSpace));
+        assert!(put.is_ok() || put == Err(Kind::Invalid));
     }
 }
 

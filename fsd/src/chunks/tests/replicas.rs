@@ -1,0 +1,450 @@
+//! One replica: what it refuses, what a crash leaves of it, and how damage is put right.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const SHARD: ShardId = ShardId(0);
+
+/// Keeps the ops, and says that they arrived.
+#[derive(Clone, Default)]
+struct Tape(Arc<Mutex<Vec<ShardOp>>>);
+
+impl Replicator for Tape {
+    fn has_audience(&self, shard: ShardId) -> bool {
+        shard == SHARD
+    }
+
+    fn replicate(&self, ops: Vec<ShardOp>) -> Replicated {
+        self.0.lock().extend(ops);
+        Box::pin(std::future::ready(Vec::new()))
+    }
+}
+
+/// Refuses everything, for the given reason.
+struct Refusing(ReplicationError);
+
+impl Replicator for Refusing {
+    fn has_audience(&self, _: ShardId) -> bool {
+        true
+    }
+
+    fn replicate(&self, ops: Vec<ShardOp>) -> Replicated {
+        let why = self.0;
+        Box::pin(std::future::ready(ops.into_iter().map(|op| (op.shard, why)).collect()))
+    }
+}
+
+async fn member(volume: SimVolume, replicator: Arc<dyn Replicator>) -> ChunkStore<SimVolume> {
+    let params = OpenParams { cluster_uuid: CLUSTER, keys: Keys::new(1, &[9; 32]), epochs: vec![] };
+    ChunkStore::open_member(volume, params, replicator).await.unwrap()
+}
+
+async fn blank() -> (SimVolume, ChunkStore<SimVolume>) {
+    let (volume, _) = fresh(40).await;
+    (volume.clone(), member(volume, Arc::new(Alone)).await)
+}
+
+/// A primary under epoch 1 that did a little of everything, and its tape.
+async fn primary() -> (ChunkStore<SimVolume>, Tape, Vec<(ChunkHash, Bytes)>) {
+    let (volume, _) = fresh(40).await;
+    let tape = Tape::default();
+    let store = member(volume, Arc::new(tape.clone())).await;
+    for shard in [SHARD, ShardId(1)] {
+        store.set_role(shard, Role::Primary { epoch: Epoch(1), gc_epoch: Epoch(0) }).unwrap();
+    }
+    let mut dice = Dice(77);
+    let mut chunks = Vec::new();
+    while chunks.len() < 40 {
+        let len = 1000 + dice.below(6000) as usize;
+        let chunk = dice.chunk(len);
+        if chunk.0.shard(2) == SHARD {
+            store.put(vec![chunk.clone()]).await.unwrap();
+            chunks.push(chunk);
+        }
+    }
+    let gone: Vec<ChunkHash> = chunks.iter().step_by(3).map(|chunk| chunk.0).collect();
+    store.delete(SHARD, Epoch(1), &gone).await.unwrap();
+    store.clean(u64::MAX).await.unwrap();
+    // Behind this every op is on the tape.
+    store.snapshot(SHARD).await.unwrap();
+    chunks.retain(|chunk| !gone.contains(&chunk.0));
+    (store, tape, chunks)
+}
+
+async fn follower() -> (SimVolume, ChunkStore<SimVolume>) {
+    let (volume, store) = blank().await;
+    store.settle(SHARD, Epoch(1), &[]).await.unwrap();
+    store.follow(SHARD, Epoch(1), Epoch(0), LiveSum::default()).await.unwrap();
+    (volume, store)
+}
+
+async fn one(store: &ChunkStore<SimVolume>, op: &ShardOp) -> Result<OpNumber, ApplyError> {
+    store.apply(vec![op.clone()]).await.pop().unwrap().result
+}
+
+async fn assert_equal(one: &ChunkStore<SimVolume>, other: &ChunkStore<SimVolume>) {
+    let infos = one.segments(SHARD).await.unwrap();
+    assert_eq!(other.segments(SHARD).await.unwrap(), infos);
+    for info in infos {
+        let read = async |store: &ChunkStore<SimVolume>| {
+            store.read_segment(SHARD, info.number, 0, 64 << 10).await.unwrap()
+        };
+        assert!(read(one).await == read(other).await, "{info:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_replica_has_the_same_bytes_at_the_same_places() {
+    let (first, tape, chunks) = primary().await;
+    let ops = tape.0.lock().clone();
+    let numbers: Vec<u64> = ops.iter().map(|op| op.number.0).collect();
+    assert_eq!(numbers, (1..=ops.len() as u64).collect::<Vec<_>>());
+    let kinds = |kind: fn(&Op) -> bool| ops.iter().filter(|op| kind(&op.op)).count();
+    let counted = [
+        kinds(|op| matches!(op, Op::Append { .. })),
+        kinds(|op| matches!(op, Op::Append { reserve: true, .. })),
+        kinds(|op| matches!(op, Op::Seal { .. })),
+        kinds(|op| matches!(op, Op::Delete { .. })),
+        kinds(|op| matches!(op, Op::Free { .. })),
+    ];
+    assert!(counted.iter().all(|&count| count > 0), "{counted:?}");
+    // One by one, each twice, and all in one call.
+    let (_, single) = follower().await;
+    for op in &ops {
+        assert_eq!(one(&single, op).await.unwrap(), op.number);
+        assert_eq!(one(&single, op).await.unwrap(), op.number);
+    }
+    let (volume, whole) = follower().await;
+    let applied = whole.apply(ops).await.pop().unwrap();
+    assert_eq!(applied.result.unwrap().0, numbers.len() as u64);
+    for replica in [&single, &whole] {
+        assert_equal(&first, replica).await;
+        let live = |store: &ChunkStore<SimVolume>| store.inner.index.lock().shard(SHARD).live;
+        assert_eq!(live(replica), live(&first));
+        assert_eq!(replica.usage().live, first.usage().live);
+        assert_eq!(replica.shard_epoch(SHARD), Epoch(1));
+        for (hash, bytes) in &chunks {
+            assert_eq!(&replica.get(hash).await.unwrap(), bytes);
+            assert_eq!(replica.place_of(hash), first.place_of(hash));
+        }
+    }
+    // A restarted one has no role, and takes puts only when it was made primary.
+    let again = member(volume.reopen(), Arc::new(Alone)).await;
+    assert_equal(&first, &again).await;
+    let chunk = chunks[0].clone();
+    let refused = again.put(vec![chunk.clone()]).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::NotPrimary);
+    again.lead::<NoPeer>(SHARD, Epoch(2), Epoch(1), &[]).await.unwrap();
+    assert_eq!(again.put(vec![chunk]).await.unwrap(), vec![Epoch(1)]);
+}
+
+/// For stores without others.
+enum NoPeer {}
+
+impl Peer for NoPeer {
+    async fn settle(&self, _: ShardId, _: Epoch, _: Vec<SegmentInfo>) -> Result<Settled, Error> {
+        match *self {}
+    }
+
+    async fn follow(&self, _: ShardId, _: Epoch, _: Epoch, _: LiveSum) -> Result<(), Error> {
+        match *self {}
+    }
+
+    async fn compare(&self, _: ShardId, _: Snapshot) -> Result<Plan, Error> {
+        match *self {}
+    }
+
+    async fn caught_up(&self, _: ShardId, _: Epoch) -> Result<(), Error> {
+        match *self {}
+    }
+
+    async fn whole_segment(&self, _: ShardId, _: SegmentNumber) -> Result<(Bytes, bool), Error> {
+        match *self {}
+    }
+
+    async fn install_segment(
+        &self,
+        _: ShardId,
+        _: Epoch,
+        _: SegmentNumber,
+        _: Bytes,
+        _: bool,
+    ) -> Result<(), Error> {
+        match *self {}
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_belong_there_is_refused() {
+    let (_, tape, _) = primary().await;
+    let ops = tape.0.lock().clone();
+    let (_, store) = blank().await;
+    assert!(matches!(one(&store, &ops[0]).await, Err(ApplyError::NotFollowing)));
+    let (_, store) = follower().await;
+    assert!(matches!(one(&store, &ops[1]).await, Err(ApplyError::Gap(OpNumber(1)))));
+    let far = ShardOp { shard: ShardId(9), ..ops[0].clone() };
+    assert!(matches!(one(&store, &far).await, Err(ApplyError::Invalid(_))));
+    let other = ShardOp { shard: ShardId(1), ..ops[0].clone() };
+    assert!(matches!(one(&store, &other).await, Err(ApplyError::NotFollowing)));
+    let Op::Append { segment, bytes, .. } = &ops[0].op else { panic!("{:?}", ops[0]) };
+    let append = |offset, bytes: Bytes, segment| ShardOp {
+        op: Op::Append { segment, offset, bytes, reserve: false },
+        ..ops[0].clone()
+    };
+    let flipped = |at: usize| {
+        let mut bytes = bytes.to_vec();
+        bytes[at] ^= 4;
+        append(0, bytes.into(), *segment)
+    };
+    let mut wrong: Vec<ShardOp> = (0..64).map(flipped).collect();
+    wrong.extend((4096..bytes.len()).step_by(41).map(flipped));
+    let next = SegmentNumber(segment.0 + 1);
+    wrong.extend([
+        append(0, Bytes::new(), *segment),
+        append(0, bytes.slice(..4096), *segment),
+        append(0, bytes.slice(..100), *segment),
+        append(4096, bytes.slice(4096..), *segment),
+        append(100, bytes.clone(), *segment),
+        append(u32::MAX - 4095, bytes.clone(), *segment),
+        append(0, bytes.clone(), next),
+        append(0, bytes.clone(), SegmentNumber(u64::MAX)),
+        ShardOp { op: Op::Seal { segment: next, footer: Bytes::new() }, ..ops[0].clone() },
+        ShardOp {
+            op: Op::Delete { gc_epoch: Epoch(1), hashes: vec![ChunkHash([0xff; 32])] },
+            ..ops[0].clone()
+        },
+    ]);
+    for op in &wrong {
+        let refused = one(&store, op).await;
+        assert!(matches!(refused, Err(ApplyError::Invalid(_))), "{refused:?}");
+    }
+    // None of it did any harm.
+    for op in &ops {
+        let seal = match &op.op {
+            Op::Seal { segment, footer } => {
+                let mut footer = footer.to_vec();
+                let at = footer.len() - 100;
+                footer[at] ^= 1;
+                Some(Op::Seal { segment: *segment, footer: footer.into() })
+            }
+            _ => None,
+        };
+        if let Some(seal) = seal {
+            let refused = one(&store, &ShardOp { op: seal, ..op.clone() }).await;
+            assert!(matches!(refused, Err(ApplyError::Invalid(_))), "{refused:?}");
+        }
+        one(&store, op).await.unwrap();
+    }
+    store.set_role(SHARD, Role::Replica { epoch: Epoch(2) }).unwrap();
+    assert!(matches!(one(&store, &ops[0]).await, Err(ApplyError::StaleEpoch(Epoch(2)))));
+    let stale = store.set_role(SHARD, Role::Replica { epoch: Epoch(1) }).unwrap_err();
+    assert_eq!(stale.kind(), Kind::StaleEpoch);
+    let stale = store.settle(SHARD, Epoch(1), &[]).await.unwrap_err();
+    assert_eq!(stale.kind(), Kind::StaleEpoch);
+}
+
+#[tokio::test]
+async fn a_primary_that_cannot_replicate_promises_nothing_and_needs_a_new_epoch() {
+    for why in [ReplicationError::NotNow, ReplicationError::Deposed(Epoch(5))] {
+        let (volume, _) = fresh(40).await;
+        let store = member(volume, Arc::new(Refusing(why))).await;
+        let role = Role::Primary { epoch: Epoch(1), gc_epoch: Epoch(0) };
+        store.set_role(SHARD, role).unwrap();
+        let chunk = (0..).map(|seed| Dice(seed).chunk(900)).find(|c| c.0.shard(2) == SHARD);
+        let chunk = chunk.unwrap();
+        let refused = store.put(vec![chunk.clone()]).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::NotReplicated);
+        assert!(!store.contains(&chunk.0));
+        for refused in [
+            store.put(vec![chunk.clone()]).await.unwrap_err(),
+            store.delete(SHARD, Epoch(1), &[chunk.0]).await.unwrap_err(),
+            store.snapshot(SHARD).await.unwrap_err(),
+        ] {
+            assert_eq!(refused.kind(), Kind::NotPrimary);
+        }
+        assert_eq!(store.shard_epoch(SHARD), Epoch(0));
+        let again = store.begin_epoch(SHARD, Epoch(1), Epoch(0)).await.unwrap_err();
+        let kind = match why {
+            ReplicationError::NotNow => Kind::Invalid,
+            ReplicationError::Deposed(_) => Kind::StaleEpoch,
+        };
+        assert_eq!(again.kind(), kind);
+        let begun = store.begin_epoch(SHARD, Epoch(6), Epoch(3)).await.unwrap();
+        assert_eq!((begun.segments, begun.live), (vec![], LiveSum::default()));
+        assert_eq!(store.put(vec![chunk]).await.unwrap_err().kind(), Kind::NotPrimary);
+        store.set_role(SHARD, Role::Primary { epoch: Epoch(6), gc_epoch: Epoch(3) }).unwrap();
+        assert_eq!(store.shard_epoch(SHARD), Epoch(3));
+    }
+}
+
+/// Cuts the power at every operation of applying, recovers, and catches up.
+#[tokio::test]
+async fn a_replica_that_is_cut_anywhere_keeps_what_it_answered() {
+    let (first, tape, chunks) = primary().await;
+    let ops = tape.0.lock().clone();
+    let (volume, store) = follower().await;
+    let before = volume.ops();
+    for op in &ops {
+        one(&store, op).await.unwrap();
+    }
+    let total = volume.ops() - before;
+    let snapshot = first.snapshot(SHARD).await.unwrap();
+    for cut in 0..total {
+        let (volume, store) = follower().await;
+        volume.halt_after(cut);
+        let mut answered = BTreeMap::new();
+        for op in &ops {
+            if one(&store, op).await.is_err() {
+                break;
+            }
+            match &op.op {
+                Op::Append { .. } => {
+                    for hash in store.iter_hashes(Some(SHARD)) {
+                        answered.insert(hash, ());
+                    }
+                }
+                Op::Delete { hashes, .. } => {
+                    hashes.iter().for_each(|hash| drop(answered.remove(hash)));
+                }
+                Op::Seal { .. } | Op::Free { .. } => {}
+            }
+        }
+        let store = member(volume.power_cut(cut), Arc::new(Alone)).await;
+        for hash in answered.keys() {
+            let got = store.get(hash).await;
+            let right = got.as_ref().is_ok_and(|got| blake3::hash(got).as_bytes() == &hash.0);
+            assert!(right, "cut {cut}: {got:?}");
+        }
+        let plan = store.compare(SHARD, &snapshot).await.unwrap();
+        for info in plan.fetch {
+            let (content, sealed) = first.whole_segment(SHARD, info.number).await.unwrap();
+            store.install_segment(SHARD, Epoch(1), info.number, content, sealed).await.unwrap();
+        }
+        store.caught_up(SHARD, Epoch(1)).await.unwrap();
+        assert_equal(&first, &store).await;
+        for (hash, bytes) in &chunks {
+            assert_eq!(&store.get(hash).await.unwrap(), bytes, "cut {cut}");
+        }
+    }
+    assert!(total > 50, "{total} operations");
+}
+
+/// Cuts the power at every operation of an installation over a damaged copy.
+#[tokio::test]
+async fn a_torn_installation_is_never_believed_and_loses_nothing() {
+    let (first, tape, _) = primary().await;
+    let ops = tape.0.lock().clone();
+    let (volume, store) = follower().await;
+    store.apply(ops).await.pop().unwrap().result.unwrap();
+    let infos = first.segments(SHARD).await.unwrap();
+    let info = *infos.iter().find(|info| info.sealed).unwrap();
+    let slot = {
+        let index = store.inner.index.lock();
+        index.segments[&format::SegmentId { shard: SHARD, number: info.number }]
+    };
+    // One record of the copy is damaged, the others are all there is of their chunks.
+    let at = (format::SLOTS_START + u64::from(slot) * (64 << 10) + 4096) / 4096;
+    volume.corrupt(at, 200, 1);
+    let store_of = |volume: SimVolume| member(volume, Arc::new(Alone));
+    let readable = async |store: &ChunkStore<SimVolume>| {
+        let mut count = 0;
+        for hash in store.iter_hashes(Some(SHARD)) {
+            count += usize::from(store.get(&hash).await.is_ok());
+        }
+        count
+    };
+    let volume = volume.reopen();
+    let least = readable(&store_of(volume.fork()).await).await;
+    let (content, sealed) = first.whole_segment(SHARD, info.number).await.unwrap();
+    let mut whole = 0;
+    for cut in 0..40 {
+        let volume = volume.fork();
+        let store = store_of(volume.clone()).await;
+        store.set_role(SHARD, Role::Replica { epoch: Epoch(1) }).unwrap();
+        volume.halt_after(cut);
+        let content = content.clone();
+        let done = store.install_segment(SHARD, Epoch(1), info.number, content, sealed).await;
+        let store = store_of(volume.power_cut(cut)).await;
+        let count = readable(&store).await;
+        assert!(count >= least, "cut {cut}: {count} of {least} readable");
+        let verified = store.verify_segment(SHARD, info.number).await.unwrap();
+        assert!(verified.whole || done.is_err(), "cut {cut}: {verified:?}");
+        whole += u32::from(verified.whole);
+        // No slot is lost, and none holds a segment twice.
+        let segments = store.inner.index.lock().segments.len();
+        assert_eq!(store.usage().segments_closed as usize, segments, "cut {cut}");
+    }
+    assert!((1..40).contains(&whole), "{whole} of 40 were whole");
+}
+
+#[tokio::test]
+async fn a_scrub_finds_damage_and_a_good_copy_repairs_it() {
+    let (first, tape, chunks) = primary().await;
+    let (volume, store) = follower().await;
+    store.apply(tape.0.lock().clone()).await.pop().unwrap().result.unwrap();
+    let infos = store.segments(SHARD).await.unwrap();
+    for info in &infos {
+        let verified = store.verify_segment(SHARD, info.number).await.unwrap();
+        assert_eq!(verified, Verified { info: *info, whole: true, bad: vec![] });
+    }
+    for (hash, bytes) in chunks.iter().step_by(4) {
+        let place = store.place_of(hash).unwrap();
+        let slot = store.inner.index.lock().table.get(hash).unwrap().slot;
+        let at = store.inner.device.slot_start(slot) + u64::from(place.offset) + 90;
+        volume.corrupt(at / 4096, at as usize % 4096, 8);
+        let verified = store.verify_segment(SHARD, place.number).await.unwrap();
+        assert_eq!((verified.whole, verified.bad), (false, vec![*hash]));
+        assert_eq!(store.read_record(hash).await.unwrap_err().kind(), Kind::Damaged);
+        let record = first.read_record(hash).await.unwrap();
+        let mut wrong = record.clone();
+        wrong[85] ^= 1;
+        let other = chunks.iter().find(|chunk| chunk.0 != *hash).unwrap().0;
+        for wrong in [wrong, first.read_record(&other).await.unwrap(), vec![]] {
+            let refused = store.repair(hash, Epoch(1), &wrong).await.unwrap_err();
+            assert_eq!(refused.kind(), Kind::Invalid);
+        }
+        store.repair(hash, Epoch(1), &record).await.unwrap();
+        assert_eq!(&store.get(hash).await.unwrap(), bytes);
+        assert!(store.verify_segment(SHARD, place.number).await.unwrap().whole);
+    }
+    assert_equal(&first, &store).await;
+}
+
+#[tokio::test]
+async fn what_an_earlier_life_left_is_not_taken_and_older_formats_are_refused_by_name() {
+    let (volume, store) = fresh(30).await;
+    let chunk = Dice(1).chunk(3000);
+    store.put(vec![chunk.clone()]).await.unwrap();
+    let image: Vec<u8> = store.inner.device.read(format::SLOTS_START, 64 << 10).await.unwrap();
+    let volume = volume.reopen();
+    let params = FormatParams { cluster_uuid: CLUSTER, shard_count: 2, segment_bytes: 64 << 10 };
+    ChunkStore::format(&volume, params).await.unwrap();
+    assert_eq!(open(volume.reopen()).await.usage().chunks, 0);
+    // A device that gives the old bytes after giving back.
+    let volume = SimVolume::new(4096, 16 + 30 * 16);
+    for (lba, block) in (16..).zip(image.chunks(4096)) {
+        let mut buffer = blockd_ipc::Volume::buffer(&volume, 4096).await.unwrap();
+        buffer.set_len(4096);
+        buffer.copy_from_slice(block);
+        blockd_ipc::Volume::write(&volume, lba, buffer, true).await.unwrap();
+    }
+    ChunkStore::format(&volume, params).await.unwrap();
+    let store = open(volume.reopen()).await;
+    assert_eq!((store.usage().chunks, store.usage().used), (0, 0));
+
+    let (volume, _) = fresh(20).await;
+    for copy in 0..2 {
+        let mut buffer = blockd_ipc::Volume::buffer(&volume, 4096).await.unwrap();
+        buffer.set_len(4096);
+        let mut buffer = blockd_ipc::Volume::read(&volume, copy, buffer).await.unwrap();
+        buffer[8] = 1;
+        let crc = format::crc32c(&[&buffer[..12], &buffer[16..512]]).to_le_bytes();
+        buffer[12..16].copy_from_slice(&crc);
+        blockd_ipc::Volume::write(&volume, copy, buffer, true).await.unwrap();
+    }
+    let params = OpenParams { cluster_uuid: CLUSTER, keys: Keys::new(1, &[9; 32]), epochs: vec![] };
+    let error = ChunkStore::open(volume, params).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::OlderFormat);
+    assert!(error.to_string().contains("format 1"), "{error}");
+}
