@@ -7,7 +7,7 @@ use fsd_rpc::admin::{self, AdminReply, AdminRequest, TokenPurpose};
 use fsd_rpc::credentials::{self, Credentials};
 use fsd_rpc::message::{Request, Response};
 use fsd_rpc::token::Invitation;
-use fsd_rpc::{Client, ConnectOptions};
+use fsd_rpc::{CallError, Client, ConnectOptions};
 use raftmeta_types::{FileKind, Ino};
 use tempfile::TempDir;
 
@@ -63,11 +63,15 @@ impl Site {
     }
 
     fn ask(&self, node: usize, request: AdminRequest) -> AdminReply {
+        self.try_ask(node, request).unwrap()
+    }
+
+    fn try_ask(&self, node: usize, request: AdminRequest) -> Result<AdminReply, CallError> {
         let options =
             ConnectOptions { admin: true, deadline: PATIENCE, ..ConnectOptions::default() };
-        let client = Client::connect(self.nodes[node].endpoint(), options).unwrap();
-        match client.call(&Request::Admin(request), &[]).unwrap().0 {
-            Response::Admin(reply) => reply,
+        let client = Client::connect(self.nodes[node].endpoint(), options)?;
+        match client.call(&Request::Admin(request), &[])?.0 {
+            Response::Admin(reply) => Ok(reply),
             other => panic!("{other:?}"),
         }
     }
@@ -245,6 +249,44 @@ fn a_lost_node_is_made_up_for_without_a_command() {
     check(&client, 0..12);
     fill(&client, 12..18);
     check(&client, 12..18);
+}
+
+#[test]
+fn a_node_is_drained_removed_and_a_new_one_takes_its_place() {
+    let mut site = Site::of(3, 2);
+    let client = site.client();
+    fill(&client, 0..12);
+    let drain = |site: &Site, node: &str, dry_run| {
+        site.ask(0, AdminRequest::NodeDrain { node: node.into(), dry_run })
+    };
+    let AdminReply::NodeMoved(moved) = drain(&site, "n3", true) else { panic!("no answer") };
+    assert_eq!((moved.node, moved.state.as_str()), (3, "up"));
+    drain(&site, "3", false);
+    until("it is drained, and its shards are elsewhere", || {
+        let nodes = site.list(0);
+        let mut shards = nodes.iter().flat_map(|node| &node.shards);
+        let moved = shards.all(|s| s.in_sync.len() == 2 && !s.in_sync.contains(&3));
+        (nodes[2].state == "drained" && moved).then_some(())
+    });
+    check(&client, 0..12);
+    // Another one would leave fewer nodes than copies.
+    let request = AdminRequest::NodeDrain { node: "n1".into(), dry_run: false };
+    let refused = site.try_ask(0, request).unwrap_err().to_string();
+    assert!(refused.contains("copies"), "{refused}");
+    site.nodes[2].kill();
+    fill(&client, 12..18);
+    site.ask(0, AdminRequest::NodeRemove { node: "n3".into() });
+    // It is not let in again.
+    site.nodes[2].restart();
+    until("it is gone", || (site.list(0)[2].state == "removed").then_some(()));
+    site.nodes[2].kill();
+    site.add();
+    until("the new node holds its share", || {
+        let nodes = site.list(0);
+        let held = nodes.iter().flat_map(|node| &node.shards).filter(|s| s.in_sync.contains(&4));
+        (nodes[3].state == "up" && held.count() >= 2).then_some(())
+    });
+    check(&client, 0..18);
 }
 
 #[test]
