@@ -8,7 +8,7 @@ mod gc;
 mod jobs;
 mod nodes;
 mod path;
-mod security;
+pub(crate) mod security;
 mod stat;
 mod status;
 

@@ -53,7 +53,7 @@ use fsd_rpc::server::Control;
 pub use blocks::VOLUME;
 pub use error::NodeError;
 pub use join::join;
-pub(crate) use join::raft;
+pub(crate) use join::{address, raft};
 pub use run::{Ready, log_to_stderr, serve};
 
 use crate::authority::Authority;

@@ -49,6 +49,7 @@ impl Handler for Echo {
             session: SessionId(1),
             secret: [0; 16],
             resumed: false,
+            servers: Vec::new(),
             limits,
         })
     }

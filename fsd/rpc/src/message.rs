@@ -328,6 +328,8 @@ pub struct Welcome {
     /// Whether the session existed before (reconnect) or had to be made anew.
     pub resumed: bool,
     pub limits: Limits,
+    /// `host:port` of the nodes that are up, for clients of the network.
+    pub servers: Vec<String>,
 }
 
 /// What the cluster's configuration tells its clients.

@@ -8,7 +8,7 @@ use fsd_rpc::message::Failure;
 use fsd_rpc::server::Conn;
 use fsd_rpc::token::{Invitation, Purpose};
 use raftmeta::read;
-use raftmeta_types::cluster::{CertificateInfo, TokenInfo};
+use raftmeta_types::cluster::{CertificateInfo, NodeState, TokenInfo};
 use raftmeta_types::{Command, MetaError};
 
 use super::refused;
@@ -69,10 +69,23 @@ pub(super) async fn create_token(
     let expires = info.expires;
     node.command(enter(info), true).await?;
     tracing::info!(ttl_secs, uses, ?purpose, by = ?conn.peer, "an enrolment token was created");
-    // With the address, the token is all that a client needs.
-    let servers = node.config.door.advertise.iter().cloned().collect();
+    // With the addresses, the token is all that a client needs.
+    let servers = addresses(node)?;
     let token = Secret(Invitation { token, servers }.reveal().to_string());
     Ok(AdminReply::TokenCreated { token, expires: expires.into(), uses })
+}
+
+/// Where the cluster is reached: the nodes that are up, this one first.
+pub(crate) fn addresses(node: &Node) -> Result<Vec<String>, Failure> {
+    let known = read::nodes(&node.group.view()).map_err(storage)?;
+    let others = known.into_iter().filter(|other| other.id != node.id);
+    let others = others.filter(|other| other.state == NodeState::Up && !other.address.is_empty());
+    let own = match others.clone().next() {
+        // A node that is alone says only what it was told to say.
+        None => node.config.door.advertise.clone(),
+        Some(_) => crate::node::address(&node.config).ok(),
+    };
+    Ok(own.into_iter().chain(others.map(|other| other.address)).collect())
 }
 
 pub(super) fn tokens(node: &Arc<Node>) -> Result<AdminReply, Failure> {

@@ -219,6 +219,7 @@ impl Handler for OnlyNodes {
             secret: [0; 16],
             resumed: false,
             limits: Limits::default(),
+            servers: Vec::new(),
         })
     }
 

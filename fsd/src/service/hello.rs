@@ -62,6 +62,8 @@ fn welcome(node: &Node, session: SessionId, secret: [u8; 16], resumed: bool) -> 
             inline_max: INLINE_MAX,
             lease_ms: LEASE.as_millis() as u32,
         },
+        // Who does not hear of them goes on with those that it knows.
+        servers: crate::admin::security::addresses(node).unwrap_or_default(),
     }
 }
 

@@ -80,6 +80,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         secret: [2; 16],
         resumed: true,
         limits,
+        servers: vec!["n2:9400".into()],
     };
     let csr_der = Bytes::from_static(b"der");
     let token = AdminRequest::TokenCreate { ttl_secs: 3600, uses: 1, purpose: TokenPurpose::Node };

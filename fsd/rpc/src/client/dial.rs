@@ -15,9 +15,12 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::connection::Stream;
 use super::{CallError, Endpoint};
+use crate::credentials::resolve;
 use crate::frame::FrameError;
 use crate::tls::{self, Identity};
 
+/// Addresses that a client remembers.
+const ADDRESSES_MAX: usize = 64;
 /// Longest wait for one of several addresses.
 const ADDRESS_MAX: Duration = Duration::from_secs(2);
 /// A connection whose bytes nobody takes for this long has ended: the node is gone, or cut off.
@@ -26,7 +29,7 @@ pub(crate) const UNHEARD_MS_MAX: u32 = 5000;
 pub(crate) enum Dial {
     Unix(PathBuf),
     Tcp {
-        addrs: Vec<SocketAddr>,
+        addrs: Mutex<Vec<SocketAddr>>,
         /// Which of them is tried first.
         first: AtomicUsize,
         tls: Mutex<Arc<ClientConfig>>,
@@ -39,7 +42,7 @@ impl Dial {
             Endpoint::Unix(path) => Dial::Unix(path),
             Endpoint::Tcp { addrs, identity } => {
                 let tls = Mutex::new(tls::client_config(&identity)?);
-                Dial::Tcp { addrs, first: AtomicUsize::new(0), tls }
+                Dial::Tcp { addrs: Mutex::new(addrs), first: AtomicUsize::new(0), tls }
             }
         })
     }
@@ -51,6 +54,20 @@ impl Dial {
             Dial::Tcp { tls, .. } => *tls.lock() = tls::client_config(identity)?,
         }
         Ok(())
+    }
+
+    /// These nodes exist as well; those that were known stay.
+    pub(super) fn learn(&self, servers: &[String]) {
+        let Dial::Tcp { addrs, .. } = self else { return };
+        // One whose name is not known on this host is of no use to it.
+        let found = servers.iter().filter_map(|server| resolve(std::slice::from_ref(server)).ok());
+        let found: Vec<SocketAddr> = found.flatten().collect();
+        let mut addrs = addrs.lock();
+        for addr in found {
+            if addrs.len() < ADDRESSES_MAX && !addrs.contains(&addr) {
+                addrs.push(addr);
+            }
+        }
     }
 
     /// The node that was reached cannot help at the moment: the next one is tried first.
@@ -76,6 +93,7 @@ impl Dial {
             }
             Dial::Tcp { addrs, first, tls } => {
                 let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address given");
+                let addrs = addrs.lock().clone();
                 let from = first.load(Ordering::Relaxed) % addrs.len().max(1);
                 for addr in addrs[from..].iter().chain(&addrs[..from]) {
                     go_on()?;

@@ -12,6 +12,9 @@ use crate::message::Request;
 /// How often the certificate's end is looked at.
 const RENEWAL_EVERY: Duration = Duration::from_secs(6 * 3600);
 
+/// Nodes that are remembered.
+const SERVERS_MAX: usize = 64;
+
 /// Until `stopped` has no sender any more or the client is gone.
 pub(super) fn session(weak: &Weak<Inner>, every: Duration, stopped: &mpsc::Receiver<()>) {
     let mut look = Instant::now();
@@ -39,9 +42,17 @@ pub(super) fn session(weak: &Weak<Inner>, every: Duration, stopped: &mpsc::Recei
     }
 }
 
-/// Renews the certificate in the directory if it is time, and shows from now on the one that is there.
+/// Keeps the names of nodes that the cluster has told, renews the certificate in the directory if it is time, and shows from now on the one that is there.
 fn renew(inner: &Inner, dir: &Path) -> Result<(), CredentialsError> {
     let mut credentials = Credentials::load(dir)?;
+    // The next mount may come when the nodes of today are gone.
+    let told = inner.state.lock().welcome.as_ref().map(|w| w.servers.clone()).unwrap_or_default();
+    let new: Vec<String> =
+        told.into_iter().filter(|server| !credentials.servers.contains(server)).collect();
+    if !new.is_empty() && credentials.servers.len() + new.len() <= SERVERS_MAX {
+        credentials.servers.extend(new);
+        credentials.save(dir)?;
+    }
     if credentials.is_near_its_end()? {
         let until = Instant::now() + inner.options.deadline;
         let ask = |request: &Request| inner.attempt(None, request, &[], until).answer;

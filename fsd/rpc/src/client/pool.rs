@@ -278,6 +278,10 @@ impl Inner {
         match answer.map_err(distrust)?.0 {
             Response::Welcome(welcome) => {
                 self.check_cluster(&welcome)?;
+                let known = self.state.lock().welcome.as_ref().map(|known| known.servers.clone());
+                if known.as_ref() != Some(&welcome.servers) {
+                    self.dial.learn(&welcome.servers);
+                }
                 let mut state = self.state.lock();
                 state.adopt(welcome);
                 connection.generation = state.generation;

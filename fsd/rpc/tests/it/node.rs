@@ -235,6 +235,7 @@ impl Handler for Service {
             secret,
             resumed,
             limits,
+            servers: Vec::new(),
         })
     }
 
