@@ -36,6 +36,9 @@ struct Arguments {
     /// Bytes of one command, a multiple of 4096 up to 1 MiB.
     #[arg(long, default_value_t = 4096)]
     bs: usize,
+    /// One after the other, not at random.
+    #[arg(long)]
+    sequential: bool,
     /// With header and data digests.
     #[arg(long)]
     digests: bool,
@@ -168,12 +171,16 @@ fn measure(
     let places = disk.bytes / bytes as u64;
     anyhow::ensure!(places > 0, "the namespace is smaller than --bs");
     let data = vec![0x5a; bytes];
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut place = 0x9e37_79b9_7f4a_7c15_u64;
     let mut submit = |queue: &mut Queue| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        let lba = random % places * u64::from(blocks);
+        if arguments.sequential {
+            place = (place + 1) % places;
+        } else {
+            place ^= place << 13;
+            place ^= place >> 7;
+            place ^= place << 17;
+        }
+        let lba = place % places * u64::from(blocks);
         if write {
             queue.submit(initiator::io(1, lba, blocks), &data, 0)
         } else {
@@ -212,7 +219,12 @@ fn report(
     let bytes = arguments.bs;
     let iops = count as f64 / elapsed.as_secs_f64();
     let mib = iops * bytes as f64 / f64::from(1 << 20);
-    let name = if write { "randwrite" } else { "randread" };
+    let name = match (arguments.sequential, write) {
+        (true, false) => "read",
+        (true, true) => "write",
+        (false, false) => "randread",
+        (false, true) => "randwrite",
+    };
     let each_us = used.map(|used| used.as_secs_f64() * 1e6 / count as f64);
     let of_a_core = used.map(|used| count as f64 / used.as_secs_f64());
     if arguments.markdown {

@@ -12,7 +12,7 @@ use crate::engine::{BLOCK_BYTES, Device, Fault, Mem, Memory, Passthru, Uring, Vf
 use crate::error::{Error, Result};
 use crate::nvme::address::Place;
 use crate::nvmet;
-use crate::pool::Pool;
+use crate::pool::{Mapper, Pool};
 use crate::reactor::{self, Client, Handle, Share, Stats};
 use crate::volume::Volume;
 
@@ -25,6 +25,7 @@ const DMA_BYTES: usize = 64 << 20;
 pub struct Daemon {
     pools: Vec<Arc<Pool>>,
     reactors: Mutex<Vec<Handle>>,
+    mappers: Mutex<Vec<Mapper>>,
     stats: Vec<Arc<Stats>>,
     next_core: AtomicUsize,
     nvmet: Option<nvmet::Target>,
@@ -47,20 +48,25 @@ impl Daemon {
             let path = device.path.display().to_string();
             pools.push(Arc::new(Pool::open(&path, open(device)?, device.create)?));
         }
+        let failed = |source| Error::Device {
+            path: config.device[0].path.display().to_string(),
+            doing: "starting a reactor",
+            source,
+        };
+        let mut mappers = Vec::new();
+        for pool in &pools {
+            mappers.push(Mapper::start(Arc::clone(pool)).map_err(failed)?);
+        }
         let mut reactors = Vec::new();
         for core in 0..config.cores {
             let idle = Duration::from_micros(config.idle_us);
-            let handle = reactor::start(core, &pools, idle).map_err(|source| Error::Device {
-                path: config.device[0].path.display().to_string(),
-                doing: "starting a reactor",
-                source,
-            })?;
-            reactors.push(handle);
+            reactors.push(reactor::start(core, &pools, &mappers, idle).map_err(failed)?);
         }
         let stats = reactors.iter().map(|r| Arc::clone(&r.stats)).collect();
         let mut daemon = Daemon {
             pools,
             reactors: Mutex::new(reactors),
+            mappers: Mutex::new(mappers),
             stats,
             next_core: AtomicUsize::new(0),
             nvmet: None,
@@ -185,6 +191,9 @@ impl Daemon {
         for reactor in self.reactors.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             reactor.stop();
         }
+        for mapper in self.mappers.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            mapper.stop();
+        }
         for pool in &self.pools {
             pool.device().shut_down();
         }
@@ -195,7 +204,7 @@ impl Daemon {
 pub fn open(config: &DeviceConfig) -> Result<Arc<dyn Device>> {
     let inner = open_plain(config)?;
     let Some(fault) = &config.fault else { return Ok(inner) };
-    let wrapped = Fault::new(inner.as_ref(), fault.rates.clone());
+    let wrapped = Fault::new(inner, fault.rates.clone());
     let wrapped = wrapped.map_err(|e| device_error(config, "opening a queue", e))?;
     Ok(Arc::new(wrapped))
 }

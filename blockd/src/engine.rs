@@ -19,7 +19,7 @@ mod vfio;
 use std::io;
 use std::os::fd::RawFd;
 
-pub use facts::{DeviceFacts, Health, HealthCell};
+pub use facts::{ControllerFacts, DeviceFacts, Health, HealthCell};
 pub use fault::{Fault, FaultSettings};
 pub use mem::Mem;
 pub use memory::Memory;
@@ -98,6 +98,7 @@ pub trait Device: Send + Sync {
             transfer_bytes_max: 0,
             volatile_cache: false,
             atomic_bytes: BLOCK_BYTES,
+            controller: None,
             health: Health::Ok,
         }
     }

@@ -1,68 +1,108 @@
 //! A pool: one device, its superblocks, and the volumes carved out of it.
 //!
-//! Control operations and allocation take the pool's lock and write metadata synchronously; a change is visible only
+//! Changes are made one after the other, under a lock, and write metadata synchronously; a change is visible only
 //! after it is durable. A metadata write that fails stops all further changes: the state on the device is unknown.
+//!
+//! A device may hang in such a write. So whoever only looks ([`Pool::volumes`], [`Pool::connect`], [`Pool::status`],
+//! [`Pool::poison`]) reads what was true after the last change and waits for nobody, and reactors, which may not wait
+//! either, have extents allocated by a thread of the pool's own ([`Mapper`]).
 
 pub mod format;
+mod mapper;
+mod state;
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-use crate::engine::{Action, Device, Memory, Queue, run};
+use crate::engine::{Action, Device, Queue, run};
 use crate::error::{Error, FormatError, Result};
 use crate::volume::Volume;
-use format::{
-    EXTENT_BYTES, GENERATION_MAX, NAME_BYTES_MAX, Owner, SUPERBLOCK_BYTES, Superblock, VOLUMES_MAX,
-    VolumeRecord,
-};
-
-/// Most bytes that the volumes of a pool promise together: this, or so many times what the device holds. Each extent
-/// of a volume takes 8 bytes of memory, allocated or not; what goes beyond is refused.
-const PROMISED_BYTES_MAX: u64 = 16 << 40;
-const PROMISED_TIMES_MAX: u64 = 16;
+use format::{EXTENT_BYTES, NAME_BYTES_MAX, Owner, SUPERBLOCK_BYTES, Superblock, VOLUMES_MAX};
+pub use mapper::{Job, Mapper, Want};
+use state::{Before, Closed, State, attach, extents_of, is_name, load, newest, read, write};
 
 /// See the module.
 pub struct Pool {
     path: String,
     device: Arc<dyn Device>,
     data_start: u64,
+    poisoned: Arc<AtomicBool>,
+    view: Mutex<View>,
     state: Mutex<State>,
+}
+
+/// The pool after its last change. Its lock is held for moments only.
+#[derive(Clone, Debug)]
+struct View {
+    uuid: Uuid,
+    generation: u64,
+    device_bytes: u64,
+    extents: u64,
+    extents_free: u64,
+    volumes: Vec<Arc<Volume>>,
+    closed: Option<Closed>,
+}
+
+/// A change: whoever has it is alone with the state; others see what it did when it is over.
+struct Change<'a> {
+    pool: &'a Pool,
+    state: MutexGuard<'a, State>,
+}
+
+impl std::ops::Deref for Change<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl std::ops::DerefMut for Change<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        *self.pool.view() = self.state.view();
+    }
+}
+
+/// Volumes without users that are about to go; they stay unless it is kept to the end.
+struct Claimed(Vec<Arc<Volume>>);
+
+impl Claimed {
+    /// `Err` with the first that is used.
+    fn all(volumes: &[Arc<Volume>]) -> std::result::Result<Claimed, Arc<Volume>> {
+        let mut claimed = Claimed(Vec::with_capacity(volumes.len()));
+        for volume in volumes {
+            if !volume.claim() {
+                return Err(Arc::clone(volume));
+            }
+            claimed.0.push(Arc::clone(volume));
+        }
+        Ok(claimed)
+    }
+
+    /// They are gone.
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|volume| volume.unclaim());
+    }
 }
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pool").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-struct State {
-    queue: Box<dyn Queue>,
-    superblock: Superblock,
-    owners: Vec<Owner>,
-    volumes: Vec<Arc<Volume>>,
-    // Why nothing may be changed any more.
-    closed: Option<Closed>,
-    // No extent below it is free.
-    first_free: usize,
-}
-
-/// Why a pool takes no more changes, until blockd is started again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Closed {
-    /// A metadata write failed, or is under way: what is on the device is not known.
-    Failed,
-    /// There is no pool on the device any more.
-    Wiped,
-}
-
-impl Closed {
-    fn error(self) -> io::Error {
-        io::Error::other(match self {
-            Closed::Failed => "an earlier metadata write failed; restart blockd",
-            Closed::Wiped => "the device was wiped; restart blockd to make a pool on it again",
-        })
     }
 }
 
@@ -108,14 +148,17 @@ impl Pool {
             }
             Err(reason) => return Err(refused(reason)),
         };
-        let volumes = attach(&volumes, &owners).ok_or(refused(FormatError::Metadata))?;
+        let poisoned = Arc::default();
+        let volumes = attach(&volumes, &owners, &poisoned).ok_or(refused(FormatError::Metadata))?;
         let data_start = superblock.data_start;
         let mut state = State { queue, superblock, owners, volumes, closed: None, first_free: 0 };
         if !in_step {
             // New, or a power cut came between the two superblocks: write both again.
             state.commit().map_err(|e| failed(path, "writing the superblocks", e))?;
         }
-        Ok(Pool { path: path.to_owned(), device, data_start, state: Mutex::new(state) })
+        let view = Mutex::new(state.view());
+        let state = Mutex::new(state);
+        Ok(Pool { path: path.to_owned(), device, data_start, poisoned, view, state })
     }
 
     /// What a pool on the device says of itself: its superblock, the volumes' names, free extents. Writes nothing.
@@ -127,13 +170,18 @@ impl Pool {
         let refused = |reason| Error::Format { path: path.to_owned(), reason };
         let superblock = newest(Superblock::decode(a), Superblock::decode(b)).map_err(refused)?;
         let (volumes, owners) = load(path, queue.as_mut(), &superblock, device.bytes())?;
-        attach(&volumes, &owners).ok_or(refused(FormatError::Metadata))?;
+        attach(&volumes, &owners, &Arc::default()).ok_or(refused(FormatError::Metadata))?;
         let free = owners.iter().filter(|o| o.volume == 0).count() as u64;
         Ok((superblock, volumes.into_iter().map(|v| v.name).collect(), free))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn change(&self) -> Change<'_> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Change { pool: self, state }
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The device it lies on.
@@ -151,44 +199,40 @@ impl Pool {
     /// All volumes.
     #[must_use]
     pub fn volumes(&self) -> Vec<Arc<Volume>> {
-        self.lock().volumes.clone()
+        self.view().volumes.clone()
     }
 
     /// The volume, counted as used until [`Volume::leave`].
     pub fn connect(&self, name: &str) -> Result<Arc<Volume>> {
-        let state = self.lock();
-        let volume = state.find(name)?;
-        volume.join();
-        Ok(volume)
+        let found = self.view().volumes.iter().find(|v| v.name == name).cloned();
+        let volume = found.ok_or_else(|| Error::NoVolume(name.to_owned()))?;
+        if volume.join() { Ok(volume) } else { Err(Error::VolumeBusy(name.to_owned())) }
     }
 
     /// A flush of the device failed: what it covered may be lost, of whichever volume it was.
     pub fn poison(&self) {
-        tracing::error!(
-            path = self.path,
-            "a flush failed; its volumes serve nothing until a restart"
-        );
-        for volume in &self.lock().volumes {
-            volume.poison();
+        if !self.poisoned.swap(true, Ordering::AcqRel) {
+            let path = &self.path;
+            tracing::error!(path, "a flush failed; its volumes serve nothing until a restart");
         }
     }
 
     /// Numbers for the operator.
     #[must_use]
     pub fn status(&self) -> PoolStatus {
-        let state = self.lock();
+        let view = self.view().clone();
         PoolStatus {
             path: self.path.clone(),
             engine: self.device.engine(),
-            uuid: state.superblock.uuid,
-            generation: state.superblock.generation,
-            device_bytes: state.superblock.device_bytes,
+            uuid: view.uuid,
+            generation: view.generation,
+            device_bytes: view.device_bytes,
             extent_bytes: EXTENT_BYTES,
-            extents: state.superblock.extents,
-            extents_free: state.free(),
-            volumes: state.volumes.len(),
-            metadata_failed: state.closed == Some(Closed::Failed),
-            wiped: state.closed == Some(Closed::Wiped),
+            extents: view.extents,
+            extents_free: view.extents_free,
+            volumes: view.volumes.len(),
+            metadata_failed: view.closed == Some(Closed::Failed),
+            wiped: view.closed == Some(Closed::Wiped),
         }
     }
 
@@ -199,7 +243,7 @@ impl Pool {
                 "a volume's name is 1 to {NAME_BYTES_MAX} bytes without '/' and control characters"
             )));
         }
-        let mut state = self.lock();
+        let mut state = self.change();
         if state.find(name).is_ok() {
             return Err(Error::Exists(name.to_owned()));
         }
@@ -219,11 +263,9 @@ impl Pool {
 
     /// Gives a volume another size. What is cut off is lost. Refused while somebody is connected.
     pub fn resize(&self, name: &str, bytes: u64) -> Result<Arc<Volume>> {
-        let mut state = self.lock();
+        let mut state = self.change();
         let old = state.find(name)?;
-        if old.users() > 0 {
-            return Err(Error::VolumeBusy(name.to_owned()));
-        }
+        let claimed = claim(&old)?;
         let extents = extents_of(bytes)?;
         state.check_promise(extents.saturating_sub(old.extents()))?;
         let before = state.remember();
@@ -243,29 +285,29 @@ impl Pool {
             }
         }
         self.commit_or(&mut state, before, "resizing a volume")?;
+        claimed.keep();
         self.punch(&mut state, &freed);
         Ok(volume)
     }
 
     /// Removes a volume and all it holds. Refused while somebody is connected.
     pub fn delete(&self, name: &str) -> Result<()> {
-        let mut state = self.lock();
+        let mut state = self.change();
         let volume = state.find(name)?;
-        if volume.users() > 0 {
-            return Err(Error::VolumeBusy(name.to_owned()));
-        }
+        let claimed = claim(&volume)?;
         let before = state.remember();
         state.volumes.retain(|v| v.id != volume.id);
         let freed = state.disown(|owner| owner.volume == volume.id);
         self.commit_or(&mut state, before, "deleting a volume")?;
+        claimed.keep();
         self.punch(&mut state, &freed);
         Ok(())
     }
 
     /// Makes the pool anew: no volumes, another UUID. Refused while somebody is connected to a volume.
     pub fn format(&self) -> Result<()> {
-        let mut state = self.lock();
-        self.unused(&state)?;
+        let mut state = self.change();
+        let claimed = self.unused(&state)?;
         let before = state.remember();
         let uuid = std::mem::replace(&mut state.superblock.uuid, Uuid::new_v4());
         state.volumes.clear();
@@ -274,6 +316,7 @@ impl Pool {
             state.superblock.uuid = uuid;
             return Err(error);
         }
+        claimed.keep();
         self.punch(&mut state, &freed);
         Ok(())
     }
@@ -284,8 +327,8 @@ impl Pool {
         // A queue of its own, since it may take hours, and whoever looks for a volume looks into every pool.
         let queue = self.device.queue();
         let mut queue = queue.map_err(|e| failed(&self.path, "opening a queue", e))?;
-        let mut state = self.lock();
-        self.unused(&state)?;
+        let mut state = self.change();
+        self.unused(&state)?.keep();
         state.volumes.clear();
         state.owners.fill(Owner::default());
         // Half a wipe is no pool either.
@@ -295,42 +338,11 @@ impl Pool {
             .map_err(|e| failed(&self.path, "wiping", e))
     }
 
-    fn unused(&self, state: &State) -> Result<()> {
-        match state.volumes.iter().find(|v| v.users() > 0) {
-            None => Ok(()),
-            Some(volume) => Err(Error::DeviceBusy {
-                path: self.path.clone(),
-                by: format!("volume {:?} is connected or exported", volume.name),
-            }),
-        }
-    }
-
-    /// Gives an extent of a thin volume its space, zeroed; durable on return. Nothing to do if it has it.
-    pub fn allocate(&self, volume: &Volume, index: u64) -> Result<()> {
-        let mut state = self.lock();
-        if volume.pin(index).is_some() {
-            volume.unpin(index);
-            return Ok(());
-        }
-        let physical = self.claim(&mut state, volume.id, index)?;
-        self.commit(&mut state, "allocating an extent")?;
-        volume.set(index, physical);
-        Ok(())
-    }
-
-    /// Gives extents of a thin volume back, those that no operation uses. The rest stays as it is.
-    pub fn release(&self, volume: &Volume, indexes: std::ops::Range<u64>) -> Result<()> {
-        let mut state = self.lock();
-        let freed: Vec<u64> = indexes.filter_map(|index| volume.take(index)).collect();
-        if freed.is_empty() {
-            return Ok(());
-        }
-        for physical in &freed {
-            state.owners[*physical as usize] = Owner::default();
-        }
-        self.commit(&mut state, "giving extents back")?;
-        self.punch(&mut state, &freed);
-        Ok(())
+    fn unused(&self, state: &State) -> Result<Claimed> {
+        Claimed::all(&state.volumes).map_err(|volume| Error::DeviceBusy {
+            path: self.path.clone(),
+            by: format!("volume {:?} is connected or exported", volume.name),
+        })
     }
 
     fn build(
@@ -360,7 +372,8 @@ impl Pool {
                 }
             }
         }
-        Ok(Arc::new(Volume::new(id, name.to_owned(), extents * EXTENT_BYTES, thin, map)))
+        let (name, bytes) = (name.to_owned(), extents * EXTENT_BYTES);
+        Ok(Arc::new(Volume::new(id, name, bytes, thin, map, Arc::clone(&self.poisoned))))
     }
 
     fn claim(&self, state: &mut State, volume: u32, index: u64) -> Result<u64> {
@@ -401,9 +414,6 @@ impl Pool {
     }
 }
 
-/// Volumes and owners as they were before a change.
-type Before = (Vec<Arc<Volume>>, Vec<Owner>);
-
 /// Clears a device: its head, which says what it is, is overwritten, the rest is given back, or overwritten as well.
 pub(crate) fn erase(
     queue: &mut dyn Queue,
@@ -432,183 +442,9 @@ pub(crate) fn erase(
     run(queue, Action::Flush)
 }
 
-impl State {
-    fn find(&self, name: &str) -> Result<Arc<Volume>> {
-        let found = self.volumes.iter().find(|v| v.name == name);
-        found.cloned().ok_or_else(|| Error::NoVolume(name.to_owned()))
-    }
-
-    /// Whether the volumes may have so many extents more.
-    fn check_promise(&self, more: u64) -> Result<()> {
-        let promised: u64 = self.volumes.iter().map(|volume| volume.extents()).sum();
-        let most = promised_max(self.superblock.extents);
-        if more > most.saturating_sub(promised) {
-            let gib = |extents| (extents * EXTENT_BYTES) >> 30;
-            return Err(Error::Invalid(format!(
-                "the volumes of this pool may have {} GiB together and have {} GiB: take a smaller size, or another \
-                 device",
-                gib(most),
-                gib(promised)
-            )));
-        }
-        Ok(())
-    }
-
-    fn free(&self) -> u64 {
-        self.owners.iter().filter(|o| o.volume == 0).count() as u64
-    }
-
-    fn remember(&self) -> Before {
-        (self.volumes.clone(), self.owners.clone())
-    }
-
-    /// Takes extents from their owners. Those that had one.
-    fn disown(&mut self, which: impl Fn(&Owner) -> bool) -> Vec<u64> {
-        let mut freed = Vec::new();
-        for (physical, owner) in self.owners.iter_mut().enumerate() {
-            if owner.volume != 0 && which(owner) {
-                *owner = Owner::default();
-                freed.push(physical as u64);
-            }
-        }
-        freed
-    }
-
-    fn commit(&mut self) -> io::Result<()> {
-        if let Some(closed) = self.closed {
-            return Err(closed.error());
-        }
-        if self.superblock.generation >= GENERATION_MAX {
-            return Err(io::Error::other(
-                "the superblock's generation is forged; make the pool anew",
-            ));
-        }
-        self.first_free = 0;
-        // Set until the end: whatever returns early leaves it set.
-        self.closed = Some(Closed::Failed);
-        let records: Vec<VolumeRecord> = self
-            .volumes
-            .iter()
-            .map(|v| VolumeRecord { id: v.id, thin: v.thin, bytes: v.bytes, name: v.name.clone() })
-            .collect();
-        let mut meta = format::encode_metadata(&records, &self.owners);
-        let mut next = self.superblock.clone();
-        next.generation += 1;
-        next.meta_slot = 1 - next.meta_slot;
-        next.meta_len = meta.len() as u32;
-        next.meta_crc = crc_fast::crc32_iscsi(&meta);
-        meta.resize(meta.len().div_ceil(4096) * 4096, 0);
-        assert!(meta.len() as u64 <= next.area_bytes, "the area holds all volumes and extents");
-        let queue = self.queue.as_mut();
-        write(queue, next.area_offset(next.meta_slot), &meta)?;
-        run(queue, Action::Flush)?;
-        let bytes = next.encode();
-        for copy in 0..2 {
-            write(queue, copy * SUPERBLOCK_BYTES as u64, &bytes)?;
-            run(queue, Action::Flush)?;
-        }
-        self.superblock = next;
-        self.closed = None;
-        Ok(())
-    }
-}
-
-type Decoded = std::result::Result<Superblock, FormatError>;
-
-/// The superblock to believe, or the better of two reasons for none. One of a newer format refuses the device even
-/// when the other is readable.
-fn newest(a: Decoded, b: Decoded) -> Decoded {
-    use FormatError::{Blank, Checksum, NewerVersion};
-    match (a, b) {
-        (Err(NewerVersion(v)), _) | (_, Err(NewerVersion(v))) => Err(NewerVersion(v)),
-        (Ok(a), Ok(b)) => Ok(if b.generation > a.generation { b } else { a }),
-        (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
-        (Err(Blank), Err(Blank)) => Err(Blank),
-        (Err(Checksum), _) | (_, Err(Checksum)) => Err(Checksum),
-        (Err(Blank), Err(other)) | (Err(other), Err(_)) => Err(other),
-    }
-}
-
-fn load(
-    path: &str,
-    queue: &mut dyn Queue,
-    superblock: &Superblock,
-    device: u64,
-) -> Result<(Vec<VolumeRecord>, Vec<Owner>)> {
-    let refused = |reason| Error::Format { path: path.to_owned(), reason };
-    if device < superblock.device_bytes {
-        let expected = superblock.device_bytes;
-        return Err(refused(FormatError::Shorter { device, expected }));
-    }
-    let len = (superblock.meta_len as usize).div_ceil(4096).max(1) * 4096;
-    let mut meta = read(queue, superblock.area_offset(superblock.meta_slot), len)
-        .map_err(|e| failed(path, "reading the metadata", e))?;
-    meta.truncate(superblock.meta_len as usize);
-    if crc_fast::crc32_iscsi(&meta) != superblock.meta_crc {
-        return Err(refused(FormatError::Metadata));
-    }
-    format::decode_metadata(&meta, superblock.extents).map_err(refused)
-}
-
-/// Volumes with their maps; `None` if the table has what [`Pool::create`] would not make, or the map names what the
-/// table does not have.
-fn attach(records: &[VolumeRecord], owners: &[Owner]) -> Option<Vec<Arc<Volume>>> {
-    let mut volumes = Vec::with_capacity(records.len());
-    let (mut mapped, mut promised) = (0, 0);
-    for (at, record) in records.iter().enumerate() {
-        let extents = extents_of(record.bytes).ok()?;
-        promised += extents;
-        let is_twice = |other: &VolumeRecord| other.id == record.id || other.name == record.name;
-        let is_whole = record.bytes.is_multiple_of(EXTENT_BYTES) && is_name(&record.name);
-        if !is_whole
-            || records[..at].iter().any(is_twice)
-            || promised > promised_max(owners.len() as u64)
-        {
-            return None;
-        }
-        let mut map = vec![None; extents as usize];
-        for (physical, owner) in owners.iter().enumerate().filter(|(_, o)| o.volume == record.id) {
-            let entry = map.get_mut(owner.index as usize)?;
-            if entry.replace(physical as u64).is_some() {
-                return None;
-            }
-            mapped += 1;
-        }
-        if record.id == 0 || (!record.thin && map.contains(&None)) {
-            return None;
-        }
-        let name = record.name.clone();
-        volumes.push(Arc::new(Volume::new(record.id, name, record.bytes, record.thin, map)));
-    }
-    (mapped == owners.iter().filter(|o| o.volume != 0).count()).then_some(volumes)
-}
-
-/// Most extents that the volumes of a pool have together.
-fn promised_max(extents: u64) -> u64 {
-    (PROMISED_BYTES_MAX / EXTENT_BYTES).max(extents * PROMISED_TIMES_MAX)
-}
-
-fn is_name(name: &str) -> bool {
-    let fits = !name.is_empty() && name.len() <= NAME_BYTES_MAX;
-    fits && !name.chars().any(|c| c.is_control() || c == '/')
-}
-
-fn extents_of(bytes: u64) -> Result<u64> {
-    let extents = bytes.div_ceil(EXTENT_BYTES);
-    if extents == 0 || extents > 1 << 28 {
-        return Err(Error::Invalid(format!("a volume has 1 byte to 1 PiB, not {bytes} bytes")));
-    }
-    Ok(extents)
-}
-
-fn read(queue: &mut dyn Queue, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-    let memory = Memory::zeroed(len);
-    run(queue, Action::Read { offset, memory: memory.clone() })?;
-    Ok(memory.to_vec())
-}
-
-fn write(queue: &mut dyn Queue, offset: u64, bytes: &[u8]) -> io::Result<()> {
-    run(queue, Action::Write { offset, memory: Memory::copy_of(bytes), fua: false })
+fn claim(volume: &Arc<Volume>) -> Result<Claimed> {
+    let one = std::slice::from_ref(volume);
+    Claimed::all(one).map_err(|volume| Error::VolumeBusy(volume.name.clone()))
 }
 
 fn failed(path: &str, doing: &'static str, source: io::Error) -> Error {

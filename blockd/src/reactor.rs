@@ -2,16 +2,23 @@
 //!
 //! ```text
 //! loop:  clients' requests ─► parts, one an extent ─► engine queues
+//!        parts without an extent ─► the pool's mapper ─► inbox ─► engine queues
 //!        engine completions ─► the request's last part ─► client
 //!        nothing for a while: sleep in poll(2) on clients, rings and the inbox
 //! ```
 //!
 //! How long the while is, the reactor learns from how soon there has lately been work: [`Patience`], at most `idle_us`.
 //!
+//! Nothing here waits: not for a device, not for a pool's metadata. A range that is zeroed or given back may be the whole
+//! volume; it is gone through in steps ([`Rest`]), each as short as that of others.
+//!
 //! A request keeps its extents pinned and its memory alive until its last part ends, whether or not its client is
 //! still there. A volume counts its users until the last request of each has ended.
 
-use std::collections::BTreeMap;
+mod later;
+mod slab;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -24,9 +31,11 @@ use blockd_ipc::Patience;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::engine::{Action, Completion, Memory, Op, Queue, wait_readable};
-use crate::pool::Pool;
 use crate::pool::format::EXTENT_BYTES;
+use crate::pool::{Job, Mapper, Pool, Want};
 use crate::volume::Volume;
+use later::{Parked, Rest, RestKind, Then};
+use slab::Slab;
 
 /// Requests taken from one client before the next has its turn.
 const BURST: usize = 32;
@@ -97,9 +106,19 @@ pub struct Stats {
     pub clients: AtomicU64,
 }
 
+/// What others send to a reactor.
+enum Inbound {
+    Client(Box<dyn Client>),
+    /// A change of a map has ended, with 0 or an errno.
+    Mapped {
+        parked: usize,
+        errno: i32,
+    },
+}
+
 /// A running reactor. Dropping it does not stop it.
 pub struct Handle {
-    inbox: Sender<Box<dyn Client>>,
+    inbox: Sender<Inbound>,
     wake: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
     pub stats: Arc<Stats>,
@@ -116,13 +135,12 @@ impl Handle {
     /// Gives the reactor a client.
     pub fn admit(&self, client: Box<dyn Client>) {
         // A reactor ends only when it is told to stop; its clients are gone then anyway.
-        let _ = self.inbox.send(client);
+        let _ = self.inbox.send(Inbound::Client(client));
         self.wake();
     }
 
     fn wake(&self) {
-        // Fails only when the counter is full, and then it is readable.
-        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+        signal(&self.wake);
     }
 
     /// Ends it after what is in flight.
@@ -135,27 +153,42 @@ impl Handle {
     }
 }
 
-/// Starts a reactor with its own queue on each pool's device.
-pub fn start(core: usize, pools: &[Arc<Pool>], idle: Duration) -> io::Result<Handle> {
+/// Ends a sleep. Fails only when the counter is full, and then it is readable.
+fn signal(wake: &OwnedFd) {
+    let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
+}
+
+/// Starts a reactor with its own queue on each pool's device; the mappers are those of the pools.
+pub fn start(
+    core: usize,
+    pools: &[Arc<Pool>],
+    mappers: &[Mapper],
+    idle: Duration,
+) -> io::Result<Handle> {
+    assert_eq!(pools.len(), mappers.len(), "one for each pool");
     let mut queues = Vec::with_capacity(pools.len());
     for pool in pools {
         queues.push(pool.device().queue()?);
     }
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-    let (inbox, admissions) = channel();
+    let (inbox, arrivals) = channel();
     let stop = Arc::new(AtomicBool::new(false));
     let stats = Arc::new(Stats::default());
     let reactor = Reactor {
-        admissions,
+        inbox: inbox.clone(),
+        arrivals,
         wake: Arc::clone(&wake),
         stop: Arc::clone(&stop),
         stats: Arc::clone(&stats),
         patience: Patience::new(idle),
         pools: pools.to_vec(),
+        mappers: mappers.iter().map(Mapper::jobs).collect(),
         queues,
         sessions: Vec::new(),
         requests: Slab::default(),
         parts: Slab::default(),
+        parked: Slab::default(),
+        unfinished: VecDeque::new(),
         done: Vec::new(),
     };
     let thread =
@@ -193,6 +226,7 @@ struct Pending {
     is_flush: bool,
     // The engine zeroes without FUA: a flush follows before the answer.
     then_flush: bool,
+    rest: Option<Rest>,
 }
 
 struct Part {
@@ -201,16 +235,21 @@ struct Part {
 }
 
 struct Reactor {
-    admissions: Receiver<Box<dyn Client>>,
+    inbox: Sender<Inbound>,
+    arrivals: Receiver<Inbound>,
     wake: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
     stats: Arc<Stats>,
     patience: Patience,
     pools: Vec<Arc<Pool>>,
+    mappers: Vec<Sender<Job>>,
     queues: Vec<Box<dyn Queue>>,
     sessions: Vec<Option<Session>>,
     requests: Slab<Pending>,
     parts: Slab<Part>,
+    parked: Slab<Parked>,
+    // Requests with a rest that goes on now.
+    unfinished: VecDeque<usize>,
     done: Vec<Completion>,
 }
 
@@ -224,13 +263,14 @@ impl Reactor {
             }
             let stopping = self.stop.load(Ordering::Acquire);
             let mut worked = self.complete();
+            worked |= self.arrive(stopping);
             if stopping && self.requests.used == 0 {
                 break;
             }
             if !stopping {
-                worked |= self.admit();
                 worked |= self.take_requests();
             }
+            worked |= self.go_on();
             if worked {
                 self.patience.found();
             } else if !self.patience.look_again() {
@@ -240,18 +280,26 @@ impl Reactor {
         }
     }
 
-    fn admit(&mut self) -> bool {
+    fn arrive(&mut self, stopping: bool) -> bool {
         let mut any = false;
-        while let Ok(client) = self.admissions.try_recv() {
+        while let Ok(inbound) = self.arrivals.try_recv() {
             any = true;
-            let session = Session { client, pending: 0, gone: false };
-            self.stats.clients.fetch_add(1, Ordering::Relaxed);
-            match self.sessions.iter_mut().find(|s| s.is_none()) {
-                Some(free) => *free = Some(session),
-                None => self.sessions.push(Some(session)),
+            match inbound {
+                Inbound::Mapped { parked, errno } => self.mapped(parked, errno),
+                Inbound::Client(_) if stopping => {}
+                Inbound::Client(client) => self.admit(client),
             }
         }
         any
+    }
+
+    fn admit(&mut self, client: Box<dyn Client>) {
+        let session = Session { client, pending: 0, gone: false };
+        self.stats.clients.fetch_add(1, Ordering::Relaxed);
+        match self.sessions.iter_mut().find(|s| s.is_none()) {
+            Some(free) => *free = Some(session),
+            None => self.sessions.push(Some(session)),
+        }
     }
 
     fn take_requests(&mut self) -> bool {
@@ -283,19 +331,26 @@ impl Reactor {
             errno: 0,
             is_flush,
             then_flush: false,
+            rest: None,
         });
         let outcome = if share.volume.is_poisoned() {
             Err(libc::ESHUTDOWN)
         } else {
-            self.start(id, share.pool, &share.volume, request.ask)
+            self.start(id, &share, request.ask)
         };
+        let request = self.requests.get(id);
         if let Err(errno) = outcome {
-            self.requests.get(id).errno = errno;
+            request.errno = errno;
         }
-        self.end_part(id);
+        if request.rest.is_some() {
+            self.unfinished.push_back(id);
+        } else {
+            self.end_part(id);
+        }
     }
 
-    fn start(&mut self, id: usize, pool: usize, volume: &Volume, ask: Ask) -> Result<(), i32> {
+    fn start(&mut self, id: usize, share: &Share, ask: Ask) -> Result<(), i32> {
+        let (pool, volume) = (share.pool, share.volume.as_ref());
         let inside = |offset: u64, len: u64| match offset.checked_add(len) {
             Some(end) if end <= volume.bytes => Ok(()),
             _ => Err(libc::EINVAL),
@@ -323,10 +378,7 @@ impl Reactor {
                 inside(offset, memory.len() as u64)?;
                 for piece in pieces(offset, memory.len() as u64) {
                     let memory = memory.part((piece.offset - offset) as usize, piece.len as usize);
-                    let physical = self.pin_or_allocate(pool, volume, piece.extent)?;
-                    let offset = self.pools[pool].extent_offset(physical) + piece.within;
-                    let pinned = Some(piece.extent);
-                    self.submit(id, pool, pinned, Action::Write { offset, memory, fua });
+                    self.write(id, share, &piece, memory, fua);
                 }
             }
             Ask::Flush => {
@@ -336,64 +388,36 @@ impl Reactor {
             Ask::Deallocate { offset, len } => {
                 count(&self.stats.deallocates, 1);
                 inside(offset, len)?;
-                self.deallocate(id, pool, volume, offset, len)?;
+                let released = if volume.thin { offset } else { offset + len };
+                let kind = RestKind::Deallocate;
+                let rest = Rest { at: offset, end: offset + len, released, kind };
+                self.requests.get(id).rest = Some(rest);
             }
             Ask::WriteZeroes { offset, len, fua } => {
                 self.requests.get(id).then_flush = fua;
                 count(&self.stats.writes, 1);
                 inside(offset, len)?;
-                for piece in pieces(offset, len) {
-                    // What has no extent reads as zeros already.
-                    if let Some(physical) = volume.pin(piece.extent) {
-                        let offset = self.pools[pool].extent_offset(physical) + piece.within;
-                        let action = Action::Zero { offset, len: piece.len };
-                        self.submit(id, pool, Some(piece.extent), action);
-                    }
-                }
+                let end = offset + len;
+                let rest = Rest { at: offset, end, released: end, kind: RestKind::Zero };
+                self.requests.get(id).rest = Some(rest);
             }
         }
         Ok(())
     }
 
-    fn pin_or_allocate(&self, pool: usize, volume: &Volume, extent: u64) -> Result<u64, i32> {
-        loop {
-            if let Some(physical) = volume.pin(extent) {
-                return Ok(physical);
+    /// Writes into an extent, which is allocated first if it has to be.
+    fn write(&mut self, id: usize, share: &Share, piece: &Piece, memory: Memory, fua: bool) {
+        match share.volume.pin(piece.extent) {
+            Some(physical) => {
+                let offset = self.pools[share.pool].extent_offset(physical) + piece.within;
+                let pinned = Some(piece.extent);
+                self.submit(id, share.pool, pinned, Action::Write { offset, memory, fua });
             }
-            // Another core may give it back in between; then it is allocated again.
-            if let Err(error) = self.pools[pool].allocate(volume, extent) {
-                tracing::error!(volume = volume.name, extent, %error, "allocating failed");
-                return Err(match error {
-                    crate::Error::NoSpace { .. } => libc::ENOSPC,
-                    _ => libc::EIO,
-                });
-            }
-        }
-    }
-
-    fn deallocate(
-        &mut self,
-        id: usize,
-        pool: usize,
-        volume: &Volume,
-        offset: u64,
-        len: u64,
-    ) -> Result<(), i32> {
-        if volume.thin {
-            let whole = offset.div_ceil(EXTENT_BYTES)..(offset + len) / EXTENT_BYTES;
-            if let Err(error) = self.pools[pool].release(volume, whole) {
-                tracing::error!(volume = volume.name, %error, "giving extents back failed");
-                return Err(libc::EIO);
+            None => {
+                let then = Then::Write { piece: *piece, memory, fua };
+                self.park(id, Want::Allocate(piece.extent), then);
             }
         }
-        for piece in pieces(offset, len) {
-            if let Some(physical) = volume.pin(piece.extent) {
-                let offset = self.pools[pool].extent_offset(physical) + piece.within;
-                let action = Action::Deallocate { offset, len: piece.len };
-                self.submit(id, pool, Some(piece.extent), action);
-            }
-        }
-        Ok(())
     }
 
     fn submit(&mut self, request: usize, pool: usize, pinned: Option<u64>, action: Action) {
@@ -500,6 +524,7 @@ fn count(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
 
+#[derive(Clone, Copy)]
 struct Piece {
     extent: u64,
     /// Offset in the extent.
@@ -524,37 +549,5 @@ fn pieces(offset: u64, len: u64) -> impl Iterator<Item = Piece> {
     })
 }
 
-/// Values by small numbers. Bounded by what clients' queues hold.
-struct Slab<T> {
-    slots: Vec<Option<T>>,
-    free: Vec<usize>,
-    used: usize,
-}
-
-impl<T> Default for Slab<T> {
-    fn default() -> Slab<T> {
-        Slab { slots: Vec::new(), free: Vec::new(), used: 0 }
-    }
-}
-
-impl<T> Slab<T> {
-    fn insert(&mut self, value: T) -> usize {
-        self.used += 1;
-        if let Some(id) = self.free.pop() {
-            self.slots[id] = Some(value);
-            return id;
-        }
-        self.slots.push(Some(value));
-        self.slots.len() - 1
-    }
-
-    fn get(&mut self, id: usize) -> &mut T {
-        self.slots[id].as_mut().expect("an id that insert gave and remove did not take")
-    }
-
-    fn remove(&mut self, id: usize) -> T {
-        self.used -= 1;
-        self.free.push(id);
-        self.slots[id].take().expect("an id that insert gave and remove did not take")
-    }
-}
+#[cfg(test)]
+mod tests;

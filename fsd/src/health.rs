@@ -13,6 +13,15 @@ mod tests;
 const NEARFULL_PERCENT: u64 = 80;
 const FULL_PERCENT: u64 = 95;
 
+/// A device of the block daemon that is not well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub path: String,
+    pub why: String,
+    /// It serves nothing any more.
+    pub has_failed: bool,
+}
+
 /// What health is judged by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -23,6 +32,8 @@ pub struct Facts {
     pub nodes_down: Vec<String>,
     /// Why the block daemon is not running, if so.
     pub blockd_down: Option<String>,
+    /// The devices of the block daemon that are not well.
+    pub devices: Vec<Device>,
     /// Why the metadata group cannot take commands, if so.
     pub metadata_down: Option<String>,
     /// Why the metadata log or store failed, if so: nothing is written until the node is started again.
@@ -58,6 +69,15 @@ pub fn judge(facts: &Facts) -> Health {
     if let Some(why) = &facts.blockd_down {
         let detail = format!("the block daemon is not running: {why}");
         say("BLOCKD_DOWN", Level::Err, detail, "see the log of blockd");
+    }
+    for Device { path, why, has_failed } in &facts.devices {
+        let detail = format!("{path}: {why}");
+        if *has_failed {
+            let next = "see the log of blockd; replace the device, or start blockd again";
+            say("DEVICE_FAILED", Level::Err, detail, next);
+        } else {
+            say("DEVICE_DEGRADED", Level::Warn, detail, "see `cfsctl block device list`");
+        }
     }
     let (wanted, least) = (facts.replicas_wanted, facts.replicas_least);
     let more = "add or start storage nodes";

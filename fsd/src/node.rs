@@ -23,6 +23,7 @@
 
 mod blocks;
 mod data;
+mod devices;
 mod error;
 mod identity;
 mod join;
@@ -98,6 +99,8 @@ pub struct Node {
     pub(crate) blockd: Option<watch::Receiver<supervise::State>>,
     /// Why the metadata group failed last, if its last command did.
     metadata_failure: Mutex<Option<String>>,
+    /// Devices of the block daemon that are not well.
+    devices: Mutex<Vec<health::Device>>,
     /// Turns true when the node stops; every wait ends then.
     stopping: watch::Sender<bool>,
     /// Says why the node cannot go on.
@@ -282,6 +285,7 @@ impl Node {
                 Some(supervise::State::Stopped) => Some("it was stopped".into()),
                 Some(supervise::State::Running { .. }) | None => unreached,
             },
+            devices: self.devices.lock().clone(),
             metadata_down: metadata.or(match leader {
                 Some(_) => None,
                 None => Some("it has no leader".into()),

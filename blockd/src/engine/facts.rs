@@ -4,6 +4,9 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
+use crate::nvme::PAGE_BYTES;
+use crate::nvme::identify::{Controller, LbaFormat, Namespace};
+
 /// What a device says of itself, and its state. Names are empty where it has none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeviceFacts {
@@ -21,7 +24,46 @@ pub struct DeviceFacts {
     pub volatile_cache: bool,
     /// Bytes that are written whole or not at all when power fails.
     pub atomic_bytes: u64,
+    /// Of an NVMe controller that the engine talks to itself.
+    pub controller: Option<ControllerFacts>,
     pub health: Health,
+}
+
+/// What a controller and one of its namespaces say of themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ControllerFacts {
+    /// Version of the specification that it follows.
+    pub nvme_version: String,
+    pub nsid: u32,
+    /// Highest number that a namespace of it can have.
+    pub namespaces: u32,
+    /// Longest transfer of one command by its own word (MDTS); 0 for no limit.
+    pub mdts_bytes: u64,
+    pub write_zeroes: bool,
+    pub deallocate: bool,
+    pub formats: Vec<LbaFormat>,
+}
+
+impl ControllerFacts {
+    #[must_use]
+    pub fn new(controller: &Controller, namespace: &Namespace, nsid: u32) -> ControllerFacts {
+        let version = controller.version;
+        ControllerFacts {
+            nvme_version: match version {
+                0 => "older than 1.2".to_owned(),
+                _ => format!("{}.{}.{}", version >> 16, version >> 8 & 0xff, version & 0xff),
+            },
+            nsid,
+            namespaces: controller.namespaces,
+            mdts_bytes: match controller.mdts {
+                0 => 0,
+                mdts => PAGE_BYTES.checked_shl(mdts.into()).unwrap_or(0),
+            },
+            write_zeroes: controller.has_write_zeroes,
+            deallocate: controller.has_deallocate,
+            formats: namespace.formats.clone(),
+        }
+    }
 }
 
 /// The state of a device, in order of gravity.

@@ -43,12 +43,13 @@ pub struct FaultSettings {
 #[derive(Clone)]
 pub struct Fault {
     state: Arc<Mutex<State>>,
-    facts: DeviceFacts,
+    // A device that nobody holds is shut down, and then its queues serve nothing.
+    inner: Arc<dyn Device>,
 }
 
 impl std::fmt::Debug for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Fault").field("facts", &self.facts).finish_non_exhaustive()
+        f.debug_struct("Fault").field("over", &self.inner.engine()).finish_non_exhaustive()
     }
 }
 
@@ -62,20 +63,13 @@ struct State {
 }
 
 impl Fault {
-    /// Wraps `inner`, which must have no other user.
-    pub fn new(inner: &dyn Device, settings: FaultSettings) -> io::Result<Fault> {
+    /// Wraps `inner`, which must have no other user, and holds it.
+    pub fn new(inner: Arc<dyn Device>, settings: FaultSettings) -> io::Result<Fault> {
         let random = settings.seed;
         let queue = inner.queue()?;
         let state =
             State { inner: queue, unflushed: BTreeMap::new(), settings, random, limbo: None };
-        // A cache of its own lies over whatever is beneath, and a cut tears by sector.
-        let facts = DeviceFacts {
-            engine: "fault",
-            volatile_cache: true,
-            atomic_bytes: SECTOR as u64,
-            ..inner.facts()
-        };
-        Ok(Fault { state: Arc::new(Mutex::new(state)), facts })
+        Ok(Fault { state: Arc::new(Mutex::new(state)), inner })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -253,15 +247,31 @@ impl Device for Fault {
     }
 
     fn bytes(&self) -> u64 {
-        self.facts.bytes
+        self.inner.bytes()
     }
 
+    /// A cache of its own lies over whatever is beneath, and a cut tears by sector.
     fn facts(&self) -> DeviceFacts {
-        self.facts.clone()
+        DeviceFacts {
+            engine: self.engine(),
+            volatile_cache: true,
+            atomic_bytes: SECTOR as u64,
+            ..self.inner.facts()
+        }
     }
 
     fn queue(&self) -> io::Result<Box<dyn Queue>> {
-        Ok(Box::new(FaultQueue { fault: self.clone(), done: VecDeque::new() }))
+        let bytes = self.bytes();
+        Ok(Box::new(FaultQueue { fault: self.clone(), bytes, done: VecDeque::new() }))
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        self.inner.reset()
+    }
+
+    /// What was not flushed is lost, as by a device that does not keep its promise.
+    fn shut_down(&self) {
+        self.inner.shut_down();
     }
 
     fn fault(&self) -> Option<&Fault> {
@@ -271,6 +281,7 @@ impl Device for Fault {
 
 struct FaultQueue {
     fault: Fault,
+    bytes: u64,
     done: VecDeque<(u32, Completion)>,
 }
 
@@ -281,7 +292,7 @@ impl Queue for FaultQueue {
             limbo.push(op);
             return;
         }
-        let result = state.perform(op.action, self.fault.facts.bytes);
+        let result = state.perform(op.action, self.bytes);
         let ppm = state.settings.delay_ppm;
         let polls = if state.hits(ppm) { state.settings.delay_polls } else { 0 };
         self.done.push_back((polls, Completion { tag: op.tag, result }));

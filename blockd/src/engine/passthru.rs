@@ -22,7 +22,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::fixed::Mode;
-use super::{BLOCK_BYTES, Device, DeviceFacts, Health, HealthCell, Memory, Queue, lock, sysfs};
+use super::{
+    BLOCK_BYTES, ControllerFacts, Device, DeviceFacts, Health, HealthCell, Memory, Queue, lock,
+    sysfs,
+};
 use crate::nvme::command::Command;
 use crate::nvme::identify::{self, Controller, Limits, Namespace, smart_warning};
 
@@ -209,6 +212,11 @@ impl Device for Passthru {
             transfer_bytes_max: u64::from(limits.transfer_blocks_max) << limits.lba_shift,
             volatile_cache: limits.volatile_cache,
             atomic_bytes: u64::from(atomic) << limits.lba_shift,
+            controller: Some(ControllerFacts::new(
+                &self.controller,
+                &self.namespace,
+                self.shared.nsid,
+            )),
             health: self.health(),
         }
     }

@@ -34,6 +34,7 @@ pub fn block_facts(file: &File, bytes: u64) -> DeviceFacts {
         // A file's writes stay in caches until they are flushed, whatever is below.
         volatile_cache: true,
         atomic_bytes: 512,
+        controller: None,
         health: Health::Ok,
     };
     let Some(block) = block else { return facts };

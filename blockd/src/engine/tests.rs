@@ -83,10 +83,11 @@ fn uring_conforms() {
 
 #[test]
 fn fault_conforms_over_both() {
-    conforms(&Fault::new(&Mem::new(BYTES), FaultSettings::default()).unwrap());
-    conforms(&Fault::new(&files().1, FaultSettings::default()).unwrap());
+    conforms(&Fault::new(Arc::new(Mem::new(BYTES)), FaultSettings::default()).unwrap());
+    let (_dir, beneath) = files();
+    conforms(&Fault::new(Arc::new(beneath), FaultSettings::default()).unwrap());
     let delayed = FaultSettings { delay_ppm: 500_000, delay_polls: 3, ..Default::default() };
-    conforms(&Fault::new(&Mem::new(BYTES), delayed).unwrap());
+    conforms(&Fault::new(Arc::new(Mem::new(BYTES)), delayed).unwrap());
 }
 
 #[test]
@@ -99,7 +100,7 @@ fn a_device_has_one_owner() {
 #[test]
 fn unflushed_writes_are_volatile() {
     let mem = Mem::new(BYTES);
-    let fault = Fault::new(&mem, FaultSettings::default()).unwrap();
+    let fault = Fault::new(Arc::new(mem.clone()), FaultSettings::default()).unwrap();
     let mut queue = fault.queue().unwrap();
     write(queue.as_mut(), 0, 1, 4096, false).unwrap();
     run(queue.as_mut(), Action::Flush).unwrap();
@@ -114,7 +115,7 @@ fn unflushed_writes_are_volatile() {
 #[test]
 fn a_power_cut_tears_by_sector() {
     let mem = Mem::new(BYTES);
-    let fault = Fault::new(&mem, FaultSettings::default()).unwrap();
+    let fault = Fault::new(Arc::new(mem.clone()), FaultSettings::default()).unwrap();
     let mut queue = fault.queue().unwrap();
     write(queue.as_mut(), 0, 1, 1 << 20, false).unwrap();
     fault.power_cut(3).unwrap();
@@ -150,7 +151,7 @@ fn faults_happen_when_asked_for() {
         }),
     ];
     for (settings, seen) in cases {
-        let fault = Fault::new(&Mem::new(BYTES), settings.clone()).unwrap();
+        let fault = Fault::new(Arc::new(Mem::new(BYTES)), settings.clone()).unwrap();
         assert!(seen(fault.queue().unwrap().as_mut()), "{settings:?}");
     }
 }

@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{Device, DeviceFacts, Queue};
+use super::{ControllerFacts, Device, DeviceFacts, Queue};
 use crate::nvme::address::PciAddress;
 use crate::nvme::identify::{Limits, Namespace};
 use controller::{Controller, signal};
@@ -144,6 +144,7 @@ impl Device for Vfio {
             transfer_bytes_max: u64::from(self.limits.transfer_blocks_max) << self.limits.lba_shift,
             volatile_cache: self.limits.volatile_cache,
             atomic_bytes: u64::from(atomic) << self.limits.lba_shift,
+            controller: Some(ControllerFacts::new(identity, &self.namespace, self.nsid)),
             health: controller.ask_health(),
         }
     }

@@ -1,6 +1,8 @@
 //! What controllers and namespaces say of themselves (NVMe base 2.0 §5.17, NVM command set 1.0 §4.1.5), and what of it
 //! limits the commands that we send. A device is not believed: whatever does not fit is refused.
 
+use serde::Serialize;
+
 use super::PAGE_BYTES;
 use super::bytes::{text, u16_at, u32_at, u64_at};
 use crate::engine::BLOCK_BYTES;
@@ -20,6 +22,8 @@ pub struct Controller {
     pub serial: String,
     pub model: String,
     pub firmware: String,
+    /// Of the specification that it follows: major, minor and tertiary version; 0 before 1.2.
+    pub version: u32,
     /// Longest transfer as a power of two of pages; 0 for no limit.
     pub mdts: u8,
     /// Aborts at once, 1's based.
@@ -44,6 +48,7 @@ impl Controller {
             serial: text(&b[4..24]),
             model: text(&b[24..64]),
             firmware: text(&b[64..72]),
+            version: u32_at(b, 80),
             mdts: b[77],
             aborts_max: u16::from(b[258]) + 1,
             namespaces: u32_at(b, 516),
@@ -57,6 +62,18 @@ impl Controller {
     }
 }
 
+/// How a namespace can be formatted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LbaFormat {
+    /// Its number for `nvme format --lbaf`.
+    pub index: u8,
+    pub lba_bytes: u64,
+    pub metadata_bytes: u16,
+    /// 0 is best, 3 is degraded.
+    pub performance: u8,
+    pub in_use: bool,
+}
+
 /// Identify Namespace, CNS 00h.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
@@ -67,6 +84,8 @@ pub struct Namespace {
     pub metadata: u16,
     /// Atomic write unit of this namespace, where it has one of its own.
     pub atomic_blocks: Option<u32>,
+    /// All that the device has, in its order.
+    pub formats: Vec<LbaFormat>,
 }
 
 impl Namespace {
@@ -82,12 +101,25 @@ impl Namespace {
             return None;
         }
         let at = 128 + index * 4;
+        let format = |number: usize| {
+            let at = 128 + number * 4;
+            // A size of 0 is a format that the device has not.
+            let lba_bytes = 1_u64.checked_shl(b[at + 2].into()).filter(|bytes| *bytes > 1)?;
+            Some(LbaFormat {
+                index: number as u8,
+                lba_bytes,
+                metadata_bytes: u16_at(b, at),
+                performance: b[at + 3] & 3,
+                in_use: number == index,
+            })
+        };
         let own_atomic = b[24] & 1 << 1 != 0;
         Some(Namespace {
             blocks,
             lba_shift: b[at + 2],
             metadata: u16_at(b, at),
             atomic_blocks: own_atomic.then(|| u32::from(u16_at(b, 36)) + 1),
+            formats: (0..formats.min(64)).filter_map(format).collect(),
         })
     }
 }
@@ -206,6 +238,7 @@ mod tests {
         b[24..31].copy_from_slice(b"model\x01 ");
         b[64..68].copy_from_slice(b"1.0 ");
         b[77] = 7;
+        b[80..84].copy_from_slice(&0x1_0400_u32.to_le_bytes());
         b[258] = 3;
         put16(&mut b, 520, 1 << 2 | 1 << 3);
         b[525] = 1;
@@ -237,6 +270,17 @@ mod tests {
             assert_eq!((n.lba_shift, n.blocks, n.atomic_blocks), (12, 1001, None), "{format}");
         }
         assert_eq!(Namespace::parse(&[0; BYTES]), None);
+        assert_eq!(c.version, 0x1_0400);
+        let formats = namespace(3, 12, 8).formats;
+        let used = LbaFormat {
+            index: 3,
+            lba_bytes: 4096,
+            metadata_bytes: 8,
+            performance: 0,
+            in_use: true,
+        };
+        assert_eq!(formats, [used], "those of no size are none");
+        assert_eq!(namespace(0, 200, 0).formats, [], "an impossible size");
     }
 
     #[test]

@@ -101,14 +101,15 @@ impl Connections {
     /// A secret of `hosts` cannot be read.
     pub fn new(hosts: &[Host]) -> Result<Connections> {
         let extents = (VOLUME_BYTES / EXTENT_BYTES) as usize;
-        let volume = Volume::new(1, "v".to_owned(), VOLUME_BYTES, true, vec![None; extents]);
+        let volume =
+            Volume::new(1, "v".to_owned(), VOLUME_BYTES, true, vec![None; extents], Arc::default());
         let volume = Arc::new(volume);
         let limits = Limits { connections_max: 8, queues_max: 2, depth: 16, buffer_bytes: 4 << 20 };
         let registry = Registry::new(limits, None);
         for (nqn, access) in
             [(OPEN_NQN, Access::load(&[], true)?), (CLOSED_NQN, Access::load(hosts, false)?)]
         {
-            volume.join();
+            assert!(volume.join(), "nobody removes it");
             let share = Arc::new(Share { pool: 0, volume: Arc::clone(&volume) });
             registry.add(nqn, None, &access, false, share, [1; 16])?;
         }

@@ -2,6 +2,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use super::format::{GENERATION_MAX, VolumeRecord};
 use super::*;
 use crate::engine::{Completion, Fault, FaultSettings, Mem, Op};
 
@@ -9,6 +10,14 @@ const BYTES: u64 = 64 << 20;
 
 fn open(device: &Mem, create: bool) -> Result<Pool> {
     Pool::open("mem", Arc::new(device.clone()), create)
+}
+
+fn allocate(pool: &Pool, volume: &Volume, index: u64) -> Result<()> {
+    match pool.allocate(&[(volume, index)]).as_slice() {
+        [0] => Ok(()),
+        [libc::ENOSPC] => Err(Error::NoSpace { wanted: 1, free: 0 }),
+        other => Err(failed("mem", "allocating", io::Error::from_raw_os_error(other[0]))),
+    }
 }
 
 fn refusal(device: &Mem) -> FormatError {
@@ -37,7 +46,7 @@ fn volumes_survive_reopening() {
     assert!(matches!(pool.create("thin", 1, true), Err(Error::Exists(_))));
     assert!(matches!(pool.create("big", 1 << 40, false), Err(Error::NoSpace { .. })));
     assert!(pool.create("a/b", 1, true).is_err() && pool.create("", 1, true).is_err());
-    pool.allocate(&thin, 77).unwrap();
+    allocate(&pool, &thin, 77).unwrap();
     let physical = thin.pin(77).unwrap();
     pool.release(&thin, 0..100).unwrap();
     assert!(thin.pin(77).is_some(), "a pinned extent stays");
@@ -236,7 +245,7 @@ fn power_cuts_at_every_write() {
         |p| p.create("a", 8 << 20, false).map(drop),
         |p| p.create("b", 1 << 30, true).map(drop),
         |p| p.resize("a", 16 << 20).map(drop),
-        |p| p.allocate(&p.volumes()[1], 200),
+        |p| allocate(p, &p.volumes()[1], 200),
         |p| p.resize("a", 4 << 20).map(drop),
         |p| p.delete("a"),
         Pool::format,
@@ -256,7 +265,7 @@ fn power_cuts_at_every_write() {
         for cut in 0.. {
             let mem = Mem::new(BYTES);
             drop(open(&mem, true).unwrap());
-            let fault = Fault::new(&mem, FaultSettings::default()).unwrap();
+            let fault = Fault::new(Arc::new(mem.clone()), FaultSettings::default()).unwrap();
             let left = Arc::new(AtomicI64::new(cut));
             let device = Fuse { inner: fault.clone(), left: Arc::clone(&left) };
             let pool = Pool::open("fuse", Arc::new(device), false).unwrap();

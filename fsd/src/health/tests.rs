@@ -6,6 +6,7 @@ fn well() -> Facts {
         replicas_least: 2,
         nodes_down: vec![],
         blockd_down: None,
+        devices: vec![],
         metadata_down: None,
         log_failed: None,
         used_bytes: 10,
@@ -22,7 +23,13 @@ fn all_well_is_ok_without_a_word_more() {
 #[test]
 fn each_fault_is_named_at_its_level() {
     let down = Some("ended".to_owned());
+    let device = |has_failed| Facts {
+        devices: vec![Device { path: "0000:01:00.0".into(), why: "gone".into(), has_failed }],
+        ..well()
+    };
     let cases = [
+        (device(false), "DEVICE_DEGRADED", Level::Warn),
+        (device(true), "DEVICE_FAILED", Level::Err),
         (Facts { replicas_least: 1, ..well() }, "REDUNDANCY", Level::Warn),
         (Facts { replicas_least: 0, ..well() }, "REDUNDANCY", Level::Err),
         (Facts { blockd_down: down.clone(), ..well() }, "BLOCKD_DOWN", Level::Err),

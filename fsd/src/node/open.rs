@@ -149,6 +149,7 @@ async fn assemble(
         damaged: Default::default(),
         blockd: supervisor.map(Supervisor::state),
         metadata_failure: Mutex::new(None),
+        devices: Mutex::default(),
         stopping: watch::channel(false).0,
         fatal: watch::channel(None).0,
         supervisor: Mutex::new(None),

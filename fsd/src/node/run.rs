@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
 use super::blocks::make_parent;
-use super::{Node, NodeError, lead, members};
+use super::{Node, NodeError, devices, lead, members};
 use crate::config::Config;
 use crate::jobs;
 use crate::service::Service;
@@ -131,6 +131,7 @@ async fn at_work(
         }
     };
     let metrics = tokio::spawn(node.metrics.clone().serve(listener, refresh));
+    let devices = tokio::spawn(devices::watch(Arc::downgrade(node)));
     let jobs = jobs::start(node);
     let site = [
         tokio::spawn(lead::follow(Arc::clone(node))),
@@ -158,6 +159,7 @@ async fn at_work(
     tracing::info!("stopping");
     node.stopping.send_replace(true);
     metrics.abort();
+    devices.abort();
     if !doors.is_finished() {
         let _ = doors.await;
     }

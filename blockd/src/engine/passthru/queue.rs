@@ -191,16 +191,13 @@ impl PassthruQueue {
             }
             Outcome::Retry => {
                 self.troubled = true;
-                self.shared.trouble(Health::Recovering("commands were aborted".to_owned()));
+                let reason = format!("commands were not done: {}", says(result));
+                self.shared.trouble(Health::Recovering(reason));
             }
             Outcome::Failed(_) => {
                 self.shared.errors.fetch_add(1, Ordering::Relaxed);
                 let (path, lba, kind) = (&self.shared.path, step.lba, step.kind);
-                let says = if result >= 0 {
-                    Status(result as u16).to_string()
-                } else {
-                    io::Error::from_raw_os_error(-result).to_string()
-                };
+                let says = says(result);
                 tracing::warn!(path, lba, ?kind, says, "a command failed");
                 self.troubled = false;
                 self.shared.recovered();
@@ -226,6 +223,14 @@ fn entry(
         .cmd(ioctl::encode(command, address, len, timeout_ms))
         .buf_index(index)
         .build()
+}
+
+/// The end of a command in words: the device's status, or the kernel's error.
+fn says(result: i32) -> String {
+    match u16::try_from(result) {
+        Ok(status) => Status(status).to_string(),
+        Err(_) => io::Error::from_raw_os_error(-result).to_string(),
+    }
 }
 
 impl Queue for PassthruQueue {

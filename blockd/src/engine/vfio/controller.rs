@@ -287,10 +287,13 @@ impl Controller {
 
     /// The end in peace: the controller is told and comes to rest.
     pub fn shut_down(&self) {
-        if let Some(Parts { bus, .. }) = self.parts().as_ref()
-            && let Err(error) = registers::shut_down(bus.as_ref())
-        {
-            tracing::warn!(device = self.name, %error, "the controller does not shut down");
+        if let Some(Parts { bus, .. }) = self.parts().as_ref() {
+            match registers::shut_down(bus.as_ref()) {
+                Ok(()) => tracing::info!(device = self.name, "the controller is at rest"),
+                Err(error) => {
+                    tracing::warn!(device = self.name, %error, "the controller does not shut down");
+                }
+            }
         }
         self.end();
     }

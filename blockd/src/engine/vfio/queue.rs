@@ -149,6 +149,14 @@ impl VfioQueue {
         self.completions = Completions::new(self.seat.pair.entries);
         self.armed.set(false);
         if epoch == DEAD {
+            let (device, queue) = (&self.controller.name, self.seat.pair.id);
+            let lost = self.operations.in_flight();
+            tracing::info!(
+                device,
+                queue,
+                lost,
+                "the queue has no controller any more: EIO from now on"
+            );
             self.operations.fail_waiting(libc::EIO);
             self.known.clear();
             self.link = None;
@@ -315,7 +323,8 @@ impl VfioQueue {
             }
             Outcome::Retry => {
                 self.troubled = true;
-                self.controller.set_health(Health::Recovering("commands were aborted".to_owned()));
+                let reason = format!("commands were not done: {}", cqe.status);
+                self.controller.set_health(Health::Recovering(reason));
             }
             Outcome::Failed(_) => {
                 self.controller.errors.fetch_add(1, Ordering::Relaxed);

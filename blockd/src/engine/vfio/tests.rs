@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::simulation::Simulation;
 use super::*;
 use crate::engine::tests::{BYTES, conforms};
-use crate::engine::{Action, Health, Memory, Op, run, wait_readable};
+use crate::engine::{Action, Fault, FaultSettings, Health, Memory, Op, run, wait_readable};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -210,6 +210,33 @@ fn a_clean_end_is_told_to_the_controller() {
     drop(queue);
     drop(device);
     assert_eq!(simulation.state().mapped, 0, "nothing is shown any more");
+}
+
+/// A node under the crash test: the wrapper is all that holds the device.
+#[test]
+fn the_fault_engine_holds_its_device_until_it_ends() {
+    let (simulation, device) = device(12);
+    let fault = Fault::new(Arc::new(device), FaultSettings::default()).unwrap();
+    conforms(&fault);
+    let mut queue = fault.queue().unwrap();
+    write(queue.as_mut(), 8).unwrap();
+    run(queue.as_mut(), Action::Flush).unwrap();
+    assert_eq!(simulation.state().counts.shutdowns, 0, "it was let go while it is in use");
+    fault.reset().unwrap();
+    until("the reset", || simulation.state().counts.resets > 0);
+    assert_eq!(read(queue.as_mut()).unwrap(), 8);
+    simulation.state().behaviour.is_gone = true;
+    until("failing", || matches!(fault.facts().health, Health::Failed(_)));
+    assert_eq!((fault.facts().engine, fault.facts().model.is_empty()), ("fault", false));
+}
+
+#[test]
+fn the_end_of_the_fault_engine_is_the_end_of_its_device() {
+    let (simulation, device) = device(12);
+    let fault = Fault::new(Arc::new(device), FaultSettings::default()).unwrap();
+    read(fault.queue().unwrap().as_mut()).unwrap();
+    fault.shut_down();
+    assert_eq!(simulation.state().counts.shutdowns, 1);
 }
 
 #[test]

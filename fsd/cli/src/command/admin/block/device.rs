@@ -161,7 +161,64 @@ struct Facts {
     transfer_bytes_max: u64,
     volatile_cache: bool,
     atomic_bytes: u64,
+    controller: Option<Controller>,
     health: Value,
+}
+
+/// What an NVMe controller and the namespace say of themselves.
+#[derive(Debug, Serialize, Deserialize)]
+struct Controller {
+    nvme_version: String,
+    nsid: u32,
+    namespaces: u32,
+    mdts_bytes: u64,
+    write_zeroes: bool,
+    deallocate: bool,
+    formats: Vec<LbaFormat>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct LbaFormat {
+    index: u8,
+    lba_bytes: u64,
+    metadata_bytes: u64,
+    performance: u8,
+    in_use: bool,
+}
+
+impl Controller {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let knows = [(self.write_zeroes, "Write Zeroes"), (self.deallocate, "deallocate")];
+        let known: Vec<&str> =
+            knows.iter().filter(|(has, _)| *has).map(|(_, name)| *name).collect();
+        let mut lines = vec![
+            (
+                "nvme",
+                format!("{}, namespace {} of {}", self.nvme_version, self.nsid, self.namespaces),
+            ),
+            (
+                "mdts",
+                match self.mdts_bytes {
+                    0 => "no limit".to_owned(),
+                    bytes => units::bytes(bytes),
+                },
+            ),
+            ("commands", known.join(", ")),
+        ];
+        for format in &self.formats {
+            let LbaFormat { index, lba_bytes, metadata_bytes, performance, in_use } = format;
+            let metadata = match metadata_bytes {
+                0 => String::new(),
+                bytes => format!(" + {bytes} of metadata"),
+            };
+            let speed = ["best", "better", "good", "degraded"][usize::from(*performance & 3)];
+            let used = if *in_use { ", in use" } else { "" };
+            let text =
+                format!("lbaf {index}: {lba_bytes} bytes{metadata}, {speed} performance{used}");
+            lines.push(("format", text));
+        }
+        lines
+    }
 }
 
 #[derive(Serialize)]
@@ -246,6 +303,9 @@ impl Shown for Identity {
         ];
         if facts.transfer_bytes_max > 0 {
             lines.push(("transfer", format!("at most {}", units::bytes(facts.transfer_bytes_max))));
+        }
+        if let Some(controller) = &facts.controller {
+            lines.extend(controller.lines());
         }
         if let Some(nvme) = &self.nvme {
             let Nvme { transport, address, nsid, wwid } = nvme;
