@@ -8,9 +8,10 @@ mod storm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use net::Net;
+use tokio::time::Instant;
 
 use super::*;
 use crate::kv::KvRead;

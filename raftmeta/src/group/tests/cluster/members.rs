@@ -159,7 +159,7 @@ async fn a_replica_that_was_just_started_votes_for_nobody() {
     drop(group);
     cluster.net.isolate(other);
     cluster.kill(other);
-    let opened = std::time::Instant::now();
+    let opened = Instant::now();
     let again = cluster.start(other).await;
     let vote = openraft::Vote::new(term + 5, 3);
     let request = openraft::raft::VoteRequest::new(vote, None);
