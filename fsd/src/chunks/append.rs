@@ -72,6 +72,13 @@ struct Placed {
     at: Location,
 }
 
+/// What a put is to hear, of the records that it got placed.
+struct Answer {
+    reply: Reply<()>,
+    placed: Range<usize>,
+    result: Result<(), Error>,
+}
+
 /// Shards whose part of a group did not become durable everywhere, and why.
 pub(super) type Failed = BTreeMap<ShardId, Error>;
 
@@ -141,13 +148,12 @@ impl<V: Volume> Device<V> {
 impl<V: Volume> Inner<V> {
     pub(super) async fn commit(self: &Arc<Self>, appender: &mut Appender, group: Vec<Put>) {
         let mut placed = Vec::new();
-        let mut answers: Vec<(Reply<()>, Range<usize>, Result<(), Error>)> =
-            Vec::with_capacity(group.len());
+        let mut answers = Vec::with_capacity(group.len());
         for Put { records, reply } in group {
-            let from = placed.len();
+            let from: usize = placed.len();
             let place = |record| self.place(appender, record, &mut placed);
             let result = records.into_iter().try_for_each(place);
-            answers.push((reply, from..placed.len(), result));
+            answers.push(Answer { reply, placed: from..placed.len(), result });
         }
         let mut failed = Failed::new();
         let durable = match placed.is_empty() {
@@ -158,7 +164,7 @@ impl<V: Volume> Inner<V> {
             Ok(()) => self.publish(&placed, &mut failed),
             Err(_) => self.abandon(appender),
         }
-        for (reply, range, result) in answers {
+        for Answer { reply, placed: range, result } in answers {
             let result = durable.clone().and(result).and_then(|()| {
                 let fate = |placed: &Placed| failed.get(&placed.id.shard);
                 placed[range].iter().find_map(fate).map_or(Ok(()), |error| Err(error.clone()))

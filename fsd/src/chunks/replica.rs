@@ -121,6 +121,14 @@ struct Part<'a> {
     steps: Result<Vec<Step>, ApplyError>,
 }
 
+/// What is left to do when the index has followed.
+struct Entered {
+    sealed: Vec<(SegmentId, Tail, Bytes)>,
+    freed: Vec<SegmentId>,
+    /// The last op that counts.
+    done: OpNumber,
+}
+
 fn invalid<T>(why: impl Into<String>) -> Result<T, ApplyError> {
     Err(ApplyError::Invalid(why.into()))
 }
@@ -332,8 +340,8 @@ impl<V: Volume> Inner<V> {
         let results = all(writes).await;
         let flushed = self.flush().await;
         for part in parts.iter_mut().filter(|part| part.steps.is_ok()) {
-            let own = results.iter().filter(|(shard, _)| *shard == part.shard);
-            let written: Result<(), Error> = own.map(|(_, result)| result.clone()).collect();
+            let mut own = results.iter().filter(|(shard, _)| *shard == part.shard);
+            let written = own.try_for_each(|(_, result)| result.clone());
             if let Err(error) = written.and(flushed.clone()) {
                 part.steps = Err(ApplyError::Failed(error));
                 part.stream.tails.values_mut().for_each(Tail::forget_plan);
@@ -345,7 +353,7 @@ impl<V: Volume> Inner<V> {
     async fn finish(self: &Arc<Self>, part: Part<'_>) -> Result<OpNumber, ApplyError> {
         let Part { shard, mut stream, epoch, steps } = part;
         let steps = steps?;
-        let (sealed, freed, done) = self.enter(shard, &mut stream, epoch, steps)?;
+        let Entered { sealed, freed, done } = self.enter(shard, &mut stream, epoch, steps)?;
         for (id, tail, footer) in sealed {
             self.seal_tail(id, &tail, &footer).await;
         }
@@ -361,14 +369,13 @@ impl<V: Volume> Inner<V> {
     }
 
     /// The index follows the stream. Gives what is to be sealed and to be freed, and the last op.
-    #[expect(clippy::type_complexity, reason = "three things for one caller")]
     fn enter(
         &self,
         shard: ShardId,
         stream: &mut Stream,
         epoch: Epoch,
         steps: Vec<Step>,
-    ) -> Result<(Vec<(SegmentId, Tail, Bytes)>, Vec<SegmentId>, OpNumber), ApplyError> {
+    ) -> Result<Entered, ApplyError> {
         let mut index = self.index.lock();
         let Standing::Replica { epoch: now, next: Some(next) } = index.shard(shard).standing else {
             stream.tails.values_mut().for_each(Tail::forget_plan);
@@ -418,7 +425,7 @@ impl<V: Volume> Inner<V> {
         }
         stream.tails.values_mut().for_each(Tail::forget_plan);
         index.shard_mut(shard).standing = Standing::Replica { epoch, next: Some(next) };
-        Ok((sealed, freed, OpNumber(next.0 - 1)))
+        Ok(Entered { sealed, freed, done: OpNumber(next.0 - 1) })
     }
 
     /// Writes the footer behind durable records. As on the primary, it need not succeed.
