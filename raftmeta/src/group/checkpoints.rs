@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Group;
+use super::{Group, Inner};
 
 /// Bytes of log after which a checkpoint is written.
 const LOG_BYTES: u64 = 64 << 20;
+/// Bytes of log that stay behind a checkpoint, however few entries they are.
+const KEEP_BYTES: u64 = 256 << 20;
 /// How often the log is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -18,6 +20,7 @@ pub(super) fn by_bytes(group: &Group) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let Some(inner) = weak.upgrade() else { return };
+            drop_excess(&inner).await;
             let appended = inner.log.appended_bytes();
             if appended - last < LOG_BYTES {
                 continue;
@@ -30,4 +33,17 @@ pub(super) fn by_bytes(group: &Group) {
             }
         }
     });
+}
+
+/// What openraft keeps for others that lack it is counted in entries, which may be large.
+async fn drop_excess(inner: &Inner) {
+    if inner.log.used_bytes() <= KEEP_BYTES {
+        return;
+    }
+    let (log, store) = (&inner.log, &inner.store);
+    if let Some(upto) = store.checkpointed().filter(|upto| Some(*upto) > log.purged())
+        && let Err(error) = inner.raft.trigger().purge_log(upto).await
+    {
+        tracing::warn!(%error, "the log keeps what could go");
+    }
 }

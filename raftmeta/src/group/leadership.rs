@@ -18,6 +18,9 @@
 //! - A leader's state lacks what former leaders have answered until the first entry of its own term is applied. Before
 //!   that it does not count as leading.
 //!
+//! Followers may hear a leader that does not hear them, and it would go on leading without ever finishing a command. So
+//! a leader that no quorum answers becomes silent, until the others have had the time to elect another one.
+//!
 //! What is outside of this: a machine that stops *with its clock* (a virtual machine that is paused and goes on later)
 //! and answers a request that came before. The clock is the kernel's monotonic one, which runs while a process is stopped.
 
@@ -33,7 +36,7 @@ use tokio::time::Instant;
 
 use super::open::LEASE_MS;
 use super::{Group, GroupError, Inner, Types};
-use crate::network::link::AddressBook;
+use crate::network::link::Links;
 use crate::store::View;
 
 /// How long a follower that heard from a leader votes for nobody else.
@@ -44,6 +47,11 @@ const LEASE_USED: Duration = Duration::from_millis(LEASE_MS / 10 * 9);
 const LEASE_LOST: Duration = Duration::from_millis(LEASE_MS * 2);
 /// How often a leader looks at its lease while nothing else happens.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A leader that no quorum answers is silent for so long: until the leases that it gave have passed and others have
+/// voted ...
+const SILENT: Duration = Duration::from_millis(LEASE_MS * 5 / 2);
+/// ... and then tries again for so long, and so on.
+const TRYING: Duration = Duration::from_millis(LEASE_MS);
 /// How long a replica must have been the only one before its runtime is lent out again, so that what is under way comes
 /// to its end.
 const QUIET: Duration = Duration::from_secs(2);
@@ -67,11 +75,11 @@ pub(super) struct Leader {
 }
 
 impl Leader {
-    /// `alone`: this replica leads and is the only voter.
-    pub fn new(alone: bool) -> Leader {
-        let now = match alone {
-            true => Leadership::Leading { term: 0 },
-            false => Leadership::Following { leader: None },
+    /// `term`: this replica leads in it, as the only voter.
+    pub fn new(term: Option<u64>) -> Leader {
+        let now = match term {
+            Some(term) => Leadership::Leading { term },
+            None => Leadership::Following { leader: None },
         };
         let now = watch::channel(now).0;
         Leader { now, handed_over: AtomicU64::new(0), opened: Instant::now() }
@@ -137,6 +145,25 @@ impl Inner {
         Leadership::Following { leader }
     }
 
+    /// Whether this replica leads, is not answered, and should let others elect a leader. `elected` keeps its term and
+    /// since when it is known.
+    fn is_silent(&self, elected: &mut Option<(u64, Instant)>) -> bool {
+        let m = self.metrics.borrow_watched();
+        if m.state != ServerState::Leader || self.log.is_sole_voter() {
+            *elected = None;
+            return false;
+        }
+        let term = m.current_term;
+        let (_, at) = *elected.get_or_insert((term, Instant::now()));
+        if elected.is_none_or(|(known, _)| known != term) {
+            *elected = Some((term, Instant::now()));
+            return false;
+        }
+        let since = unheard(&m).unwrap_or_else(|| at.elapsed());
+        let Some(over) = since.checked_sub(LEASE) else { return false };
+        over.as_millis() % (SILENT + TRYING).as_millis() < SILENT.as_millis()
+    }
+
     /// Whether this replica is all there is of the group.
     fn is_all(&self) -> bool {
         let m = self.metrics.borrow_watched();
@@ -174,12 +201,12 @@ impl Group {
 
 /// Starts the task that keeps [`Leadership`], the addresses of the others and the runtime's mode up to date. It ends with
 /// the group.
-pub(super) fn watch(group: &Group, book: Arc<AddressBook>) {
+pub(super) fn watch(group: &Group, links: Links) {
     let inner = &group.0;
     inner.home.set_driven(!inner.is_all());
     inner.leader.now.send_replace(inner.judge());
     tokio::spawn(allow_elections(Arc::downgrade(inner)));
-    tokio::spawn(keep(Arc::downgrade(inner), book));
+    tokio::spawn(keep(Arc::downgrade(inner), links));
 }
 
 async fn allow_elections(inner: Weak<Inner>) {
@@ -190,12 +217,13 @@ async fn allow_elections(inner: Weak<Inner>) {
     }
 }
 
-async fn keep(inner: Weak<Inner>, book: Arc<AddressBook>) {
+async fn keep(inner: Weak<Inner>, links: Links) {
     let (mut server, mut metrics) = match inner.upgrade() {
         Some(inner) => (inner.raft.server_metrics(), inner.raft.metrics()),
         None => return,
     };
-    let mut others_seen = Instant::now();
+    let mut others_seen = None::<Instant>;
+    let mut elected = None;
     loop {
         let (waiting, timed) = {
             let Some(inner) = inner.upgrade() else { return };
@@ -203,11 +231,12 @@ async fn keep(inner: Weak<Inner>, book: Arc<AddressBook>) {
                 let m = metrics.borrow_watched();
                 m.membership_config.nodes().map(|(id, node)| (*id, node.addr.clone())).collect()
             };
-            book.replace(addresses);
+            links.book.replace(addresses);
+            links.silence.set(inner.is_silent(&mut elected));
             if !inner.is_all() {
-                others_seen = Instant::now();
+                others_seen = Some(Instant::now());
             }
-            inner.home.set_driven(others_seen.elapsed() < QUIET);
+            inner.home.set_driven(others_seen.is_some_and(|seen| seen.elapsed() < QUIET));
             let now = inner.judge();
             let changed = inner.leader.now.send_if_modified(|known| {
                 let changed = *known != now;

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{BasicNode, Config, Raft, SnapshotPolicy};
 
 use super::home::Home;
@@ -13,7 +14,7 @@ use super::leadership::{self, Leader};
 use super::{Group, GroupConfig, GroupError, Inner, Types, checkpoints, raft_error};
 use crate::log_store::LogStore;
 use crate::network::inbox::Inbox;
-use crate::network::link::{AddressBook, Links};
+use crate::network::link::Links;
 use crate::store::Store;
 
 /// Longest wait for a replica to replay its log and become ready.
@@ -64,9 +65,12 @@ impl Group {
         let error = raft_error("open");
         let options = options(&config, alone);
         let options = Arc::new(options.validate().map_err(|e| error(e.to_string()))?);
-        let book = Arc::new(AddressBook::default());
-        let links = Links { transport: config.transport.clone(), book: Arc::clone(&book) };
-        let raft = Raft::new(me, options, links, log.clone(), store.clone())
+        let links = Links {
+            transport: config.transport.clone(),
+            book: Default::default(),
+            silence: Default::default(),
+        };
+        let raft = Raft::new(me, options, links.clone(), log.clone(), store.clone())
             .await
             .map_err(|e| error(e.to_string()))?;
         let blank = !raft.is_initialized().await.map_err(|e| error(e.to_string()))?;
@@ -84,14 +88,15 @@ impl Group {
             lead(&raft, me).await?;
         }
         let inbox = Inbox::new(store.checkpoints());
-        let leader = Leader::new(alone || bootstrap);
         let home = Arc::clone(home);
         let metrics = raft.metrics();
+        let term = metrics.borrow_watched().current_term;
+        let leader = Leader::new((alone || bootstrap).then_some(term));
         let inner = Inner { node_id: me, raft, metrics, log, store, inbox, leader, home };
         let group = Group(Arc::new(inner));
         checkpoints::by_bytes(&group);
         if config.transport.is_some() {
-            leadership::watch(&group, book);
+            leadership::watch(&group, links);
         }
         Ok(group)
     }

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -40,11 +41,23 @@ impl AddressBook {
     }
 }
 
+/// Whether this replica leads and no quorum answers it: then it stops sending what keeps others from electing another
+/// leader, for they may hear it although it does not hear them.
+#[derive(Debug, Default)]
+pub(crate) struct Silence(AtomicBool);
+
+impl Silence {
+    pub fn set(&self, silent: bool) {
+        self.0.store(silent, Ordering::Relaxed);
+    }
+}
+
 /// Makes the links. Without a transport every other replica is unreachable.
 #[derive(Clone, Debug)]
 pub(crate) struct Links {
     pub transport: Option<Arc<dyn Transport>>,
     pub book: Arc<AddressBook>,
+    pub silence: Arc<Silence>,
 }
 
 impl RaftNetworkFactory<Types> for Links {
@@ -104,6 +117,10 @@ impl Link {
             let error = io::Error::other("this replica has no way to others");
             return Err(CallError::Unreachable(error));
         };
+        if message.is_from_leader() && self.links.silence.0.load(Ordering::Relaxed) {
+            let why = "no quorum answers this leader, it is silent so that another can be elected";
+            return Err(CallError::Unreachable(io::Error::other(why)));
+        }
         let address = self.links.book.get(self.target).unwrap_or_else(|| self.address.clone());
         let target = Peer { id: self.target, address };
         let calling = transport.call(target, message, timeout);

@@ -152,6 +152,14 @@ impl RaftMessage {
         }
     }
 
+    /// Whether it makes the receiver wait longer before it looks for another leader.
+    pub(crate) fn is_from_leader(&self) -> bool {
+        !matches!(
+            self,
+            RaftMessage::Vote(_) | RaftMessage::PreVote(_) | RaftMessage::TransferLeader(_)
+        )
+    }
+
     /// Whether the message may be large; small ones must not wait behind it, or a leader is taken for dead.
     pub fn is_bulk(&self) -> bool {
         matches!(self.name(), "append" | "checkpoint-part")

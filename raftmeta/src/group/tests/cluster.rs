@@ -1,7 +1,10 @@
 //! Groups of several replicas in one process, with a network that does what networks do.
 
 mod basic;
+mod checkpoints;
+mod members;
 mod net;
+mod storm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,6 +17,9 @@ use crate::kv::KvRead;
 
 /// Longest wait for anything.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// A client asks again after this time.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Replicas on directories of their own; those that run are in `net`.
 struct Cluster {
@@ -108,41 +114,19 @@ impl Cluster {
         self.net.get(id).unwrap()
     }
 
-    fn leading(&self) -> Option<(u64, Group)> {
-        let leads =
-            |group: &Group| matches!(*group.leadership().borrow(), Leadership::Leading { .. });
-        self.net.running().into_iter().find(|(_, group)| leads(group) && group.lease_valid())
-    }
-
     async fn leader(&self) -> (u64, Group) {
-        until_some("a leader", || self.leading()).await
+        until_some("a leader", || leading(&self.net)).await
     }
 
-    /// Asks leaders for `what` until one of them does it. `what` has to bear being done twice.
     async fn lead<T, F>(&self, what: impl Fn(Group) -> F) -> T
     where
         F: Future<Output = Result<T, GroupError>>,
     {
-        let start = Instant::now();
-        loop {
-            let (_, leader) = self.leader().await;
-            match what(leader).await {
-                Ok(done) => return done,
-                Err(error) if start.elapsed() > LIMIT => panic!("{error}"),
-                Err(GroupError::Raft { during, reason }) => panic!("{during}: {reason}"),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
+        lead(&self.net, what).await
     }
 
-    /// A command as a client runs it: the same number until somebody answers.
     async fn command(&self, slot: u16, seq: u64, command: Command) -> MetaResult<Reply> {
-        let envelope = Envelope { session: SESSION, slot, seq, time: Time::default(), command };
-        self.lead(|leader| {
-            let envelope = envelope.clone();
-            async move { leader.propose(envelope, false).await }
-        })
-        .await
+        run(&self.net, slot, seq, command).await
     }
 
     /// Waits until all that run stand at the same entry, and compares what they hold.
@@ -164,6 +148,40 @@ impl Cluster {
         }
         is_clean(&running[0].1);
     }
+}
+
+/// Who leads and may answer.
+fn leading(net: &Net) -> Option<(u64, Group)> {
+    net.running().into_iter().find(|(_, group)| {
+        matches!(*group.leadership().borrow(), Leadership::Leading { .. }) && group.lease_valid()
+    })
+}
+
+/// Asks leaders for `what` until one of them does it. `what` has to bear being done twice, and being given up.
+async fn lead<T, F>(net: &Net, what: impl Fn(Group) -> F) -> T
+where
+    F: Future<Output = Result<T, GroupError>>,
+{
+    let start = Instant::now();
+    loop {
+        let (_, leader) = until_some("a leader", || leading(net)).await;
+        match tokio::time::timeout(PATIENCE, what(leader)).await {
+            Ok(Ok(done)) => return done,
+            other if start.elapsed() > LIMIT => panic!("{:?}", other.err()),
+            // A replica that is killed in the middle says so.
+            Ok(Err(_)) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// A command as a client runs it: the same number until somebody answers.
+async fn run(net: &Net, slot: u16, seq: u64, command: Command) -> MetaResult<Reply> {
+    let envelope = Envelope { session: SESSION, slot, seq, time: Time::default(), command };
+    let propose = |leader: Group| {
+        let envelope = envelope.clone();
+        async move { leader.propose(envelope, false).await }
+    };
+    lead(net, propose).await
 }
 
 fn address(id: u64) -> String {

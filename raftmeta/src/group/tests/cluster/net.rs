@@ -26,6 +26,8 @@ struct State {
     cut: BTreeSet<(u64, u64)>,
     weather: Weather,
     dice: Dice,
+    /// Addresses that are not the usual ones.
+    moved: BTreeMap<u64, String>,
     /// Messages by name that arrived.
     counts: BTreeMap<&'static str, u64>,
 }
@@ -49,6 +51,7 @@ impl Net {
             cut: BTreeSet::new(),
             weather: Weather::default(),
             dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            moved: BTreeMap::new(),
             counts: BTreeMap::new(),
         })))
     }
@@ -87,6 +90,11 @@ impl Net {
         self.0.lock().counts.get(name).copied().unwrap_or(0)
     }
 
+    /// From now on this replica is reached at this address only.
+    pub fn expect(&self, id: u64, address: &str) {
+        self.0.lock().moved.insert(id, address.to_owned());
+    }
+
     pub fn set_weather(&self, weather: Weather) {
         self.0.lock().weather = weather;
     }
@@ -108,14 +116,18 @@ impl Net {
         self.0.lock().cut.clear();
     }
 
-    fn fate(&self, from: u64, to: u64, name: &'static str) -> Fate {
-        let mut state = self.0.lock();
+    fn fate(&self, from: u64, peer: &Peer, name: &'static str) -> Fate {
+        let mut guard = self.0.lock();
+        let state = &mut *guard;
+        let to = peer.id;
+        let usual = || super::address(to);
+        let known = *state.moved.get(&to).unwrap_or(&usual()) == peer.address;
         let Weather { lost, repeated, delay_max_ms } = state.weather;
         let mut delay = || Duration::from_millis(state.dice.roll(delay_max_ms + 1));
         let (coming, going, again) = (delay(), delay(), delay());
         let cut = |a, b| state.cut.contains(&(a, b));
         let (there_cut, back_cut) = (cut(from, to), cut(to, from));
-        let target = match there_cut || state.dice.roll(100) < lost {
+        let target = match !known || there_cut || state.dice.roll(100) < lost {
             true => None,
             false => state.running.get(&to).cloned(),
         };
@@ -141,9 +153,8 @@ struct Wire {
 
 impl Transport for Wire {
     fn call(&self, target: Peer, message: RaftMessage, _timeout: Duration) -> Answering {
-        assert_eq!(target.address, super::address(target.id));
         let me = self.me;
-        let fate = self.net.fate(me, target.id, message.name());
+        let fate = self.net.fate(me, &target, message.name());
         Box::pin(async move {
             let bytes = message.encode().unwrap();
             tokio::time::sleep(fate.delay).await;
