@@ -9,6 +9,7 @@
 //! is only not brought up.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -24,6 +25,9 @@ use crate::node::Node;
 
 /// A replica that does not answer for this long is taken out of those in sync.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// Bytes that may wait for a node before those are given up that nobody waits for. What is waited for is bounded
+/// by the puts in flight.
+const WAITING_BYTES_MAX: usize = 128 << 20;
 /// Bytes held for one replica that compares; it is not brought up if they become more.
 const HELD_BYTES_MAX: usize = 64 << 20;
 
@@ -55,11 +59,18 @@ struct Audience {
     listeners: Vec<Listener>,
 }
 
+/// Parcels for one node, and how many bytes they are.
+#[derive(Clone)]
+struct Queue {
+    parcels: mpsc::UnboundedSender<Parcel>,
+    bytes: Arc<AtomicUsize>,
+}
+
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Courier {
     audiences: Mutex<HashMap<ShardId, Audience>>,
-    queues: Mutex<HashMap<NodeId, mpsc::UnboundedSender<Parcel>>>,
+    queues: Mutex<HashMap<NodeId, Queue>>,
     node: OnceLock<Weak<Node>>,
     /// Replicas that did not answer, for the keeper.
     suspects: Mutex<BTreeMap<(ShardId, Epoch), Option<NodeId>>>,
@@ -192,20 +203,33 @@ impl Courier {
     }
 
     fn send(&self, to: NodeId, parcel: Parcel) {
+        let size = parcel.ops.iter().map(bytes).sum();
         let mut queues = self.queues.lock();
         let parcel = match queues.get(&to) {
-            Some(queue) => match queue.send(parcel) {
-                Ok(()) => return,
-                Err(mpsc::error::SendError(parcel)) => parcel,
-            },
+            Some(queue) => {
+                queue.bytes.fetch_add(size, Ordering::Relaxed);
+                match queue.parcels.send(parcel) {
+                    Ok(()) => return,
+                    Err(mpsc::error::SendError(parcel)) => parcel,
+                }
+            }
             None => parcel,
         };
         let Some(node) = self.node.get().cloned() else { return };
-        let (queue, parcels) = mpsc::unbounded_channel();
+        let (sender, parcels) = mpsc::unbounded_channel();
         // It has just been made, so somebody takes it.
-        let _ = queue.send(parcel);
-        queues.insert(to, queue);
-        tokio::spawn(deliver(node, to, parcels));
+        let _ = sender.send(parcel);
+        let queue = Queue { parcels: sender, bytes: Arc::new(AtomicUsize::new(size)) };
+        queues.insert(to, queue.clone());
+        tokio::spawn(deliver(node, to, parcels, queue.bytes));
+    }
+
+    /// Whether so much waits for the node that one that nobody waits for had better stop listening.
+    fn is_behind(&self, node: NodeId) -> bool {
+        let queues = self.queues.lock();
+        queues
+            .get(&node)
+            .is_some_and(|queue| queue.bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX)
     }
 
     fn broke(&self, to: NodeId, shards: impl Iterator<Item = ShardId>) {
@@ -255,6 +279,7 @@ impl Replicator for Courier {
                     None if listener.in_sync => {
                         waited.entry(listener.node).or_default().push(op.clone());
                     }
+                    None if self.is_behind(listener.node) => listener.broken = true,
                     None => told.entry(listener.node).or_default().push(op.clone()),
                 }
             }
@@ -299,7 +324,12 @@ impl Replicator for Courier {
 }
 
 /// Takes parcels to one node, one message at a time, until the node stops.
-async fn deliver(node: Weak<Node>, to: NodeId, mut parcels: mpsc::UnboundedReceiver<Parcel>) {
+async fn deliver(
+    node: Weak<Node>,
+    to: NodeId,
+    mut parcels: mpsc::UnboundedReceiver<Parcel>,
+    waiting: Arc<AtomicUsize>,
+) {
     while let Some(first) = parcels.recv().await {
         let Some(node) = node.upgrade() else { return };
         let mut batch = vec![first];
@@ -311,6 +341,7 @@ async fn deliver(node: Weak<Node>, to: NodeId, mut parcels: mpsc::UnboundedRecei
             batch.push(next);
         }
         let ops: Vec<ShardOp> = batch.iter().flat_map(|parcel| &parcel.ops).cloned().collect();
+        waiting.fetch_sub(size, Ordering::Relaxed);
         let failed = apply(&node, to, ops).await;
         // Whoever waits hears of it; of the others it has to be remembered.
         let unwaited = batch.iter().filter(|parcel| parcel.answer.is_none());
