@@ -22,7 +22,7 @@ use super::all::all;
 use super::device::Device;
 use super::error::{Error, Kind};
 use super::format::{self, BLOCK, Entry, RECORD_ALIGN, RECORD_HEADER, SegmentHeader, SegmentId};
-use super::index::Location;
+use super::index::{Index, Location};
 use super::pack::{Sealed, stopped};
 use super::queue::{Put, Reply};
 use super::replicate::Op;
@@ -185,15 +185,18 @@ impl<V: Volume> Inner<V> {
         self.check_poison()?;
         let Sealed { head, body, from } = record;
         let shard = head.hash.shard(self.device.header.shard_count);
-        if !self.is_wanted(shard, &head.hash, from)? {
-            return Ok(());
-        }
         let len = format::record_bytes(head.stored_len);
         let segment_bytes = self.device.segment_bytes();
-        let fits = |open: &Open| {
-            open.fits(len, segment_bytes) && self.index.lock().is_open(open.slot, open.id)
+        let fits = {
+            let index = self.index.lock();
+            if !is_wanted(&index, shard, &head.hash, from)? {
+                return Ok(());
+            }
+            let fits =
+                |open: &Open| open.fits(len, segment_bytes) && index.is_open(open.slot, open.id);
+            appender.open.get(&shard).is_some_and(fits)
         };
-        if !appender.open.get(&shard).is_some_and(fits) {
+        if !fits {
             // The new slot first: without one the old segment stays open for shorter records.
             let fresh = self.start_segment(shard, from.is_some())?;
             appender.full.extend(appender.open.insert(shard, fresh));
@@ -207,23 +210,6 @@ impl<V: Volume> Inner<V> {
         let at = Location { slot: open.slot, offset, stored_len, plain_len };
         placed.push(Placed { hash: head.hash, id: open.id, at });
         Ok(())
-    }
-
-    fn is_wanted(
-        &self,
-        shard: ShardId,
-        hash: &ChunkHash,
-        from: Option<Location>,
-    ) -> Result<bool, Error> {
-        let index = self.index.lock();
-        if index.shard(shard).primary().is_none() {
-            return Err(not_primary(shard));
-        }
-        Ok(match from {
-            // A chunk deleted while it was copied stays deleted, a damaged one stays damaged.
-            Some(from) => index.knows(hash) && index.table.get(hash) == Some(from),
-            None => !index.knows(hash),
-        })
     }
 
     fn start_segment(&self, shard: ShardId, cleaning: bool) -> Result<Open, Error> {
@@ -376,6 +362,22 @@ impl<V: Volume> Inner<V> {
             false => Ok(()),
         }
     }
+}
+
+fn is_wanted(
+    index: &Index,
+    shard: ShardId,
+    hash: &ChunkHash,
+    from: Option<Location>,
+) -> Result<bool, Error> {
+    if index.shard(shard).primary().is_none() {
+        return Err(not_primary(shard));
+    }
+    Ok(match from {
+        // A chunk deleted while it was copied stays deleted, a damaged one stays damaged.
+        Some(from) => index.knows(hash) && index.table.get(hash) == Some(from),
+        None => !index.knows(hash),
+    })
 }
 
 pub(super) fn not_primary(shard: ShardId) -> Error {

@@ -105,11 +105,11 @@ impl<V: Volume> ChunkStore<V> {
             if shard.primary().is_none() {
                 return Err(not_primary(id));
             }
-            if !index.knows(hash) {
-                receipts = None;
-            }
-            if let Some(receipts) = &mut receipts {
-                receipts.push(shard.gc_epoch);
+            match &mut receipts {
+                Some(receipts) if index.knows(hash) => receipts.push(shard.gc_epoch),
+                Some(_) => receipts = None,
+                // The roles of the other shards count still.
+                None => {}
             }
         }
         Ok(receipts)
