@@ -114,7 +114,8 @@ async fn assemble(
     .await?;
     let courier = Arc::new(Courier::default());
     let opened =
-        data(&config, identity, &at(MASTER_KEY), &group, volume, keys, ours, &courier).await;
+        data(&config, identity, &at(MASTER_KEY), &group, Data { volume, keys, ours }, &courier)
+            .await;
     let (cluster, chunks) = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -195,15 +196,21 @@ async fn is_ours_or_blank(volume: &RemoteVolume, identity: &Identity) -> Result<
     }
 }
 
+/// What the chunk store is made of.
+struct Data {
+    volume: RemoteVolume,
+    keys: Keys,
+    /// It has been formatted for this cluster.
+    ours: bool,
+}
+
 /// The cluster's records and the chunk store, made if the node is being created.
 async fn data(
     config: &Config,
     identity: &Identity,
     master: &Path,
     group: &Group,
-    volume: RemoteVolume,
-    keys: Keys,
-    ours: bool,
+    Data { volume, keys, ours }: Data,
     courier: &Arc<Courier>,
 ) -> Result<(ClusterInfo, ChunkStore<RemoteVolume>), NodeError> {
     let creating = identity.state == Stage::Creating;

@@ -31,6 +31,8 @@ const MOVES_TO_ONE_MAX: usize = 4;
 /// Longest time for one of them.
 const BRING_UP_WITHIN: Duration = Duration::from_secs(1800);
 const FORGET_WITHIN: Duration = Duration::from_secs(60);
+/// How often a node is told that it may forget a shard.
+const FORGET_TRIES: usize = 30;
 /// Before a move that failed is tried again.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Changes of the map in one command.
@@ -257,26 +259,33 @@ async fn brought(node: &Arc<Node>, shard: &ShardInfo, id: NodeId) -> Result<(), 
     node.command(Command::SetShards(vec![change]), true).await.map(drop)
 }
 
-/// Lets a node that holds a shard no more give its space back. If it does not hear of it, it keeps it until the next
-/// time.
+/// Lets a node that holds a shard no more give its space back, once its own map says so, too.
 fn release(node: &Arc<Node>, shard: ShardId, id: NodeId) {
     let node = Arc::clone(node);
     tokio::spawn(async move {
-        let epoch = match read::shard(&node.group.view(), shard) {
-            Ok(Some(info)) if !info.in_sync.contains(&id) => info.epoch,
-            _ => return,
-        };
-        let released = async {
-            if id == node.id {
-                return keeper::forget(&node, shard, epoch).await;
+        for _ in 0..FORGET_TRIES {
+            match released(&node, shard, id).await {
+                Ok(()) => return,
+                Err(failure) => tracing::debug!(%shard, node = %id, %failure, "not forgotten yet"),
             }
-            let request = NodeRequest::Forget { shard, epoch };
-            node.peers.ask(&node.target_of(id)?, request, &[], FORGET_WITHIN).await.map(drop)
-        };
-        if let Err(failure) = released.await {
-            tracing::info!(%shard, node = %id, %failure, "a node keeps a shard that it holds no more");
+            tokio::time::sleep(PAUSE).await;
         }
+        tracing::info!(%shard, node = %id, "a node keeps a shard that it holds no more");
     });
+}
+
+async fn released(node: &Arc<Node>, shard: ShardId, id: NodeId) -> Result<(), Failure> {
+    let info = read::shard(&node.group.view(), shard).map_err(storage)?;
+    let epoch = match info {
+        Some(info) if !info.in_sync.contains(&id) => info.epoch,
+        // It holds it again.
+        Some(_) | None => return Ok(()),
+    };
+    if id == node.id {
+        return keeper::forget(node, shard, epoch).await;
+    }
+    let request = NodeRequest::Forget { shard, epoch };
+    node.peers.ask(&node.target_of(id)?, request, &[], FORGET_WITHIN).await.map(drop)
 }
 
 /// `NodeRequest::NewEpoch`, of the primary.

@@ -278,6 +278,50 @@ async fn a_primary_that_cannot_replicate_promises_nothing_and_needs_a_new_epoch(
     }
 }
 
+/// The old primary moved records, and one of two replicas heard of it; the other one is promoted.
+#[tokio::test]
+async fn what_only_one_replica_got_is_cut_and_older_records_count_again() {
+    let (_, tape, _) = primary().await;
+    let ops = tape.0.lock().clone();
+    let moves = |op: &ShardOp| matches!(op.op, Op::Append { reserve: true, .. });
+    let first = ops.iter().position(moves).unwrap();
+    let tail = |op: &ShardOp| matches!(op.op, Op::Append { offset: 1.., .. });
+    assert!(tail(&ops[first]), "the cleaner began in a new segment: {:?}", ops[first].number);
+    let (volume, ahead) = follower().await;
+    let (_, behind) = follower().await;
+    for op in &ops[..first] {
+        one(&ahead, op).await.unwrap();
+        one(&behind, op).await.unwrap();
+    }
+    one(&ahead, &ops[first]).await.unwrap();
+    let begun = behind.begin_epoch(SHARD, Epoch(2), Epoch(1)).await.unwrap();
+    let settled = ahead.settle(SHARD, Epoch(2), &begun.segments).await.unwrap();
+    assert!(settled.is_equal(), "{settled:?}");
+    assert_equal(&behind, &ahead).await;
+    for hash in behind.iter_hashes(Some(SHARD)) {
+        let bytes = behind.get(&hash).await.unwrap();
+        assert_eq!(ahead.get(&hash).await.unwrap(), bytes);
+    }
+    // The cut is durable, and may be asked for again.
+    ahead.settle(SHARD, Epoch(2), &begun.segments).await.unwrap();
+    let again = member(volume.power_cut(3), Arc::new(Alone)).await;
+    assert_equal(&behind, &again).await;
+    follows(&again, &behind, begun).await;
+}
+
+async fn follows(replica: &ChunkStore<SimVolume>, primary: &ChunkStore<SimVolume>, begun: Begun) {
+    let settled = replica.settle(SHARD, Epoch(2), &begun.segments).await.unwrap();
+    assert!(settled.is_equal(), "{settled:?}");
+    replica.follow(SHARD, Epoch(2), Epoch(1), begun.live).await.unwrap();
+    for hash in primary.iter_hashes(Some(SHARD)) {
+        assert!(replica.contains(&hash));
+    }
+    let role = Role::Primary { epoch: Epoch(2), gc_epoch: Epoch(1) };
+    primary.set_role(SHARD, role).unwrap();
+    let refused = primary.begin_epoch(SHARD, Epoch(2), Epoch(1)).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Invalid);
+}
+
 /// Cuts the power at every operation of applying, recovers, and catches up.
 #[tokio::test]
 async fn a_replica_that_is_cut_anywhere_keeps_what_it_answered() {

@@ -653,7 +653,7 @@ impl Leader {
 #[tokio::test]
 async fn nothing_that_a_commit_references_is_lost_by_any_in_sync_replica() {
     let (mut acknowledged, mut promotions, mut joined) = (0, 0, 0);
-    for seed in 0..rounds("CLAUDEFS_CHUNK_SITE_SEEDS", 12) {
+    for seed in 0..rounds("CLAUDEFS_CHUNK_SITE_SEEDS", 40) {
         let mut leader = Leader::new(seed).await;
         for _ in 0..rounds("CLAUDEFS_CHUNK_SITE_STEPS", 150) {
             leader.step().await;
