@@ -28,7 +28,7 @@ pub use uring::Uring;
 pub use vfio::Vfio;
 
 /// Tries for the lock, 20 ms apart; then the device counts as in use.
-const LOCK_TRIES: u32 = 100;
+const LOCK_TRIES: u32 = 500;
 
 /// Smallest unit of I/O of a device, in bytes; offsets and lengths are multiples of it.
 pub const BLOCK_BYTES: u64 = 4096;

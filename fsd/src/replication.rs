@@ -26,6 +26,6 @@ mod remote;
 mod wire;
 
 pub(crate) use courier::Courier;
-pub(crate) use director::{Director, direct, new_epoch};
+pub(crate) use director::{Director, direct, new_epoch, reclaim};
 pub(crate) use keeper::{bring_up, forget, keep};
 pub(crate) use wire::answer;

@@ -140,6 +140,8 @@ pub enum NodeRequest {
     /// To the leader, from the primary of a shard: a new epoch is needed, without this replica if one is
     /// named, because it does not answer. Refused if the shard has another epoch by now.
     NewEpoch { shard: ShardId, epoch: Epoch, without: Option<NodeId> },
+    /// To the leader, after a start: new epochs for all shards of which this node is the primary.
+    Reclaim,
     /// To the primary: bring this node up, so that it may become in sync. Answered when it has everything.
     BringUp { shard: ShardId, epoch: Epoch, node: NodeId },
     /// To a node that holds the shard no more: what it has of it may go.
@@ -303,6 +305,8 @@ pub enum Response {
     /// The answer to `Request::Raft`, encoded in the data part.
     Raft,
     Usage(NodeUsage),
+    /// Answers `NodeRequest::Reclaim`: the epochs of all shards.
+    Epochs(Vec<(ShardId, Epoch)>),
     /// The answer to `Request::Replica`, encoded in the data part.
     Replica,
 }

@@ -25,11 +25,13 @@ use tokio_rustls::client::TlsStream;
 use crate::client::CallError;
 use crate::client::dial::UNHEARD_MS_MAX;
 use crate::frame::{self, FrameError, Kind};
-use crate::message::{Failure, Hello, Origin, PROTOCOL_VERSION, Request, Response, Role};
+use crate::message::{
+    Failure, Hello, NodeRequest, Origin, PROTOCOL_VERSION, Request, Response, Role,
+};
 use crate::server::Peer;
 use crate::tls::{self, Identity, TlsError};
 
-/// Requests under way to one node; further ones wait for a place.
+/// Requests of one kind under way to one node; further ones wait for a place.
 const CALLS_MAX: usize = 64;
 /// Connections kept for a node without a request.
 const IDLE_MAX: usize = 16;
@@ -59,6 +61,31 @@ impl std::fmt::Debug for Upstream {
     }
 }
 
+/// What is urgent does not wait behind what is large: each kind of request has connections of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Lane {
+    /// Small, and somebody counts the seconds: the metadata group, signs of life, epochs.
+    Urgent,
+    /// Ops of shards.
+    Replica,
+    /// Chunks, and all that may take long.
+    Bulk,
+}
+
+fn lane(request: &Request) -> Lane {
+    match request {
+        Request::Raft
+        | Request::Node(
+            NodeRequest::Usage
+            | NodeRequest::Announce { .. }
+            | NodeRequest::NewEpoch { .. }
+            | NodeRequest::Reclaim,
+        ) => Lane::Urgent,
+        Request::Replica => Lane::Replica,
+        _ => Lane::Bulk,
+    }
+}
+
 struct Pool {
     room: Semaphore,
     idle: Mutex<Vec<Stream>>,
@@ -73,7 +100,7 @@ pub struct Nodes {
 struct Inner {
     own: NodeId,
     connector: Mutex<TlsConnector>,
-    pools: Mutex<HashMap<Target, Arc<Pool>>>,
+    pools: Mutex<HashMap<(Target, Lane), Arc<Pool>>>,
 }
 
 impl std::fmt::Debug for Nodes {
@@ -121,7 +148,7 @@ impl Nodes {
         request: &Request,
         data: &[Bytes],
     ) -> Result<(Response, Bytes), CallError> {
-        let pool = self.pool(target);
+        let pool = self.pool(target, lane(request));
         let _place = pool.room.acquire().await.map_err(|_| CallError::Aborted)?;
         let idle = pool.idle.lock().pop();
         let reused = idle.is_some();
@@ -148,15 +175,16 @@ impl Nodes {
         Ok((response, frame.data))
     }
 
-    fn pool(&self, target: &Target) -> Arc<Pool> {
+    fn pool(&self, target: &Target, lane: Lane) -> Arc<Pool> {
         let mut pools = self.inner.pools.lock();
-        if let Some(pool) = pools.get(target) {
+        let key = (target.clone(), lane);
+        if let Some(pool) = pools.get(&key) {
             return Arc::clone(pool);
         }
         // The same node under another address: the old one is not used any more.
-        pools.retain(|known, _| known.node != target.node);
+        pools.retain(|(known, _), _| known.node != target.node || known == target);
         let pool = Arc::new(Pool { room: Semaphore::new(CALLS_MAX), idle: Mutex::default() });
-        pools.insert(target.clone(), Arc::clone(&pool));
+        pools.insert(key, Arc::clone(&pool));
         pool
     }
 

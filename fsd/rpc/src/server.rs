@@ -50,7 +50,7 @@ const IDLE_MAX: Duration = Duration::from_secs(300);
 /// A peer that does not take or give the rest of a frame for this long is gone.
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// How often a subscriber hears that the server lives.
-const ALIVE_EVERY: Duration = Duration::from_secs(15);
+const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// How often the certificates of open connections are looked at again: a revocation by another node
 /// takes effect within this time.
 const RECHECK_EVERY: Duration = Duration::from_secs(20);

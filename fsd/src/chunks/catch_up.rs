@@ -101,6 +101,36 @@ impl<V: Volume> ChunkStore<V> {
         Ok(plan)
     }
 
+    /// Drops all of a shard that this store holds no more as of that epoch.
+    ///
+    /// # Errors
+    /// `Invalid`: the store is something to the shard in that epoch or a later one; `Io`.
+    pub async fn forget(&self, shard: ShardId, epoch: Epoch) -> Result<(), Error> {
+        let inner = &self.inner;
+        inner.check_shard(shard)?;
+        // Whoever compares waits, and finds nothing here.
+        let mut stream = inner.streams[usize::from(shard.0)].lock().await;
+        {
+            let index = inner.index.lock();
+            let busy = match index.shard(shard).standing {
+                Standing::Replica { epoch: of, .. }
+                | Standing::Beginning { epoch: of }
+                | Standing::Primary { epoch: of, .. }
+                | Standing::Suspended { epoch: of } => of >= epoch,
+                Standing::Unassigned => false,
+            };
+            if busy {
+                let why = format!("shard {shard} is held here in epoch {epoch} or later");
+                return Err(Error::new(Kind::Invalid, why));
+            }
+        }
+        inner.stop(shard, Standing::Unassigned, &mut stream).await?;
+        let ours = inner.segments(shard).await?;
+        let gone: Vec<SegmentId> =
+            ours.iter().map(|our| SegmentId { shard, number: our.number }).collect();
+        inner.drop_segments(&gone).await.map(|_| ())
+    }
+
     /// The end of catching up: everything that was to be fetched is here, or was freed meanwhile.
     ///
     /// # Errors

@@ -131,6 +131,7 @@ async fn store(node: &Arc<Node>, batch: &[Item]) -> Result<(), Failure> {
         match node.command(Command::Settle(items), false).await {
             Err(Failure::Meta(MetaError::RetryPut(hashes))) => {
                 node.upkeep.hold_deletions(&hashes, node.cluster.shard_count);
+                node.lift(&hashes).await;
             }
             answer => return answer.map(drop),
         }

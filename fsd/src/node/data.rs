@@ -4,7 +4,7 @@
 //! from any node that has it in sync, this one first. Content is named by its hash, so an answer of a node that
 //! was asked by mistake is right or is none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,9 +65,12 @@ impl Node {
             let target = if id == self.id { None } else { Some(self.target(&view, id)?) };
             let node = Arc::clone(self);
             let put = tokio::spawn(async move {
-                match target {
-                    None => node.put_here(some).await,
-                    Some(target) => node.put_there(&target, some).await,
+                let Some(target) = target else { return node.put_here(some).await };
+                match node.put_there(&target, some.clone()).await {
+                    Err(Failure::NoSpace) if node.leads() && make_room(&node).await => {
+                        node.put_there(&target, some).await
+                    }
+                    done => done,
                 }
             });
             puts.push((places, put));
@@ -232,6 +235,19 @@ impl Node {
             bytes <= most.min(DATA_LEN_MAX)
         };
         hashes.iter().take_while(fits).count()
+    }
+
+    /// Some chunks have to be put again, because their receipts are older than the last deletion of their shards. A primary
+    /// that has not heard of it would give the same receipts again.
+    pub(crate) async fn lift(&self, hashes: &[ChunkHash]) {
+        let shards: BTreeSet<ShardId> =
+            hashes.iter().map(|hash| hash.shard(self.cluster.shard_count)).collect();
+        for shard in shards {
+            let Ok(Some(info)) = read::shard(&self.group.view(), shard) else { continue };
+            if let Err(failure) = self.delete_chunks(shard, info.gc_epoch, &[]).await {
+                tracing::debug!(%shard, %failure, "telling the primary of a gc epoch");
+            }
+        }
     }
 
     /// Has the primary delete what the state machine has marked under this gc epoch.

@@ -76,6 +76,10 @@ impl Node {
         *self.sessions.lock() = Sessions::restarted(known, self.uptime());
         end_interrupted_deletions(&self.group).await?;
         self.leads.send_replace(Some(term));
+        // Connections that were passed on to another leader come again.
+        if let Some(doors) = self.doors.get() {
+            doors.send_away();
+        }
         self.upkeep.kick();
         Ok(())
     }

@@ -44,6 +44,12 @@ pub(crate) struct Beat {
     asked: bool,
 }
 
+impl Beat {
+    pub fn is_silent(&self) -> bool {
+        self.seen.elapsed() > SILENCE_MAX
+    }
+}
+
 /// Until the node stops: announces this node, and does what the leader does while it leads.
 pub(super) async fn keep(node: Arc<Node>) {
     let mut stopping = node.stopping();
@@ -127,22 +133,25 @@ type Done = Result<(), String>;
 /// One round of the leader.
 async fn look_after(node: &Arc<Node>) -> Done {
     let nodes = read::nodes(&node.group.view()).map_err(|error| error.to_string())?;
-    finish_leaving(node, &nodes).await?;
     let others: Vec<&NodeInfo> = nodes
         .iter()
         .filter(|other| other.id != node.id && other.state != NodeState::Removed)
         .collect();
-    if others.is_empty() {
-        return Ok(());
-    }
     listen(node, &others);
+    // None of these keeps the others from being done: shards are rescued whatever happens.
     let members = node.group.members();
+    let mut failed = Vec::new();
+    failed.extend(finish_leaving(node, &nodes).await.err());
     for other in &others {
         let member = members.iter().find(|member| member.id == other.id.0);
-        attend(node, other, member).await?;
+        failed.extend(attend(node, other, member).await.err());
     }
-    choose_voters(node, &nodes, &members).await?;
-    replication::direct(node).await.map_err(|failure| failure.to_string())
+    if !others.is_empty() {
+        failed.extend(choose_voters(node, &nodes, &members).await.err());
+        let directed = replication::direct(node).await;
+        failed.extend(directed.err().map(|failure| failure.to_string()));
+    }
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
 /// A node that drains and holds nothing any more is drained; one that was removed leaves the metadata group.
@@ -204,8 +213,8 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
 /// Takes a node in, or notes that it has gone or come back.
 async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> Done {
     let beat = node.beats.lock().get(&other.id).copied();
-    let silent = beat.is_none_or(|beat| beat.seen.elapsed() > SILENCE_MAX);
-    let heard = beat.is_some_and(|beat| beat.usage.is_some() && beat.seen.elapsed() < SILENCE_MAX);
+    let silent = beat.is_none_or(|beat| beat.is_silent());
+    let heard = beat.is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
     let caught_up = member.and_then(|member| member.lag).is_some_and(|lag| lag <= LAG_MAX);
     let to = match other.state {
         NodeState::Joining if member.is_none() => {
@@ -215,7 +224,6 @@ async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> 
         NodeState::Joining if heard && caught_up => NodeState::Up,
         NodeState::Up if silent => NodeState::Down,
         NodeState::Down if heard && caught_up => NodeState::Up,
-        NodeState::Draining if silent => NodeState::Down,
         NodeState::Joining
         | NodeState::Up
         | NodeState::Down
@@ -273,8 +281,13 @@ async fn choose_voters(node: &Arc<Node>, nodes: &[NodeInfo], members: &[Member])
     if wanted == now || wanted.is_empty() || shrinks {
         return Ok(());
     }
-    tracing::info!(?now, ?wanted, "the voters of the metadata group change");
-    match node.group.set_voters(wanted).await {
+    // Who is to lead after this node has to vote first.
+    let mut next = wanted.clone();
+    if !wanted.contains(&node.id.0) && wanted.iter().all(|id| !now.contains(id)) {
+        next.insert(node.id.0);
+    }
+    tracing::info!(?now, ?next, "the voters of the metadata group change");
+    match node.group.set_voters(next).await {
         Ok(()) => Ok(()),
         Err(GroupError::NotLeader { .. } | GroupError::Unknown { .. }) => Ok(()),
         Err(error) => Err(error.to_string()),

@@ -238,8 +238,9 @@ async fn data(
     let replicator = Arc::clone(courier) as Arc<dyn Replicator>;
     let chunks = ChunkStore::open_member(volume, params, replicator).await?;
     let own = identity.node_id();
-    let sole = |shard: &&ShardInfo| shard.primary == own && shard.in_sync == [own];
-    // Nobody else can have taken them over meanwhile. The others are begun anew, see `replication`.
+    // Nobody else can have taken them over meanwhile. In a larger cluster all are begun anew, see `replication`.
+    let alone = read::nodes(&group.view())?.len() < 2;
+    let sole = |shard: &&ShardInfo| alone && shard.primary == own && shard.in_sync == [own];
     for ShardInfo { id, epoch, gc_epoch, .. } in shards.iter().filter(sole).cloned() {
         courier.begin(id, epoch, &[]);
         chunks.set_role(id, Role::Primary { epoch, gc_epoch })?;

@@ -8,7 +8,7 @@
 //! Who is in sync is waited for. Who is being brought up hears everything too, and one that does not answer
 //! is only not brought up.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -72,6 +72,8 @@ pub(crate) struct Courier {
     audiences: Mutex<HashMap<ShardId, Audience>>,
     queues: Mutex<HashMap<NodeId, Queue>>,
     node: OnceLock<Weak<Node>>,
+    /// Who is being brought up.
+    turns: Mutex<BTreeSet<(ShardId, NodeId)>>,
     /// Replicas that did not answer, for the keeper.
     suspects: Mutex<BTreeMap<(ShardId, Epoch), Option<NodeId>>>,
 }
@@ -79,6 +81,27 @@ pub(crate) struct Courier {
 impl std::fmt::Debug for Courier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Courier").finish_non_exhaustive()
+    }
+}
+
+/// What [`Courier::expect`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// It has to compare.
+    New,
+    /// It has been brought up, and is waited for.
+    Included,
+}
+
+/// An attempt to bring a node up; over when dropped.
+pub(crate) struct Turn {
+    courier: Arc<Courier>,
+    key: (ShardId, NodeId),
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.courier.turns.lock().remove(&self.key);
     }
 }
 
@@ -112,7 +135,7 @@ impl Courier {
     }
 
     /// Enters a node that is going to compare: what happens from now on is held for it.
-    pub fn expect(&self, shard: ShardId, epoch: Epoch, node: NodeId) -> Result<(), Error> {
+    pub fn expect(&self, shard: ShardId, epoch: Epoch, node: NodeId) -> Result<Expected, Error> {
         let mut audiences = self.audiences.lock();
         let audience = audiences.get_mut(&shard).filter(|audience| audience.epoch == epoch);
         let Some(audience) = audience else {
@@ -121,11 +144,12 @@ impl Courier {
         };
         audience.listeners.retain(|listener| listener.node != node || listener.in_sync);
         if audience.listeners.iter().any(|listener| listener.node == node) {
-            return Err(Error::new(Kind::Invalid, format!("node {node} is in sync already")));
+            // To compare again would take away from it what somebody counts on.
+            return Ok(Expected::Included);
         }
         let held = Some(Vec::new());
         audience.listeners.push(Listener { node, in_sync: false, held, broken: false });
-        Ok(())
+        Ok(Expected::New)
     }
 
     /// It has compared: what was held since goes to it, and what follows.
@@ -175,12 +199,18 @@ impl Courier {
         if failed || !self.is_whole(shard, node, epoch) { Err(missed(node)) } else { Ok(()) }
     }
 
-    /// It is not going to be brought up.
+    /// One attempt at a time to bring a node up. `None`: there is one.
+    pub fn turn(self: &Arc<Courier>, shard: ShardId, node: NodeId) -> Option<Turn> {
+        let new = self.turns.lock().insert((shard, node));
+        new.then(|| Turn { courier: Arc::clone(self), key: (shard, node) })
+    }
+
+    /// It is not going to be brought up. One that is waited for stays: only a new epoch is without it.
     pub fn dismiss(&self, shard: ShardId, node: NodeId, epoch: Epoch) {
         let mut audiences = self.audiences.lock();
         let audience = audiences.get_mut(&shard).filter(|audience| audience.epoch == epoch);
         if let Some(audience) = audience {
-            audience.listeners.retain(|other| other.node != node);
+            audience.listeners.retain(|other| other.node != node || other.in_sync);
         }
     }
 
@@ -189,6 +219,14 @@ impl Courier {
         let audience = audiences.get(&shard).filter(|audience| audience.epoch == epoch);
         let mut listeners = audience.into_iter().flat_map(|audience| &audience.listeners);
         listeners.any(|other| other.node == node && !other.broken)
+    }
+
+    /// Whether one of these shards still has the node among its listeners, with nothing missed.
+    fn hears(&self, node: NodeId, shards: &[ShardId]) -> bool {
+        let audiences = self.audiences.lock();
+        shards.iter().filter_map(|shard| audiences.get(shard)).any(|audience| {
+            audience.listeners.iter().any(|other| other.node == node && !other.broken)
+        })
     }
 
     /// Shards whose ops did not reach everybody, with who failed, if that is known.
@@ -340,8 +378,12 @@ async fn deliver(
             size += next.ops.iter().map(bytes).sum::<usize>();
             batch.push(next);
         }
-        let ops: Vec<ShardOp> = batch.iter().flat_map(|parcel| &parcel.ops).cloned().collect();
         waiting.fetch_sub(size, Ordering::Relaxed);
+        // What nobody waits for need not go to one that has missed something.
+        let useful =
+            |parcel: &&Parcel| parcel.answer.is_some() || node.courier.hears(to, &parcel.shards);
+        let ops: Vec<ShardOp> =
+            batch.iter().filter(useful).flat_map(|parcel| &parcel.ops).cloned().collect();
         let failed = apply(&node, to, ops).await;
         // Whoever waits hears of it; of the others it has to be remembered.
         let unwaited = batch.iter().filter(|parcel| parcel.answer.is_none());
@@ -392,6 +434,9 @@ async fn apply(node: &Node, to: NodeId, ops: Vec<ShardOp>) -> BTreeMap<ShardId, 
             Err(error) => {
                 tracing::info!(node = %to, %error, "a replica does not answer");
                 failed.extend(shards.into_iter().map(|shard| (shard, ReplicationError::NotNow)));
+                // Nor will it answer the rest.
+                failed.extend(left.map(|op| (op.shard, ReplicationError::NotNow)));
+                return failed;
             }
         }
     }

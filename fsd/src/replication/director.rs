@@ -19,7 +19,7 @@ use raftmeta_types::cluster::{NodeInfo, NodeState, ShardChange, ShardInfo};
 use raftmeta_types::{Command, Epoch, MetaError, NodeId, ShardId, Time};
 
 use super::keeper;
-use crate::node::{Node, now};
+use crate::node::{Node, members, now};
 use crate::placement::{self, Held, Place};
 use crate::service::storage;
 
@@ -43,6 +43,8 @@ const CHANGES_MAX: usize = 512;
 pub(crate) struct Director {
     moving: BTreeSet<(ShardId, NodeId)>,
     failed: BTreeMap<(ShardId, NodeId), Instant>,
+    /// Nodes that are told to forget a shard.
+    releasing: BTreeSet<(ShardId, NodeId)>,
     /// What is under way as a whole, from the moment when something was not where the plan wants it.
     pub work: Option<Work>,
 }
@@ -90,6 +92,10 @@ fn nodes(node: &Node, known: &[NodeInfo]) -> Nodes {
             }
             NodeState::Draining if heard => {
                 nodes.alive.insert(info.id);
+            }
+            // It is still to be drained when it comes back.
+            NodeState::Draining if beats.get(&info.id).is_some_and(members::Beat::is_silent) => {
+                nodes.down.insert(info.id);
             }
             NodeState::Down | NodeState::Removed => {
                 nodes.down.insert(info.id);
@@ -227,6 +233,7 @@ fn bring(node: &Arc<Node>, shard: &ShardInfo, id: NodeId) {
         if director.moving.len() >= MOVES_MAX
             || busy >= MOVES_TO_ONE_MAX
             || paused
+            || director.releasing.contains(&key)
             || !director.moving.insert(key)
         {
             return;
@@ -251,7 +258,13 @@ async fn brought(node: &Arc<Node>, shard: &ShardInfo, id: NodeId) -> Result<(), 
         keeper::bring_up(node, shard_id, epoch, id).await?;
     } else {
         let request = NodeRequest::BringUp { shard: shard_id, epoch, node: id };
-        node.peers.ask(&node.target_of(primary)?, request, &[], BRING_UP_WITHIN).await?;
+        let target = node.target_of(primary)?;
+        tokio::select! {
+            asked = node.peers.ask(&target, request, &[], BRING_UP_WITHIN) => { asked?; }
+            () = overtaken(node, shard) => {
+                return Err(Failure::NotReady("the shard has another epoch or no primary".into()));
+            }
+        }
     }
     let mut in_sync = shard.in_sync.clone();
     in_sync.push(id);
@@ -259,18 +272,43 @@ async fn brought(node: &Arc<Node>, shard: &ShardInfo, id: NodeId) -> Result<(), 
     node.command(Command::SetShards(vec![change]), true).await.map(drop)
 }
 
+/// Ends when the shard has another epoch, or its primary does not answer.
+async fn overtaken(node: &Node, shard: &ShardInfo) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = read::shard(&node.group.view(), shard.id).ok().flatten();
+        let silent = node
+            .beats
+            .lock()
+            .get(&shard.primary)
+            .is_some_and(|beat| beat.seen.elapsed() > SUSPECT_AFTER * 2);
+        if silent || now.is_none_or(|now| now.epoch != shard.epoch) {
+            return;
+        }
+    }
+}
+
 /// Lets a node that holds a shard no more give its space back, once its own map says so, too.
 fn release(node: &Arc<Node>, shard: ShardId, id: NodeId) {
+    let key = (shard, id);
+    {
+        let mut director = node.director.lock();
+        if director.moving.contains(&key) || !director.releasing.insert(key) {
+            return;
+        }
+    }
     let node = Arc::clone(node);
     tokio::spawn(async move {
-        for _ in 0..FORGET_TRIES {
-            match released(&node, shard, id).await {
-                Ok(()) => return,
-                Err(failure) => tracing::debug!(%shard, node = %id, %failure, "not forgotten yet"),
+        let mut tries = 0;
+        while let Err(failure) = released(&node, shard, id).await {
+            tries += 1;
+            if tries == FORGET_TRIES {
+                tracing::info!(%shard, node = %id, %failure, "a node keeps a shard");
+                break;
             }
             tokio::time::sleep(PAUSE).await;
         }
-        tracing::info!(%shard, node = %id, "a node keeps a shard that it holds no more");
+        node.director.lock().releasing.remove(&key);
     });
 }
 
@@ -286,6 +324,43 @@ async fn released(node: &Arc<Node>, shard: ShardId, id: NodeId) -> Result<(), Fa
     }
     let request = NodeRequest::Forget { shard, epoch };
     node.peers.ask(&node.target_of(id)?, request, &[], FORGET_WITHIN).await.map(drop)
+}
+
+/// `NodeRequest::Reclaim`: new epochs for all shards of which this node is the primary, whatever the present ones are:
+/// it has been started, and does not know what it promised. Answers with the epochs of all shards.
+pub(crate) async fn reclaim(
+    node: &Arc<Node>,
+    from: NodeId,
+) -> Result<Vec<(ShardId, Epoch)>, Failure> {
+    loop {
+        let shards = read::shards(&node.group.view()).map_err(storage)?;
+        let own = shards.iter().filter(|shard| shard.primary == from);
+        let changes: Vec<ShardChange> = own
+            .map(|shard| ShardChange {
+                id: shard.id,
+                expected: shard.epoch,
+                primary: from,
+                in_sync: shard.in_sync.clone(),
+            })
+            .collect();
+        let mut epochs: BTreeMap<ShardId, Epoch> =
+            shards.iter().map(|shard| (shard.id, shard.epoch)).collect();
+        let mut done = true;
+        for some in changes.chunks(CHANGES_MAX) {
+            match node.command(Command::SetShards(some.to_vec()), true).await {
+                Ok(_) => epochs.extend(some.iter().map(|one| (one.id, Epoch(one.expected.0 + 1)))),
+                // Somebody was faster: look again.
+                Err(Failure::Meta(MetaError::StaleEpoch(_))) => {
+                    done = false;
+                    break;
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        if done {
+            return Ok(epochs.into_iter().collect());
+        }
+    }
 }
 
 /// `NodeRequest::NewEpoch`, of the primary.

@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fsd_rpc::message::{Failure, NodeRequest};
+use fsd_rpc::message::{Failure, NodeRequest, Response};
 use raftmeta::read;
 use raftmeta_types::cluster::ShardInfo;
 use raftmeta_types::{Epoch, MetaError, NodeId, ShardId};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
+use super::courier::Expected;
 use super::director;
 use super::remote::Remote;
-use crate::chunks::{Error, Kind, LeadError, OpNumber, Role, Snapshot};
+use crate::chunks::{Error, Kind, LeadError, Peer};
 use crate::node::Node;
 use crate::service::storage;
 
@@ -28,15 +29,29 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How a beginning ended: the shard and its epoch, and who failed and why.
 type Begun = (ShardId, Epoch, Result<(), (Option<NodeId>, Error)>);
 
+/// A new epoch that is needed.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// Instead of this one.
+    epoch: Epoch,
+    /// Who does not answer, if that is known.
+    without: Option<NodeId>,
+    /// This one was worked under and cannot be begun again.
+    used: bool,
+}
+
 #[derive(Default)]
 struct Keeper {
+    /// The least epochs that this node may begin. What it was before it was started does not count any more: it asks the
+    /// leader for new ones first.
+    least: Option<BTreeMap<ShardId, Epoch>>,
     /// Version of the map that was looked at last.
     seen: Option<u64>,
     mine: Vec<ShardInfo>,
-    beginning: BTreeMap<ShardId, Epoch>,
+    beginning: BTreeMap<ShardId, (Epoch, AbortHandle)>,
     tasks: JoinSet<Begun>,
     /// New epochs that are needed, instead of these, and without whom.
-    wanted: BTreeMap<ShardId, (Epoch, Option<NodeId>)>,
+    wanted: BTreeMap<ShardId, Wanted>,
     asked: Option<Instant>,
     /// Not before.
     again: BTreeMap<ShardId, Instant>,
@@ -49,6 +64,7 @@ pub(crate) async fn keep(node: Arc<Node>) {
     loop {
         let round = async {
             keeper.collect(&node);
+            keeper.reclaim(&node).await;
             if let Err(failure) = keeper.look(&node) {
                 tracing::warn!(%failure, "looking after shards");
             }
@@ -71,8 +87,9 @@ impl Keeper {
     /// What has ended or failed since.
     fn collect(&mut self, node: &Arc<Node>) {
         while let Some(ended) = self.tasks.try_join_next() {
+            // One that was given up, or panicked, has no outcome.
             let Ok((shard, epoch, result)) = ended else { continue };
-            self.beginning.remove(&shard);
+            self.beginning.retain(|id, (of, _)| *id != shard || *of != epoch);
             let Err((who, error)) = result else {
                 tracing::debug!(%shard, %epoch, "an epoch is begun");
                 self.wanted.remove(&shard);
@@ -86,17 +103,47 @@ impl Keeper {
                 // Unreachable, or failing.
                 Kind::Io | Kind::NoSpace | Kind::Poisoned | Kind::Damaged => {
                     if who.is_some() {
-                        self.wanted.insert(shard, (epoch, who));
+                        self.wanted.insert(shard, Wanted { epoch, without: who, used: false });
                     }
                 }
                 // The epoch was used before: by this node before a restart, or by a replica.
                 _ => {
-                    self.wanted.insert(shard, (epoch, None));
+                    self.wanted.insert(shard, Wanted { epoch, without: None, used: true });
                 }
             }
         }
-        for ((shard, epoch), who) in node.courier.take_suspects() {
-            self.wanted.insert(shard, (epoch, who));
+        for ((shard, epoch), without) in node.courier.take_suspects() {
+            self.wanted.insert(shard, Wanted { epoch, without, used: true });
+        }
+        self.beginning.retain(|_, (_, task)| !task.is_finished());
+    }
+
+    /// After a start: new epochs for all that this node is the primary of. Under the old ones it may have promised what
+    /// it does not know any more, and its map may be old.
+    async fn reclaim(&mut self, node: &Arc<Node>) {
+        if self.least.is_some() || self.asked.is_some_and(|at| at.elapsed() < PAUSE) {
+            return;
+        }
+        self.asked = Some(Instant::now());
+        let alone = read::nodes(&node.group.view()).is_ok_and(|nodes| nodes.len() < 2);
+        let asked = match (alone, node.leads()) {
+            (true, _) => Ok(Vec::new()),
+            (false, true) => director::reclaim(node, node.id).await,
+            (false, false) => match node.leader() {
+                Ok(leader) => {
+                    let asked = node.peers.ask(&leader, NodeRequest::Reclaim, &[], ANSWER_WITHIN);
+                    match asked.await {
+                        Ok((Response::Epochs(epochs), _)) => Ok(epochs),
+                        Ok(_) => Err(Failure::NotReady("an answer to another question".into())),
+                        Err(failure) => Err(failure),
+                    }
+                }
+                Err(failure) => Err(failure),
+            },
+        };
+        match asked {
+            Ok(epochs) => self.least = Some(epochs.into_iter().collect()),
+            Err(failure) => tracing::debug!(%failure, "asking for new epochs"),
         }
     }
 
@@ -109,24 +156,33 @@ impl Keeper {
             self.mine = read::shards(&view).map_err(storage)?.into_iter().filter(mine).collect();
             self.seen = Some(version);
         }
+        let Some(least) = &self.least else { return Ok(()) };
         let now = Instant::now();
         for shard in &self.mine {
+            if let Some((_, task)) =
+                self.beginning.get(&shard.id).filter(|(epoch, _)| *epoch != shard.epoch)
+            {
+                // The map has gone on.
+                task.abort();
+                self.beginning.remove(&shard.id);
+            }
             if self.tasks.len() >= BEGINNING_MAX {
                 break;
             }
             if node.chunks.leads(shard.id) == Some(shard.epoch)
                 || self.beginning.contains_key(&shard.id)
+                || least.get(&shard.id).is_some_and(|least| shard.epoch < *least)
                 || self.again.get(&shard.id).is_some_and(|at| now < *at)
-                || self.wanted.get(&shard.id).is_some_and(|(epoch, _)| *epoch == shard.epoch)
+                || self.wanted.get(&shard.id).is_some_and(|wanted| wanted.epoch == shard.epoch)
             {
                 continue;
             }
             self.again.remove(&shard.id);
-            self.beginning.insert(shard.id, shard.epoch);
             // Deletions do not count as changes of the map.
             let fresh = read::shard(&view, shard.id).map_err(storage)?;
             if let Some(fresh) = fresh.filter(|fresh| fresh.epoch == shard.epoch) {
-                self.tasks.spawn(begin(Arc::clone(node), fresh));
+                let task = self.tasks.spawn(begin(Arc::clone(node), fresh));
+                self.beginning.insert(shard.id, (shard.epoch, task));
             }
         }
         Ok(())
@@ -136,19 +192,24 @@ impl Keeper {
     async fn ask(&mut self, node: &Arc<Node>) {
         let current: BTreeMap<ShardId, Epoch> =
             self.mine.iter().map(|shard| (shard.id, shard.epoch)).collect();
-        self.wanted.retain(|shard, (epoch, _)| current.get(shard) == Some(epoch));
+        self.wanted.retain(|shard, wanted| current.get(shard) == Some(&wanted.epoch));
         if self.wanted.is_empty() || self.asked.is_some_and(|at| at.elapsed() < PAUSE / 5) {
             return;
         }
         self.asked = Some(Instant::now());
-        for (shard, (epoch, without)) in &mut self.wanted {
-            let asked = request(node, *shard, *epoch, *without).await;
-            match asked {
+        let all: Vec<(ShardId, Wanted)> = self.wanted.iter().map(|(id, w)| (*id, *w)).collect();
+        for (shard, Wanted { epoch, without, used }) in all {
+            match request(node, shard, epoch, without).await {
                 Ok(()) | Err(Failure::Meta(MetaError::StaleEpoch(_))) => {}
                 Err(failure) => {
                     tracing::info!(%shard, %epoch, ?without, %failure, "no new epoch");
-                    // Too few would be left: perhaps the replica is back.
-                    *without = None;
+                    // Too few would be left. An epoch that nobody has worked under is begun once more, in case the
+                    // replica is back; another one needs a successor first.
+                    match used {
+                        true => self.wanted.insert(shard, Wanted { epoch, without: None, used }),
+                        false => self.wanted.remove(&shard),
+                    };
+                    self.again.insert(shard, Instant::now() + PAUSE);
                     self.asked = Some(Instant::now() + PAUSE);
                 }
             }
@@ -207,10 +268,16 @@ pub(crate) async fn bring_up(
     }
     let not_ready = |error: Error| Failure::NotReady(error.to_string());
     let remote = remote(node, other)?;
-    node.courier.expect(shard, epoch, other).map_err(not_ready)?;
+    let Some(_turn) = node.courier.turn(shard, other) else {
+        return Err(Failure::NotReady(format!("node {other} is being brought up already")));
+    };
     let brought = async {
-        node.chunks.bring_up(shard, &remote).await.map_err(|error| error.error)?;
-        node.courier.include(shard, other, epoch).await
+        if node.courier.expect(shard, epoch, other)? == Expected::New {
+            node.chunks.bring_up(shard, &remote).await.map_err(|error| error.error)?;
+        }
+        node.courier.include(shard, other, epoch).await?;
+        // It may have dropped the shard in between, on the word of an earlier leader.
+        remote.caught_up(shard, epoch).await
     };
     let done = brought.await;
     if done.is_err() {
@@ -227,13 +294,5 @@ pub(crate) async fn forget(node: &Arc<Node>, shard: ShardId, epoch: Epoch) -> Re
         return Err(Failure::NotReady(format!("shard {shard} is held here as far as is known")));
     }
     let failed = |error: Error| Failure::NotReady(error.to_string());
-    node.chunks.set_role(shard, Role::None).map_err(failed)?;
-    let nothing = Snapshot {
-        epoch: info.epoch,
-        gc_epoch: info.gc_epoch,
-        next: OpNumber::FIRST,
-        segments: Vec::new(),
-    };
-    node.chunks.compare(shard, &nothing).await.map_err(failed)?;
-    node.chunks.set_role(shard, Role::None).map_err(failed)
+    node.chunks.forget(shard, info.epoch).await.map_err(failed)
 }

@@ -15,8 +15,10 @@ use crate::chunks::{
 };
 use crate::node::Peers;
 
-/// A comparison reads the open segments of a shard, an installation writes one.
+/// A comparison of a newcomer may drop many segments, an installation writes one.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// What an epoch begins with is waited for by those who write.
+const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) struct Remote {
     pub peers: Arc<Peers>,
@@ -48,7 +50,15 @@ fn unexpected<T>(target: &Target) -> Result<T, Error> {
 
 impl Remote {
     async fn ask(&self, ask: Ask) -> Result<Told, Error> {
-        self::ask(&self.peers, &self.target, &ask, ANSWER_WITHIN).await
+        let within = match &ask {
+            Ask::Settle { .. } | Ask::Follow { .. } => BEGIN_WITHIN,
+            Ask::Apply { .. }
+            | Ask::Compare { .. }
+            | Ask::CaughtUp { .. }
+            | Ask::WholeSegment { .. }
+            | Ask::Install { .. } => ANSWER_WITHIN,
+        };
+        self::ask(&self.peers, &self.target, &ask, within).await
     }
 
     async fn done(&self, ask: Ask) -> Result<(), Error> {

@@ -94,6 +94,7 @@ async fn simple(node: &Arc<Node>, order: Numbered, command: Command) -> Result<R
         }
         Err(Failure::Meta(MetaError::RetryPut(hashes))) => {
             node.upkeep.hold_deletions(hashes, node.cluster.shard_count);
+            node.lift(hashes).await;
         }
         Err(_) => {}
     }

@@ -78,6 +78,10 @@ pub(super) async fn answer(
             replication::new_epoch(node, id, shard, epoch, without).await?;
             plain(Response::Done)
         }
+        NodeRequest::Reclaim => {
+            node.may_answer()?;
+            plain(Response::Epochs(replication::reclaim(node, id).await?))
+        }
         NodeRequest::BringUp { shard, epoch, node: other } => {
             replication::bring_up(node, shard, epoch, other).await?;
             plain(Response::Done)

@@ -111,6 +111,7 @@ pub(super) fn xattrs(node: &Node, ino: Ino) -> Answer {
 pub(super) async fn open(node: &Arc<Node>, session: SessionId, ino: Ino) -> Answer {
     let new = register(node, session, ino)?;
     node.order.unlinked(ino).await;
+    node.may_answer()?;
     let found = openable(node, session, ino);
     if found.is_err() && new {
         node.sessions.lock().close(session, ino);

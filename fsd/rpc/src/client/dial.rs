@@ -70,6 +70,17 @@ impl Dial {
         }
     }
 
+    /// An attempt that ends so early that another node may still be asked; where there is only one, it may take all
+    /// the time that there is.
+    pub(super) fn limit(&self, until: Instant, most: Duration) -> Instant {
+        match self {
+            Dial::Tcp { addrs, .. } if addrs.lock().len() > 1 => {
+                Instant::now().checked_add(most).map_or(until, |limit| limit.min(until))
+            }
+            Dial::Unix(_) | Dial::Tcp { .. } => until,
+        }
+    }
+
     /// The node that was reached cannot help at the moment: the next one is tried first.
     pub(super) fn turn(&self) {
         match self {

@@ -8,8 +8,8 @@ use super::pool::Inner;
 use super::{BACKOFF_MAX, BACKOFF_MIN};
 use crate::message::{Event, Request, Response};
 
-/// The server says at least every 15 s on a subscription that it lives; after this it is gone.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// The server says at least every 5 s on a subscription that it lives; after this it is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 /// Subscribes, again and again, until the client ends. What was missed in between is an `Overflow`.
 pub(super) fn follow(weak: &Weak<Inner>, notify: &(impl Fn(Event) + Send)) {
@@ -43,7 +43,6 @@ pub(super) fn follow(weak: &Weak<Inner>, notify: &(impl Fn(Event) + Send)) {
         if inner.aborted.load(Ordering::Acquire) {
             return;
         }
-        inner.dial.turn();
         inner.sleep(backoff);
         backoff = (backoff * 2).min(BACKOFF_MAX);
     }

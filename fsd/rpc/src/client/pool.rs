@@ -16,6 +16,11 @@ use crate::frame::FrameError;
 use crate::message::{Failure, Hello, PROTOCOL_VERSION, Request, Response, Role, Welcome};
 use crate::tls::TlsError;
 
+/// Where there are several nodes, one that does not greet, or answer, within this is left for the next one. A
+/// request is repeated under the same number.
+const GREETING_MAX: Duration = Duration::from_secs(4);
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
 type OpenInodes = Box<dyn Fn() -> Vec<Ino> + Send + Sync>;
 
 pub(super) struct Inner {
@@ -89,6 +94,18 @@ impl State {
     }
 }
 
+/// How long one node may take to answer before another one is asked.
+fn patience(request: &Request) -> Duration {
+    match request {
+        Request::LockWait { wait_ms, .. } => {
+            ANSWER_MAX + Duration::from_millis(u64::from(*wait_ms))
+        }
+        // Of administrators: some of it takes long, and there is no session to lose.
+        Request::Admin(_) => Duration::MAX,
+        _ => ANSWER_MAX,
+    }
+}
+
 impl Inner {
     pub(super) fn new(dial: Dial, options: ConnectOptions) -> Inner {
         Inner {
@@ -136,7 +153,10 @@ impl Inner {
                 _ => CallError::Timeout(self.options.deadline),
             });
         }
-        self.dial.turn();
+        if matches!(reason, CallError::Failure(_)) {
+            // It answers, and cannot help.
+            self.dial.turn();
+        }
         self.sleep(*backoff);
         *backoff = (*backoff * 2).min(BACKOFF_MAX);
         self.check_aborted()
@@ -168,6 +188,7 @@ impl Inner {
             self.checkin(connection);
             return Attempt { sent: false, answer: Err(CallError::SessionLost) };
         }
+        let until = self.dial.limit(until, patience(request));
         let answer = match connection.exchange(request, data, until) {
             Ok((Response::Failed(failure), _)) => {
                 match failure {
@@ -187,6 +208,7 @@ impl Inner {
             Err(error) => {
                 // The idle ones to that server are most likely broken, too.
                 self.drop_connections(connection);
+                self.dial.turn();
                 Err(self.check_aborted().err().unwrap_or(error.into()))
             }
         };
@@ -231,6 +253,7 @@ impl Inner {
     /// Connects and greets; a session that the server forgot is replaced by the new one. The connection
     /// is not counted.
     pub(super) fn open(&self, until: Instant) -> Result<Connection, CallError> {
+        let until = self.dial.limit(until, GREETING_MAX);
         let one_at_a_time = self.greeting.try_lock_until(until);
         let _one_at_a_time = one_at_a_time.ok_or(CallError::Timeout(self.options.deadline))?;
         self.check_aborted()?;
@@ -242,6 +265,7 @@ impl Inner {
         let opened = self.greet(id, until);
         if opened.is_err() {
             self.forget(id);
+            self.dial.turn();
         }
         opened
     }

@@ -124,7 +124,7 @@ fn a_greeting_is_first_and_once() {
     let told = answers(connect(node()), &other);
     let [Response::Failed(Failure::Protocol(why))] = &told[..] else { panic!("{told:?}") };
     let (theirs, ours) = (PROTOCOL_VERSION + 1, PROTOCOL_VERSION);
-    let named = [format!("protocol {theirs}"), format!("speaks protocol {ours}")];
+    let named = [format!("protocol {theirs}"), format!("this node speaks {ours}")];
     assert!(named.iter().all(|part| why.contains(part)), "{why}");
     // Data where none belongs, and a list of inodes that is no list.
     let session = raftmeta_types::SessionId(1);

@@ -1,7 +1,7 @@
 //! `cfs admin block bench`.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -13,6 +13,9 @@ use super::{Context, volume};
 use crate::failed::{Exit, Failed};
 use crate::output::{self, Shown};
 use crate::units;
+
+/// How long the user before may take to be gone.
+const HANG_UP_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -132,7 +135,13 @@ impl Bench {
     }
 
     fn volume(&self, doing: &str, name: &str, door: &Door) -> Result<Value, Failed> {
-        let found = volume::find(door, doing, name)?;
+        let mut found = volume::find(door, doing, name)?;
+        // A program that has just ended hangs up a moment later.
+        let since = Instant::now();
+        while self.rw.writes() && found.users > 0 && since.elapsed() < HANG_UP_WITHIN {
+            std::thread::sleep(Duration::from_millis(50));
+            found = volume::find(door, doing, name)?;
+        }
         if self.rw.writes() && found.users > 0 {
             let what = format!("{doing}: volume {name:?} is in use, and would be written to");
             return Err(Failed::new(Exit::Precondition, "BUSY", what)
