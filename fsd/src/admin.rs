@@ -46,7 +46,7 @@ pub async fn answer(
         }
         AdminRequest::TokenList => security::tokens(node),
         AdminRequest::Stat { target, from_offset_bytes, extents_max } => {
-            stat::stat(node, &target, from_offset_bytes, extents_max)
+            stat::stat(node, &target, from_offset_bytes, extents_max).await
         }
         AdminRequest::Checkpoint => {
             let done = node.group.checkpoint().await;

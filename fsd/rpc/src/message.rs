@@ -133,6 +133,8 @@ pub enum NodeRequest {
     PutChunks { chunks: Vec<ChunkPut> },
     /// To who holds their shards: as `Request::GetChunks`.
     GetChunks { hashes: Vec<ChunkHash> },
+    /// To who holds their shards: how large each chunk is, if it is there.
+    Sizes { hashes: Vec<ChunkHash> },
     /// To the primary: delete what the state machine has marked under this gc epoch.
     DeleteChunks { shard: ShardId, epoch: Epoch, hashes: Vec<ChunkHash> },
     /// Of what a node holds, for status.
@@ -305,10 +307,19 @@ pub enum Response {
     /// The answer to `Request::Raft`, encoded in the data part.
     Raft,
     Usage(NodeUsage),
+    /// Answers `NodeRequest::Sizes`, in the order of the hashes.
+    Sizes(Vec<Option<ChunkSize>>),
     /// Answers `NodeRequest::Reclaim`: the epochs of all shards.
     Epochs(Vec<(ShardId, Epoch)>),
     /// The answer to `Request::Replica`, encoded in the data part.
     Replica,
+}
+
+/// What a chunk is, and what it takes, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkSize {
+    pub plain: u32,
+    pub stored: u32,
 }
 
 /// Space of one node's chunk store, in bytes.

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use fsd_rpc::admin::{DuReport, Target};
-use fsd_rpc::message::Failure;
+use fsd_rpc::message::{ChunkSize, Failure};
 use raftmeta::KvRead;
 use raftmeta::read;
 use raftmeta_types::{ChunkHash, ExtentData, FileKind, Ino, Inode};
@@ -25,26 +25,32 @@ pub(super) async fn du(
     entry: &Arc<Entry>,
     target: Target,
 ) -> Result<DuReport, Failure> {
-    let (node, entry) = (Arc::clone(node), Arc::clone(entry));
-    blocking(move || {
-        let view = node.group.view();
-        let inode = resolve(&view, &target)?;
-        let mut walk = Walk::default();
-        let inodes = read::counters(&view).map_err(storage)?.inodes;
-        let total = if inode.ino == Ino::ROOT { inodes } else { 0 };
-        walk.subtree(&view, inode, |done| entry.progress("walking", done, total, "inodes"))?;
-        let mut report = walk.report;
-        let total = walk.chunks.len() as u64;
-        for (done, (hash, here)) in (0..).zip(walk.chunks) {
-            if done % BATCH as u64 == 0 {
-                entry.progress("sizing", done, total, "chunks")?;
-            }
-            weigh(&node, &view, &hash, here, &mut report)?;
+    let view = Arc::new(node.group.view());
+    let walked = {
+        let (entry, view) = (Arc::clone(entry), Arc::clone(&view));
+        blocking(move || {
+            let view = view.as_ref();
+            let inode = resolve(view, &target)?;
+            let mut walk = Walk::default();
+            let inodes = read::counters(view).map_err(storage)?.inodes;
+            let total = if inode.ino == Ino::ROOT { inodes } else { 0 };
+            walk.subtree(view, inode, |done| entry.progress("walking", done, total, "inodes"))?;
+            Ok(walk)
+        })
+        .await?
+    };
+    let mut report = walked.report;
+    let chunks: Vec<(ChunkHash, u64)> = walked.chunks.into_iter().collect();
+    let total = chunks.len() as u64;
+    for (done, some) in (0..).step_by(BATCH).zip(chunks.chunks(BATCH)) {
+        entry.progress("sizing", done, total, "chunks")?;
+        let hashes: Vec<ChunkHash> = some.iter().map(|(hash, _)| *hash).collect();
+        for ((hash, here), size) in some.iter().zip(node.sizes(&hashes).await?) {
+            weigh(node, view.as_ref(), hash, *here, size, &mut report)?;
         }
-        report.pool_live_bytes = node.chunks.usage().live;
-        Ok(report)
-    })
-    .await
+    }
+    report.pool_live_bytes = node.chunks.usage().live;
+    Ok(report)
 }
 
 /// Adds a chunk to which the subtree refers `here` times.
@@ -53,12 +59,12 @@ fn weigh(
     view: &impl KvRead,
     hash: &ChunkHash,
     here: u64,
+    size: Option<ChunkSize>,
     report: &mut DuReport,
 ) -> Result<(), Failure> {
-    let Some(stored) = node.chunks.stored_len(hash) else {
+    let Some(ChunkSize { plain, stored }) = size else {
         // Gone since the view was taken, or missing.
-        let now = read::references(&node.group.view(), hash).map_err(storage)?;
-        if now > 0 && !node.chunks.contains(hash) {
+        if read::references(&node.group.view(), hash).map_err(storage)? > 0 {
             report.missing_chunks += 1;
         }
         return Ok(());
@@ -66,7 +72,7 @@ fn weigh(
     let stored = u64::from(stored);
     report.chunks += 1;
     report.stored_bytes += stored;
-    report.plain_bytes += u64::from(node.chunks.plain_len(hash).unwrap_or(0));
+    report.plain_bytes += u64::from(plain);
     if read::references(view, hash).map_err(storage)? <= here {
         report.unique_bytes += stored;
     } else {

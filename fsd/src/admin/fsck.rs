@@ -11,6 +11,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use fsd_rpc::admin::{FINDINGS_MAX, Finding, FsckOptions, FsckReport};
 use fsd_rpc::message::Failure;
 use raftmeta::apply::REPAIRS_MAX;
@@ -18,7 +19,6 @@ use raftmeta::{KvRead, check, keys, read};
 use raftmeta_types::{ChunkHash, Command, ShardId};
 
 use super::jobs::{Entry, blocking};
-use crate::chunks::Kind;
 use crate::jobs;
 use crate::node::Node;
 use crate::service::storage;
@@ -118,44 +118,62 @@ async fn presence(
 ) -> Result<(), Failure> {
     let phase = if read_data { "reading chunks" } else { "looking for chunks" };
     let total = referenced.len() as u64;
-    let every = if read_data { 16 } else { BATCH as u64 };
-    for (done, hash) in (0..).zip(referenced) {
-        if done % every == 0 {
-            entry.progress(phase, done, total, "chunks")?;
-            tokio::task::yield_now().await;
+    let every = if read_data { 16 } else { BATCH };
+    let all: Vec<ChunkHash> = referenced.iter().copied().collect();
+    for (done, some) in (0..).step_by(every).zip(all.chunks(every)) {
+        entry.progress(phase, done, total, "chunks")?;
+        tokio::task::yield_now().await;
+        if read_data {
+            for (hash, found) in some.iter().zip(node.get_chunks(some).await) {
+                read_back(node, hash, found, report)?;
+            }
+            continue;
         }
-        if !node.chunks.contains(hash) {
-            missing(node, hash, report)?;
-        } else if read_data {
-            read_back(node, hash, report).await?;
+        for (hash, size) in some.iter().zip(node.sizes(some).await?) {
+            if size.is_none() {
+                missing(node, hash, report).await?;
+            }
         }
     }
     Ok(())
 }
 
-fn missing(node: &Node, hash: &ChunkHash, report: &mut FsckReport) -> Result<(), Failure> {
+async fn missing(node: &Node, hash: &ChunkHash, report: &mut FsckReport) -> Result<(), Failure> {
+    // It may have gone, or moved to another node, since.
     let references = read::references(&node.group.view(), hash).map_err(storage)?;
-    if references > 0 && !node.chunks.contains(hash) {
-        let detail = format!("chunk {hash} is not stored, and {references} extents refer to it");
-        add(report, "CHUNK_MISSING", detail, false);
+    if references > 0 && node.sizes(std::slice::from_ref(hash)).await?[0].is_none() {
+        told_missing(hash, references, report);
     }
     Ok(())
 }
 
-async fn read_back(node: &Node, hash: &ChunkHash, report: &mut FsckReport) -> Result<(), Failure> {
-    match node.chunks.get(hash).await {
+fn told_missing(hash: &ChunkHash, references: u64, report: &mut FsckReport) {
+    let detail = format!("chunk {hash} is not stored, and {references} extents refer to it");
+    add(report, "CHUNK_MISSING", detail, false);
+}
+
+fn read_back(
+    node: &Node,
+    hash: &ChunkHash,
+    found: Result<Bytes, Failure>,
+    report: &mut FsckReport,
+) -> Result<(), Failure> {
+    match found {
         Ok(plain) if blake3::hash(&plain).as_bytes() == &hash.0 => report.chunks_read += 1,
         Ok(_) => {
             let detail = format!("chunk {hash} reads back as something else");
             add(report, "CHUNK_DAMAGED", detail, false);
         }
-        Err(error) if error.kind() == Kind::NotFound => missing(node, hash, report)?,
-        Err(error) if error.kind() == Kind::Damaged => {
-            // Counted for the health, too.
-            node.chunk_failure(&error, Some(*hash));
-            add(report, "CHUNK_DAMAGED", error.to_string(), false);
+        Err(Failure::NoChunk(_)) => {
+            let references = read::references(&node.group.view(), hash).map_err(storage)?;
+            if references > 0 {
+                told_missing(hash, references, report);
+            }
         }
-        Err(error) => return Err(node.chunk_failure(&error, Some(*hash))),
+        Err(failure @ Failure::Damaged { .. }) => {
+            add(report, "CHUNK_DAMAGED", failure.to_string(), false);
+        }
+        Err(failure) => return Err(failure),
     }
     Ok(())
 }

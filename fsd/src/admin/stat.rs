@@ -1,33 +1,51 @@
 //! `Stat`: one file, its extents and where its chunks are.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use fsd_rpc::admin::{AdminReply, Backing, ExtentStat, FileStat, STAT_EXTENTS_MAX, Target};
-use fsd_rpc::message::Failure;
+use fsd_rpc::message::{ChunkSize, Failure};
 use raftmeta::KvRead;
 use raftmeta::read;
-use raftmeta_types::{Extent, ExtentData, FileKind, Inode};
+use raftmeta_types::{ChunkHash, Extent, ExtentData, FileKind, Inode};
 
 use super::path::resolve;
 use crate::node::Node;
 use crate::service::storage;
 
-pub(super) fn stat(
+pub(super) async fn stat(
     node: &Arc<Node>,
     target: &Target,
     from_offset_bytes: u64,
     extents_max: u32,
 ) -> Result<AdminReply, Failure> {
+    let (inode, found, next_offset_bytes) = {
+        let view = node.group.view();
+        let inode = resolve(&view, target)?;
+        let limit = extents_max.clamp(1, STAT_EXTENTS_MAX) as usize;
+        let mut found = read::extents(&view, inode.ino, from_offset_bytes, u64::MAX, limit + 1)
+            .map_err(storage)?;
+        let next = found.get(limit).map(|extent| extent.offset);
+        found.truncate(limit);
+        (inode, found, next)
+    };
+    let hashes: Vec<ChunkHash> = found.iter().filter_map(chunk).collect();
+    // A node that does not answer does not keep the rest from being shown.
+    let sizes = node.sizes(&hashes).await.unwrap_or_else(|_| vec![None; hashes.len()]);
+    let sizes: HashMap<ChunkHash, Option<ChunkSize>> = hashes.into_iter().zip(sizes).collect();
     let view = node.group.view();
-    let inode = resolve(&view, target)?;
-    let limit = extents_max.clamp(1, STAT_EXTENTS_MAX) as usize;
-    let mut found =
-        read::extents(&view, inode.ino, from_offset_bytes, u64::MAX, limit + 1).map_err(storage)?;
-    let next_offset_bytes = found.get(limit).map(|extent| extent.offset);
-    found.truncate(limit);
-    let extents =
-        found.into_iter().map(|e| shown(node, &view, e)).collect::<Result<Vec<_>, Failure>>()?;
+    let extents = found
+        .into_iter()
+        .map(|extent| shown(node, &view, extent, &sizes))
+        .collect::<Result<Vec<_>, Failure>>()?;
     Ok(AdminReply::Stat(Box::new(attributes(inode, extents, next_offset_bytes))))
+}
+
+fn chunk(extent: &Extent) -> Option<ChunkHash> {
+    match extent.data {
+        ExtentData::Chunk { hash, .. } => Some(hash),
+        ExtentData::Inline(_) | ExtentData::Zero => None,
+    }
 }
 
 fn attributes(inode: Inode, extents: Vec<ExtentStat>, next: Option<u64>) -> FileStat {
@@ -50,7 +68,13 @@ fn attributes(inode: Inode, extents: Vec<ExtentStat>, next: Option<u64>) -> File
     }
 }
 
-fn shown(node: &Node, view: &impl KvRead, extent: Extent) -> Result<ExtentStat, Failure> {
+fn shown(
+    node: &Node,
+    view: &impl KvRead,
+    extent: Extent,
+    sizes: &HashMap<ChunkHash, Option<ChunkSize>>,
+) -> Result<ExtentStat, Failure> {
+    let size = chunk(&extent).and_then(|hash| sizes.get(&hash).copied().flatten());
     let backing = match extent.data {
         ExtentData::Inline(_) => Backing::Inline,
         ExtentData::Zero => Backing::Zero,
@@ -59,8 +83,8 @@ fn shown(node: &Node, view: &impl KvRead, extent: Extent) -> Result<ExtentStat, 
             shard: hash.shard(node.cluster.shard_count).0,
             offset_in_chunk_bytes: chunk_offset,
             references: read::references(view, &hash).map_err(storage)?,
-            plain_bytes: node.chunks.plain_len(&hash),
-            stored_bytes: node.chunks.stored_len(&hash),
+            plain_bytes: size.map(|size| size.plain),
+            stored_bytes: size.map(|size| size.stored),
         },
     };
     Ok(ExtentStat {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fsd_rpc::frame::DATA_LEN_MAX;
-use fsd_rpc::message::{ChunkPut, Failure, NodeRequest, Response};
+use fsd_rpc::message::{ChunkPut, ChunkSize, Failure, NodeRequest, Response};
 use fsd_rpc::nodes::Target;
 use raftmeta::read;
 use raftmeta::store::View;
@@ -22,6 +22,8 @@ use crate::chunks::Kind;
 use crate::jobs;
 use crate::service::storage;
 
+/// Chunks of which one message asks the size.
+const SIZES_MAX: usize = 4096;
 /// A node that takes longer for one request of 8 MiB is not well.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
@@ -222,6 +224,48 @@ impl Node {
             data.slice(from..at)
         });
         Ok(cut.collect())
+    }
+
+    /// Sizes of chunks, wherever they are, in their order; of those that nobody has, none.
+    ///
+    /// # Errors
+    /// Nobody who should have one of them answers.
+    pub(crate) async fn sizes(
+        &self,
+        hashes: &[ChunkHash],
+    ) -> Result<Vec<Option<ChunkSize>>, Failure> {
+        let mut sizes: Vec<Option<ChunkSize>> = vec![None; hashes.len()];
+        let mut by_node: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
+        {
+            let view = self.group.view();
+            for (at, hash) in hashes.iter().enumerate() {
+                let shard = self.shard(&view, hash)?;
+                match shard.in_sync.contains(&self.id) {
+                    true => sizes[at] = self.size_here(hash),
+                    false => by_node.entry(shard.primary).or_default().push(at),
+                }
+            }
+        }
+        for (id, places) in by_node {
+            let target = self.target_of(id)?;
+            for some in places.chunks(SIZES_MAX) {
+                let asked: Vec<ChunkHash> = some.iter().map(|at| hashes[*at]).collect();
+                let request = NodeRequest::Sizes { hashes: asked };
+                match self.peers.ask(&target, request, &[], ANSWER_WITHIN).await?.0 {
+                    Response::Sizes(told) if told.len() == some.len() => {
+                        some.iter().zip(told).for_each(|(at, size)| sizes[*at] = size);
+                    }
+                    _ => return Err(unexpected(&target)),
+                }
+            }
+        }
+        Ok(sizes)
+    }
+
+    /// In the store of this node.
+    pub(crate) fn size_here(&self, hash: &ChunkHash) -> Option<ChunkSize> {
+        let (plain, stored) = (self.chunks.plain_len(hash)?, self.chunks.stored_len(hash)?);
+        self.chunks.contains(hash).then_some(ChunkSize { plain, stored })
     }
 
     /// How many of the chunks, from the first on, one answer takes; at least one if there are any. Of chunks

@@ -27,6 +27,8 @@ use crate::service::storage;
 const EVERY: Duration = Duration::from_millis(500);
 /// A node that gave no sign of life for this long is down.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// A primary that gave no sign of life for this long is replaced, where another replica is in sync.
+const SUSPECT_AFTER: Duration = Duration::from_millis(2500);
 /// A node that takes longer than this to answer has given no sign.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// A replica that lacks no more entries than this has caught up.
@@ -42,9 +44,16 @@ pub(crate) struct Beat {
     pub usage: Option<NodeUsage>,
     /// It has been asked and has not answered yet.
     asked: bool,
+    /// How often it could not be asked since it was heard last.
+    failed: u32,
 }
 
 impl Beat {
+    /// It may be gone: it was not heard for a while, or nobody is there to be asked, twice.
+    pub fn is_suspect(&self) -> bool {
+        self.seen.elapsed() > SUSPECT_AFTER || self.failed >= 2
+    }
+
     pub fn is_silent(&self) -> bool {
         self.seen.elapsed() > SILENCE_MAX
     }
@@ -190,7 +199,7 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
     for other in others {
         {
             let mut beats = node.beats.lock();
-            let new = Beat { seen: Instant::now(), usage: None, asked: false };
+            let new = Beat { seen: Instant::now(), usage: None, asked: false, failed: 0 };
             let beat = beats.entry(other.id).or_insert(new);
             if std::mem::replace(&mut beat.asked, true) {
                 continue;
@@ -202,8 +211,10 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
             let told = node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await;
             if let Some(beat) = node.beats.lock().get_mut(&target.node) {
                 beat.asked = false;
+                beat.failed += 1;
                 if let Ok((Response::Usage(usage), _)) = told {
                     (beat.seen, beat.usage) = (Instant::now(), Some(usage));
+                    beat.failed = 0;
                 }
             }
         });

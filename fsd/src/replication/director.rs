@@ -23,8 +23,6 @@ use crate::node::{Node, members, now};
 use crate::placement::{self, Held, Place};
 use crate::service::storage;
 
-/// A primary that gave no sign of life for this long is replaced, where another replica is in sync.
-const SUSPECT_AFTER: Duration = Duration::from_millis(2500);
 /// Replicas that are brought up at once, in all and to one node.
 const MOVES_MAX: usize = 16;
 const MOVES_TO_ONE_MAX: usize = 4;
@@ -81,8 +79,7 @@ fn nodes(node: &Node, known: &[NodeInfo]) -> Nodes {
     let beats = node.beats.lock();
     let mut nodes = Nodes { alive: BTreeSet::new(), down: BTreeSet::new(), places: Vec::new() };
     for info in known {
-        let heard = info.id == node.id
-            || beats.get(&info.id).is_none_or(|beat| beat.seen.elapsed() < SUSPECT_AFTER);
+        let heard = info.id == node.id || beats.get(&info.id).is_none_or(|beat| !beat.is_suspect());
         match info.state {
             NodeState::Up => {
                 nodes.places.push(Place { node: info.id, weight: info.capacity_bytes });
@@ -277,11 +274,7 @@ async fn overtaken(node: &Node, shard: &ShardInfo) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let now = read::shard(&node.group.view(), shard.id).ok().flatten();
-        let silent = node
-            .beats
-            .lock()
-            .get(&shard.primary)
-            .is_some_and(|beat| beat.seen.elapsed() > SUSPECT_AFTER * 2);
+        let silent = node.beats.lock().get(&shard.primary).is_some_and(members::Beat::is_suspect);
         if silent || now.is_none_or(|now| now.epoch != shard.epoch) {
             return;
         }

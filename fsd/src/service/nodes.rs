@@ -90,6 +90,9 @@ pub(super) async fn answer(
             replication::forget(node, shard, epoch).await?;
             plain(Response::Done)
         }
+        NodeRequest::Sizes { hashes } => {
+            plain(Response::Sizes(hashes.iter().map(|hash| node.size_here(hash)).collect()))
+        }
         NodeRequest::Usage => plain(Response::Usage(usage(node))),
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fsd::config::Config;
-use fsd_rpc::admin::{self, AdminReply, AdminRequest, TokenPurpose};
+use fsd_rpc::admin::{
+    self, AdminReply, AdminRequest, FsckOptions, Job, JobReport, JobState, TokenPurpose,
+};
 use fsd_rpc::credentials::{self, Credentials};
 use fsd_rpc::message::{Request, Response};
 use fsd_rpc::token::Invitation;
@@ -118,6 +120,28 @@ impl Site {
         until("a leader", || self.list(asked).iter().position(|node| node.role == "leader"))
     }
 
+    /// Reads everything, wherever it lies: there is nothing to find.
+    fn is_clean(&self, asked: usize) {
+        let options = FsckOptions { repair: false, read_data: true };
+        let AdminReply::JobStarted { job } =
+            self.ask(asked, AdminRequest::JobStart(Job::Fsck(options)))
+        else {
+            panic!("no job");
+        };
+        let report = until("the check ends", || {
+            match self.ask(asked, AdminRequest::JobPoll { job, wait_ms: 1000 }) {
+                AdminReply::Job(state) => match *state {
+                    JobState::Finished(JobReport::Fsck(report)) => Some(report),
+                    JobState::Finished(_) => panic!("another report"),
+                    JobState::Running(_) => None,
+                },
+                _ => panic!("no state"),
+            }
+        });
+        assert!(report.findings.is_empty(), "{report:?}");
+        assert!(report.chunks_read > 0, "{report:?}");
+    }
+
     fn client(&self) -> Client {
         let directory = self.identity.path();
         let credentials = match Credentials::load(directory) {
@@ -225,6 +249,7 @@ fn data_is_on_several_nodes_and_outlives_each_of_them() {
         site.settled();
     }
     check(&client, 0..30);
+    site.is_clean(0);
     let total: u64 = site.list(0).iter().map(|node| u64::from(node.shards_primary)).sum();
     assert_eq!(total, 4);
 }
@@ -249,6 +274,7 @@ fn a_lost_node_is_made_up_for_without_a_command() {
     check(&client, 0..12);
     fill(&client, 12..18);
     check(&client, 12..18);
+    site.is_clean(2);
 }
 
 #[test]
