@@ -268,8 +268,8 @@ impl Node {
         self.chunks.contains(hash).then_some(ChunkSize { plain, stored })
     }
 
-    /// How many of the chunks, from the first on, one answer takes; at least one if there are any. Of chunks
-    /// that are elsewhere the length is not known.
+    /// How many of the chunks, from the first on, have at most `most` bytes together. One that is elsewhere counts as
+    /// the largest there can be, since its length is not known here.
     pub(crate) fn fitting(&self, hashes: &[ChunkHash], most: usize) -> usize {
         let mut bytes = 0;
         let fits = |hash: &&ChunkHash| {

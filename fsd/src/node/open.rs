@@ -284,7 +284,7 @@ async fn init_cluster(
     let init = Command::InitCluster { cluster, sealed_ca };
     command(group, "making the cluster", init, true).await?;
     let replicas = config.cluster.protection.replicas;
-    // One may be missing for a while, but never is the last copy all there is to a write.
+    // Half of them, rounded up, keep a shard writable: of two one, of three two.
     let protection = Protection { replicas, in_sync_min: replicas.div_ceil(2) };
     command(group, "setting the protection", Command::SetProtection(protection), true).await
 }
