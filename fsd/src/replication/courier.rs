@@ -16,7 +16,7 @@ use std::time::Duration;
 use fsd_rpc::nodes::Target;
 use parking_lot::Mutex;
 use raftmeta_types::{Epoch, NodeId, ShardId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::remote::ask;
 use super::wire::{Ask, OPS_BYTES_MAX, Refused, Told};
@@ -76,6 +76,7 @@ pub(crate) struct Courier {
     turns: Mutex<BTreeSet<(ShardId, NodeId)>>,
     /// Replicas that did not answer, for the keeper.
     suspects: Mutex<BTreeMap<(ShardId, Epoch), Option<NodeId>>>,
+    suspected: Notify,
 }
 
 impl std::fmt::Debug for Courier {
@@ -238,6 +239,12 @@ impl Courier {
         let mut suspects = self.suspects.lock();
         let known = suspects.entry((shard, epoch)).or_insert(node);
         *known = known.or(node);
+        self.suspected.notify_one();
+    }
+
+    /// Ends when there is a suspect that was not there at the call before.
+    pub async fn suspected(&self) {
+        self.suspected.notified().await;
     }
 
     fn send(&self, to: NodeId, parcel: Parcel) {

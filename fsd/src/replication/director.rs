@@ -132,7 +132,7 @@ pub(crate) async fn direct(node: &Arc<Node>) -> Result<(), Failure> {
             planned.by.iter().copied().filter(|id| !shard.in_sync.contains(id)).collect();
         left += missing.len();
         if missing.is_empty() {
-            changes.extend(follow(shard, planned, usize::from(protection.replicas)));
+            changes.extend(follow(shard, planned, &nodes, usize::from(protection.replicas)));
         } else if nodes.alive.contains(&shard.primary) {
             missing.into_iter().for_each(|id| bring(node, shard, id));
         }
@@ -179,9 +179,17 @@ fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange>
 }
 
 /// The last step of a plan whose replicas are all in sync. Where there are too few nodes for all of them, nobody
-/// is left out.
-fn follow(shard: &ShardInfo, planned: &Held, replicas: usize) -> Option<ShardChange> {
-    let primary = *planned.by.first()?;
+/// is left out. Who does not answer at the moment is not made primary.
+fn follow(
+    shard: &ShardInfo,
+    planned: &Held,
+    nodes: &Nodes,
+    replicas: usize,
+) -> Option<ShardChange> {
+    let first = planned.by.first()?;
+    let present = planned.by.iter().filter(|id| **id == shard.primary);
+    let mut able = std::iter::once(first).chain(present).chain(&planned.by);
+    let primary = *able.find(|id| nodes.alive.contains(id))?;
     let mut in_sync = planned.by.clone();
     if in_sync.len() < replicas {
         let others = shard.in_sync.iter().filter(|id| !planned.by.contains(id));
