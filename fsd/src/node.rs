@@ -19,6 +19,7 @@
 //! | `peers` | the way to the other nodes |
 //! | `lead` | what changes when this node begins or ceases to lead |
 //! | `members` | what the leader does about nodes: voters, who is up, who is down |
+//! | `swim` | who is alive, as the nodes find out among themselves |
 //! | `run` | doors, jobs, signals, the end |
 
 mod blocks;
@@ -32,6 +33,7 @@ pub(crate) mod members;
 mod open;
 mod peers;
 mod run;
+mod swim;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -64,6 +66,7 @@ use crate::events::Events;
 use crate::health::{self, Facts, Health};
 use crate::jobs::Upkeep;
 use crate::metrics::{Gauges, Metrics};
+use crate::refusals::Refusals;
 use crate::replication::{Courier, Director};
 use crate::service::Order;
 use crate::sessions::Sessions;
@@ -82,6 +85,10 @@ pub struct Node {
     pub(crate) director: Mutex<Director>,
     /// The term in which this node leads and serves clients; none while another one does.
     leads: watch::Sender<Option<u64>>,
+    /// Who is alive, as the nodes find out among themselves.
+    pub(crate) membership: swim::Membership,
+    /// What was refused at the doors.
+    pub(crate) refusals: Refusals,
     /// What the leader knows of the other nodes.
     pub(crate) beats: Mutex<members::Beats>,
     pub(crate) chunks: ChunkStore<RemoteVolume>,
@@ -312,6 +319,12 @@ impl Node {
                 .filter(|node| node.state == NodeState::Down)
                 .map(|node| node.name.clone())
                 .collect(),
+            nodes_without_datagrams: {
+                let beats = self.beats.lock();
+                let silent = |id| beats.get(&id).is_some_and(members::Beat::lacks_datagrams);
+                let named = nodes.iter().filter(|node| node.state != NodeState::Removed);
+                named.filter(|node| silent(node.id)).map(|node| node.name.clone()).collect()
+            },
             log_failed: self.group.failure(),
             used_bytes: total_bytes.saturating_sub(self.available_bytes()),
             total_bytes,
