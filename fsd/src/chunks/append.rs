@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use blockd_ipc::volume::Volume;
 use bytes::{Bytes, BytesMut};
@@ -240,7 +241,13 @@ impl<V: Volume> Inner<V> {
             told.extend(self.numbered(going.id.shard, Some((going.slot, going.id)), op));
         }
         let audience: Vec<_> = told.iter().map(|op| (op.shard, op.epoch)).collect();
-        let (durable, refused) = tokio::join!(self.write_batches(batches), self.replicate(told));
+        let write = async {
+            *self.writing_since.lock() = Some(Instant::now());
+            let done = self.write_batches(batches).await;
+            *self.writing_since.lock() = None;
+            done
+        };
+        let (durable, refused) = tokio::join!(write, self.replicate(told));
         failed.extend(refused);
         if durable.is_err() {
             // The others have what this store may not have.

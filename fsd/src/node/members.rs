@@ -45,7 +45,7 @@ const LAG_MAX: u64 = 64;
 /// The last sign of life of each node, and what it said of its space.
 pub(crate) type Beats = BTreeMap<NodeId, Beat>;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Beat {
     /// Or when this node began to listen.
     pub seen: Instant,
@@ -288,9 +288,9 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
 
 /// Takes a node in, or notes that it has gone or come back.
 async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> Done {
-    let beat = node.beats.lock().get(&other.id).copied();
-    let silent = beat.is_none_or(|beat| beat.is_silent());
-    let heard = beat.is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
+    let beat = node.beats.lock().get(&other.id).cloned();
+    let silent = beat.as_ref().is_none_or(|beat| beat.is_silent());
+    let heard = beat.as_ref().is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
     let caught_up = member.and_then(|member| member.lag).is_some_and(|lag| lag <= LAG_MAX);
     let to = match other.state {
         NodeState::Joining if member.is_none() => {

@@ -132,7 +132,7 @@ async fn assemble(
     peers.show(&authority.node_identity(identity.node_id(), now())?.0)?;
     let membership = Membership::new(starts, &[authority.membership_key()], identity.cluster);
     let metrics = Metrics::new().map_err(|error| NodeError::Metrics(error.to_string()))?;
-    let upkeep = Upkeep::new(cluster.shard_count);
+    let upkeep = Upkeep::new(cluster.shard_count, directory.path());
     let node = Node {
         id: identity.node_id(),
         cluster,
@@ -154,7 +154,6 @@ async fn assemble(
         admin: Default::default(),
         doors: OnceLock::new(),
         started: Instant::now(),
-        damaged: Default::default(),
         blockd: supervisor.map(Supervisor::state),
         metadata_failure: Mutex::new(None),
         devices: Mutex::default(),
