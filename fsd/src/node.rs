@@ -25,6 +25,7 @@ mod blocks;
 mod data;
 mod devices;
 mod error;
+mod host;
 mod identity;
 mod join;
 mod lead;

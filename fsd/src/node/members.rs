@@ -21,7 +21,8 @@ use raftmeta_types::{Command, NodeId};
 
 use super::Node;
 use super::open::node_info;
-use crate::replication;
+use crate::clock;
+use crate::replication::{self, Host};
 use crate::service::storage;
 
 const EVERY: Duration = Duration::from_millis(500);
@@ -51,11 +52,11 @@ pub(crate) struct Beat {
 impl Beat {
     /// It may be gone: it was not heard for a while, or nobody is there to be asked, twice.
     pub fn is_suspect(&self) -> bool {
-        self.seen.elapsed() > SUSPECT_AFTER || self.failed >= 2
+        clock::elapsed(self.seen) > SUSPECT_AFTER || self.failed >= 2
     }
 
     pub fn is_silent(&self) -> bool {
-        self.seen.elapsed() > SILENCE_MAX
+        clock::elapsed(self.seen) > SILENCE_MAX
     }
 }
 
@@ -195,11 +196,11 @@ async fn finish_leaving(node: &Arc<Node>, nodes: &[NodeInfo]) -> Done {
 }
 
 /// Asks all of them that do not owe an answer.
-fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
+pub(crate) fn listen<H: Host>(node: &Arc<H>, others: &[&NodeInfo]) {
     for other in others {
         {
-            let mut beats = node.beats.lock();
-            let new = Beat { seen: Instant::now(), usage: None, asked: false, failed: 0 };
+            let mut beats = node.beats().lock();
+            let new = Beat { seen: clock::now(), usage: None, asked: false, failed: 0 };
             let beat = beats.entry(other.id).or_insert(new);
             if std::mem::replace(&mut beat.asked, true) {
                 continue;
@@ -208,12 +209,12 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
         let target = Target { node: other.id, address: other.address.clone() };
         let node = Arc::clone(node);
         tokio::spawn(async move {
-            let told = node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await;
-            if let Some(beat) = node.beats.lock().get_mut(&target.node) {
+            let told = node.ask(&target, NodeRequest::Usage, ANSWER_WITHIN).await;
+            if let Some(beat) = node.beats().lock().get_mut(&target.node) {
                 beat.asked = false;
                 beat.failed += 1;
-                if let Ok((Response::Usage(usage), _)) = told {
-                    (beat.seen, beat.usage) = (Instant::now(), Some(usage));
+                if let Ok(Response::Usage(usage)) = told {
+                    (beat.seen, beat.usage) = (clock::now(), Some(usage));
                     beat.failed = 0;
                 }
             }
@@ -224,29 +225,37 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
 /// Takes a node in, or notes that it has gone or come back.
 async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> Done {
     let beat = node.beats.lock().get(&other.id).copied();
-    let silent = beat.is_none_or(|beat| beat.is_silent());
-    let heard = beat.is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
     let caught_up = member.and_then(|member| member.lag).is_some_and(|lag| lag <= LAG_MAX);
-    let to = match other.state {
-        NodeState::Joining if member.is_none() => {
-            let added = node.group.add_learner(other.id.0, &other.address).await;
-            return added.map_err(|error| error.to_string());
-        }
-        NodeState::Joining if heard && caught_up => NodeState::Up,
-        NodeState::Up if silent => NodeState::Down,
-        NodeState::Down if heard && caught_up => NodeState::Up,
-        NodeState::Joining
-        | NodeState::Up
-        | NodeState::Down
-        | NodeState::Draining
-        | NodeState::Drained
-        | NodeState::Removed => return Ok(()),
-    };
+    if other.state == NodeState::Joining && member.is_none() {
+        let added = node.group.add_learner(other.id.0, &other.address).await;
+        return added.map_err(|error| error.to_string());
+    }
+    let Some(to) = next_state(other.state, beat, caught_up) else { return Ok(()) };
     let from = other.state;
     let command = Command::SetNodeState { node: other.id, from, to };
     node.command(command, true).await.map_err(|failure| failure.to_string())?;
     tracing::info!(node = %other.id, name = other.name, %from, %to, "a node changes its state");
     Ok(())
+}
+
+/// What a node becomes, from what was heard of it and whether its replica of the metadata has caught up.
+pub(crate) fn next_state(
+    state: NodeState,
+    beat: Option<Beat>,
+    caught_up: bool,
+) -> Option<NodeState> {
+    let silent = beat.is_none_or(|beat| beat.is_silent());
+    let heard = beat.is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
+    match state {
+        NodeState::Joining | NodeState::Down if heard && caught_up => Some(NodeState::Up),
+        NodeState::Up if silent => Some(NodeState::Down),
+        NodeState::Joining
+        | NodeState::Up
+        | NodeState::Down
+        | NodeState::Draining
+        | NodeState::Drained
+        | NodeState::Removed => None,
+    }
 }
 
 /// How many voters a cluster of so many nodes has.

@@ -87,7 +87,7 @@ pub(super) async fn answer(
             plain(Response::Done)
         }
         NodeRequest::Forget { shard, epoch } => {
-            replication::forget(node, shard, epoch).await?;
+            replication::forget(&**node, shard, epoch).await?;
             plain(Response::Done)
         }
         NodeRequest::Sizes { hashes } => {
