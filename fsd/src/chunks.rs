@@ -63,7 +63,7 @@ pub use replicate::{
 };
 pub use scrub::{Place, Verified};
 pub use seal::Keys;
-pub use segments::SegmentInfo;
+pub use segments::{SegmentCopy, SegmentInfo};
 pub use shards::{LiveSum, Role};
 
 use append::Appender;
@@ -232,6 +232,11 @@ impl<V: Volume> ChunkStore<V> {
         let index = self.inner.index.lock();
         let wanted = |hash: &&ChunkHash| shard.is_none_or(|shard| hash.shard(count) == shard);
         index.table.iter().map(|line| &line.0).filter(wanted).copied().collect()
+    }
+
+    /// Whether a segment is free outside the reserve.
+    pub fn has_room(&self) -> bool {
+        self.inner.index.lock().has_room()
     }
 
     pub fn usage(&self) -> Usage {

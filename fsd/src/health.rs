@@ -30,6 +30,8 @@ pub struct Facts {
     pub replicas_least: u32,
     /// Names of nodes that are down.
     pub nodes_down: Vec<String>,
+    /// Names of nodes that answer, and whose datagrams do not arrive.
+    pub nodes_without_datagrams: Vec<String>,
     /// Why the block daemon is not running, if so.
     pub blockd_down: Option<String>,
     /// The devices of the block daemon that are not well.
@@ -65,6 +67,12 @@ pub fn judge(facts: &Facts) -> Health {
     if !facts.nodes_down.is_empty() {
         let detail = format!("no sign of life from {}", facts.nodes_down.join(", "));
         say("NODE_DOWN", Level::Warn, detail, "look after the node, start it again");
+    }
+    if !facts.nodes_without_datagrams.is_empty() {
+        let names = facts.nodes_without_datagrams.join(", ");
+        let detail = format!("no datagrams (UDP) from {names}, who answer over TCP");
+        let next = "let UDP pass between the nodes, to the port of door.tcp (9400)";
+        say("DATAGRAMS", Level::Warn, detail, next);
     }
     if let Some(why) = &facts.blockd_down {
         let detail = format!("the block daemon is not running: {why}");

@@ -37,6 +37,7 @@ pub mod jobs;
 pub mod metrics;
 pub mod node;
 pub mod placement;
+mod refusals;
 pub mod replication;
 pub mod service;
 pub mod sessions;

@@ -19,6 +19,7 @@
 //! | `peers` | the way to the other nodes |
 //! | `lead` | what changes when this node begins or ceases to lead |
 //! | `members` | what the leader does about nodes: voters, who is up, who is down |
+//! | `swim` | who is alive, as the nodes find out among themselves |
 //! | `run` | doors, jobs, signals, the end |
 
 mod blocks;
@@ -33,6 +34,7 @@ pub(crate) mod members;
 mod open;
 mod peers;
 mod run;
+mod swim;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -65,11 +67,13 @@ use crate::events::Events;
 use crate::health::{self, Facts, Health};
 use crate::jobs::Upkeep;
 use crate::metrics::{Gauges, Metrics};
+use crate::refusals::Refusals;
 use crate::replication::{Courier, Director};
 use crate::service::Order;
 use crate::sessions::Sessions;
 use crate::supervise::{self, Supervisor};
 pub(crate) use peers::Peers;
+pub(crate) use swim::Liveness;
 
 /// See the module. Shared as an `Arc`.
 pub struct Node {
@@ -83,6 +87,10 @@ pub struct Node {
     pub(crate) director: Mutex<Director>,
     /// The term in which this node leads and serves clients; none while another one does.
     leads: watch::Sender<Option<u64>>,
+    /// Who is alive, as the nodes find out among themselves.
+    pub(crate) membership: swim::Membership,
+    /// What was refused at the doors.
+    pub(crate) refusals: Refusals,
     /// What the leader knows of the other nodes.
     pub(crate) beats: Mutex<members::Beats>,
     pub(crate) chunks: ChunkStore<RemoteVolume>,
@@ -313,6 +321,12 @@ impl Node {
                 .filter(|node| node.state == NodeState::Down)
                 .map(|node| node.name.clone())
                 .collect(),
+            nodes_without_datagrams: {
+                let beats = self.beats.lock();
+                let silent = |id| beats.get(&id).is_some_and(members::Beat::lacks_datagrams);
+                let named = nodes.iter().filter(|node| node.state != NodeState::Removed);
+                named.filter(|node| silent(node.id)).map(|node| node.name.clone()).collect()
+            },
             log_failed: self.group.failure(),
             used_bytes: total_bytes.saturating_sub(self.available_bytes()),
             total_bytes,

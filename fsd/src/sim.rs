@@ -169,12 +169,11 @@ async fn found(seed: u64, print: bool) -> Arc<World> {
             open: false,
         })
     }));
-    let files = world.log(|log, _, _| log.found(commands)).into_iter().filter_map(|reply| {
-        match reply {
+    let files =
+        world.log(|log, _, _| log.found(commands)).into_iter().filter_map(|reply| match reply {
             Reply::Created { inode, .. } => Some(inode.ino),
             _ => None,
-        }
-    });
+        });
     world.files.lock().extend(files);
     world
 }

@@ -311,6 +311,8 @@ pub struct Node {
     /// `joining`, `up`, `draining`, `drained`, `down` or `removed`.
     pub state: String,
     pub capacity_bytes: u64,
+    /// As the node that answers sees it by SWIM: `alive`, `suspect`, `down`, `unknown`, or `self`.
+    pub seen: String,
     /// Of the metadata group: `leader`, `voter`, `learner`, or empty for one that is not in it.
     pub role: String,
     /// Shards of which it is the primary.

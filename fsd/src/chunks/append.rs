@@ -213,6 +213,10 @@ impl<V: Volume> Inner<V> {
     }
 
     fn start_segment(&self, shard: ShardId, cleaning: bool) -> Result<Open, Error> {
+        if !cleaning && !self.replicator.has_room(shard) {
+            let why = format!("a replica of shard {shard} is full: delete, or add devices");
+            return Err(Error::new(Kind::NoSpace, why));
+        }
         let (slot, id) = self.index.lock().start_segment(shard, cleaning)?;
         let header = SegmentHeader { cluster: self.device.header.cluster, id };
         let batch = Batch::new(0, Some(header.encode()));

@@ -12,6 +12,7 @@ use raftmeta::store::View;
 use raftmeta_types::{ChunkHash, Command, Epoch, NodeId, Reply, ShardId};
 use tokio::sync::watch;
 
+use super::swim::Liveness;
 use super::{Node, members};
 use crate::chunks::{ChunkStore, Error, Kind};
 use crate::jobs::Upkeep;
@@ -84,6 +85,10 @@ impl Host for Node {
 
     fn leader(&self) -> Result<Target, Failure> {
         Node::leader(self)
+    }
+
+    fn liveness(&self, id: NodeId) -> Liveness {
+        self.membership.seen(id)
     }
 
     async fn command(&self, command: Command, durable: bool) -> Result<Reply, Failure> {

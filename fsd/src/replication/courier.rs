@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fsd_rpc::nodes::Target;
 use parking_lot::Mutex;
@@ -22,9 +22,12 @@ use super::host::Wire;
 use super::remote::ask;
 use super::wire::{Ask, OPS_BYTES_MAX, Refused, Told};
 use crate::chunks::{Error, Kind, Op, OpNumber, Replicated, ReplicationError, Replicator, ShardOp};
+use crate::clock;
 
 /// A replica that does not answer for this long is taken out of those in sync.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// For how long a node is taken for full after it said so. What is deleted and cleaned meanwhile tells of itself.
+const FULL_FOR: Duration = Duration::from_secs(2);
 /// Bytes that may wait for a node before those are given up that nobody waits for. What is waited for is bounded
 /// by the puts in flight.
 const WAITING_BYTES_MAX: usize = 128 << 20;
@@ -78,6 +81,8 @@ pub(crate) struct Courier {
     /// Replicas that did not answer, for the keeper.
     suspects: Mutex<BTreeMap<(ShardId, Epoch), Option<NodeId>>>,
     suspected: Notify,
+    /// Nodes without a free segment, and when they said so.
+    full: Mutex<BTreeMap<NodeId, Instant>>,
 }
 
 impl std::fmt::Debug for Courier {
@@ -131,6 +136,7 @@ impl Courier {
             turns: Mutex::default(),
             suspects: Mutex::default(),
             suspected: Notify::new(),
+            full: Mutex::default(),
         })
     }
 
@@ -243,6 +249,14 @@ impl Courier {
         })
     }
 
+    fn note_room(&self, node: NodeId, room: bool) {
+        let mut full = self.full.lock();
+        match room {
+            true => full.remove(&node),
+            false => full.insert(node, clock::now()),
+        };
+    }
+
     /// Shards whose ops did not reach everybody, with who failed, if that is known.
     pub fn take_suspects(&self) -> BTreeMap<(ShardId, Epoch), Option<NodeId>> {
         std::mem::take(&mut self.suspects.lock())
@@ -305,6 +319,17 @@ impl Replicator for Courier {
     fn has_audience(&self, shard: ShardId) -> bool {
         let audiences = self.audiences.lock();
         audiences.get(&shard).is_some_and(|audience| !audience.listeners.is_empty())
+    }
+
+    fn has_room(&self, shard: ShardId) -> bool {
+        let mut full = self.full.lock();
+        full.retain(|_, said| clock::elapsed(*said) < FULL_FOR);
+        if full.is_empty() {
+            return true;
+        }
+        let audiences = self.audiences.lock();
+        let mut listeners = audiences.get(&shard).into_iter().flat_map(|one| &one.listeners);
+        !listeners.any(|listener| listener.in_sync && full.contains_key(&listener.node))
     }
 
     fn replicate(&self, ops: Vec<ShardOp>) -> Replicated {
@@ -405,7 +430,7 @@ async fn deliver(
             |parcel: &&Parcel| parcel.answer.is_some() || courier.hears(to, &parcel.shards);
         let ops: Vec<ShardOp> =
             batch.iter().filter(useful).flat_map(|parcel| &parcel.ops).cloned().collect();
-        let failed = apply(&*wire, to, ops).await;
+        let failed = apply(&courier, &*wire, to, ops).await;
         // Whoever waits hears of it; of the others it has to be remembered.
         let unwaited = batch.iter().filter(|parcel| parcel.answer.is_none());
         let missed = unwaited.flat_map(|parcel| &parcel.shards).filter(|s| failed.contains_key(s));
@@ -420,7 +445,12 @@ async fn deliver(
 }
 
 /// Has a node apply ops, in as many messages as it takes; the shards for which that failed.
-async fn apply(wire: &dyn Wire, to: NodeId, ops: Vec<ShardOp>) -> BTreeMap<ShardId, Failed> {
+async fn apply(
+    courier: &Courier,
+    wire: &dyn Wire,
+    to: NodeId,
+    ops: Vec<ShardOp>,
+) -> BTreeMap<ShardId, Failed> {
     let mut failed = BTreeMap::new();
     let mut left = ops.into_iter().peekable();
     while left.peek().is_some() {
@@ -434,7 +464,7 @@ async fn apply(wire: &dyn Wire, to: NodeId, ops: Vec<ShardOp>) -> BTreeMap<Shard
         }
         let shards: Vec<ShardId> = some.iter().map(|op| op.shard).collect();
         let told = match wire.target_of(to) {
-            Ok(target) => send(wire, &target, some).await,
+            Ok(target) => send(courier, wire, &target, some).await,
             Err(failure) => Err(Error::new(Kind::Io, failure.to_string())),
         };
         match told {
@@ -444,6 +474,10 @@ async fn apply(wire: &dyn Wire, to: NodeId, ops: Vec<ShardOp>) -> BTreeMap<Shard
                         Ok(_) => {}
                         Err(Refused::StaleEpoch(epoch)) => {
                             failed.insert(shard, ReplicationError::Deposed(epoch));
+                        }
+                        Err(Refused::NoSpace) => {
+                            tracing::info!(%shard, node = %to, "a replica is full");
+                            failed.insert(shard, ReplicationError::NoSpace);
                         }
                         Err(Refused::Other(why)) => {
                             tracing::info!(%shard, node = %to, why, "a replica takes no ops");
@@ -465,6 +499,7 @@ async fn apply(wire: &dyn Wire, to: NodeId, ops: Vec<ShardOp>) -> BTreeMap<Shard
 }
 
 async fn send(
+    courier: &Courier,
     wire: &dyn Wire,
     target: &Target,
     ops: Vec<ShardOp>,
@@ -473,7 +508,10 @@ async fn send(
         return Ok(Vec::new());
     }
     match ask(wire, target, &Ask::Apply { ops }, ANSWER_WITHIN).await? {
-        Told::Applied(applied) => Ok(applied),
+        Told::Applied { shards, room } => {
+            courier.note_room(target.node, room);
+            Ok(shards)
+        }
         _ => Err(Error::new(Kind::Invalid, format!("{target}: an answer to another question"))),
     }
 }

@@ -87,7 +87,8 @@ fn nodes(node: &impl Host, known: &[NodeInfo]) -> Nodes {
     let beats = node.beats().lock();
     let mut nodes = Nodes { alive: BTreeSet::new(), down: BTreeSet::new(), places: Vec::new() };
     for info in known {
-        let heard = info.id == node.id() || beats.get(&info.id).is_none_or(|beat| !beat.is_suspect());
+        let heard =
+            info.id == node.id() || beats.get(&info.id).is_none_or(|beat| !beat.is_suspect());
         match info.state {
             NodeState::Up => {
                 nodes.places.push(Place { node: info.id, weight: info.capacity_bytes });

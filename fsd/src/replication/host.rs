@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::{Courier, Director};
 use crate::chunks::{ChunkStore, Error};
 use crate::jobs::Upkeep;
+use crate::node::Liveness;
 use crate::node::members::Beats;
 use crate::service::storage;
 
@@ -65,6 +66,9 @@ pub(crate) trait Host: Wire {
 
     /// Who leads, if it is another node.
     fn leader(&self) -> Result<Target, Failure>;
+
+    /// What the nodes say of each other, of one of them.
+    fn liveness(&self, id: NodeId) -> Liveness;
 
     /// Runs a command of the node itself.
     fn command(

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use fsd_rpc::nodes::Target;
 use raftmeta_types::{Epoch, ShardId};
 
@@ -11,7 +10,7 @@ use super::courier::Courier;
 use super::host::Wire;
 use super::wire::{Ask, Told, decode, encode};
 use crate::chunks::{
-    Error, Kind, LiveSum, Peer, Plan, SegmentInfo, SegmentNumber, Settled, Snapshot,
+    Error, Kind, LiveSum, Peer, Plan, SegmentCopy, SegmentInfo, SegmentNumber, Settled, Snapshot,
 };
 
 /// A comparison of a newcomer may drop many segments, an installation writes one.
@@ -52,6 +51,7 @@ impl Remote {
             | Ask::Compare { .. }
             | Ask::CaughtUp { .. }
             | Ask::WholeSegment { .. }
+            | Ask::Record { .. }
             | Ask::Install { .. } => ANSWER_WITHIN,
         };
         self::ask(&*self.wire, &self.target, &ask, within).await
@@ -107,9 +107,9 @@ impl Peer for Remote {
         &self,
         shard: ShardId,
         number: SegmentNumber,
-    ) -> Result<(Bytes, bool), Error> {
+    ) -> Result<SegmentCopy, Error> {
         match self.ask(Ask::WholeSegment { shard, number }).await? {
-            Told::Segment { content, sealed } => Ok((content, sealed)),
+            Told::Segment(copy) => Ok(copy),
             _ => unexpected(&self.target),
         }
     }
@@ -119,9 +119,8 @@ impl Peer for Remote {
         shard: ShardId,
         epoch: Epoch,
         number: SegmentNumber,
-        content: Bytes,
-        sealed: bool,
+        copy: SegmentCopy,
     ) -> Result<(), Error> {
-        self.done(Ask::Install { shard, epoch, number, content, sealed }).await
+        self.done(Ask::Install { shard, epoch, number, copy }).await
     }
 }

@@ -16,11 +16,13 @@ use raftmeta_types::{ChunkHash, Command, Epoch, NodeId, Reply, ShardId};
 use tokio::sync::watch;
 
 use super::history::Moment;
+use super::log::Reach;
 use super::world::World;
 use super::{CLUSTER, SHARDS};
 use crate::chunks::{ChunkStore, Error, Keys, Kind, OpenParams, Replicator};
 use crate::clock::{self, simulated::since_start};
 use crate::jobs::{self, Upkeep};
+use crate::node::Liveness;
 use crate::node::members::{self, Beats};
 use crate::replication::{self, Courier, Director, Host, Telling, Wire, target_in};
 use crate::service::storage;
@@ -173,7 +175,11 @@ impl Life {
     }
 
     /// `service::nodes`: what other nodes ask.
-    async fn serve(self: Arc<Life>, from: NodeId, request: NodeRequest) -> Result<Response, Failure> {
+    async fn serve(
+        self: Arc<Life>,
+        from: NodeId,
+        request: NodeRequest,
+    ) -> Result<Response, Failure> {
         let node = &self;
         match request {
             NodeRequest::DeleteChunks { shard, epoch, hashes } => {
@@ -297,7 +303,8 @@ async fn work(life: Arc<Life>) {
                 let collected = jobs::collect(&*life, DELETE_EVERY).await;
                 let swept = sweep.step(&*life).await;
                 life.world.note(format_args!("{} collects {collected:?} {swept:?}", life.id));
-                life.world.tally.lock().deleted += collected.map_or(0, |collected| collected.chunks);
+                life.world.tally.lock().deleted +=
+                    collected.map_or(0, |collected| collected.chunks);
                 sweep.hurry();
             }
             if let Err(error) = life.chunks.clean(CLEAN_BYTES).await {
@@ -389,6 +396,15 @@ impl Host for Life {
             Some(id) if id != self.id => self.target_of(id),
             Some(_) | None => Err(Failure::NotReady("no leader is known".into())),
         }
+    }
+
+    /// Of one that is not reached the others say what they like.
+    fn liveness(&self, id: NodeId) -> Liveness {
+        self.world.log(|_, dice, net| {
+            let reached = net.runs(id) && net.reaches(self.id, id) && net.reaches(id, self.id);
+            let said = [Liveness::Alive, Liveness::Suspect, Liveness::Down, Liveness::Unknown];
+            if reached { Liveness::Alive } else { said[dice.below(4) as usize] }
+        })
     }
 
     async fn command(&self, command: Command, _durable: bool) -> Result<Reply, Failure> {

@@ -316,6 +316,54 @@ fn a_node_is_drained_removed_and_a_new_one_takes_its_place() {
 }
 
 #[test]
+fn a_node_that_is_stopped_is_suspected_then_down_and_returns() {
+    use rustix::process::Signal;
+    let site = Site::of(3, 2);
+    let client = site.client();
+    fill(&client, 0..4);
+    let leader = site.leader(0);
+    let stopped = (leader + 1) % 3;
+    until("all see each other", || {
+        let sees = |asked| site.list(asked).iter().all(|n| n.seen == "alive" || n.seen == "self");
+        sees(leader).then_some(())
+    });
+    site.nodes[stopped].signal(Signal::STOP);
+    let seen = || {
+        let node = &site.list(leader)[stopped];
+        (node.seen.clone(), node.state.clone())
+    };
+    until("it is suspected", || (seen() == ("suspect".into(), "up".into())).then_some(()));
+    until("it is down", || (seen() == ("down".into(), "down".into())).then_some(()));
+    fill(&client, 4..8);
+    site.nodes[stopped].signal(Signal::CONT);
+    until("it is back", || (seen() == ("alive".into(), "up".into())).then_some(()));
+    site.settled();
+    check(&client, 0..8);
+}
+
+#[test]
+fn foreign_datagrams_are_counted_and_change_nothing() {
+    let site = Site::of(2, 1);
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    for address in &site.addresses {
+        for datagram in
+            [&b"hello"[..], &[0; 1400], b"CFSM\x02\0\0\0 a version to come, with a body"]
+        {
+            socket.send_to(datagram, address).unwrap();
+        }
+    }
+    for node in &site.nodes {
+        until("they are counted", || {
+            node.metrics().contains("claudefs_refused_total{why=\"datagram\"} 3").then_some(())
+        });
+    }
+    until("the nodes still see each other", || {
+        let all = site.list(0).iter().all(|n| n.state == "up" && n.seen != "unknown");
+        all.then_some(())
+    });
+}
+
+#[test]
 fn tokens_of_clients_and_strangers_make_no_node() {
     let site = Site::of(1, 1);
     let mut node = Node::prepared(Shape::default());
