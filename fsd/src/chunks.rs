@@ -197,6 +197,12 @@ impl<V: Volume> ChunkStore<V> {
         self.inner.device.header.shard_count
     }
 
+    /// Whether a flush failed, after which nothing is written any more.
+    #[cfg(test)]
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.inner.check_poison().is_err()
+    }
+
     /// Whether the chunk is here and, as far as is known, whole.
     pub fn contains(&self, hash: &ChunkHash) -> bool {
         self.inner.index.lock().knows(hash)

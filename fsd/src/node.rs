@@ -26,6 +26,7 @@ mod blocks;
 mod data;
 mod devices;
 mod error;
+mod host;
 mod identity;
 mod join;
 mod lead;
@@ -71,6 +72,7 @@ use crate::service::Order;
 use crate::sessions::Sessions;
 use crate::supervise::{self, Supervisor};
 pub(crate) use peers::Peers;
+pub(crate) use swim::Liveness;
 
 /// See the module. Shared as an `Arc`.
 pub struct Node {

@@ -8,7 +8,7 @@
 //!                  └ the same bytes ─ replicator ────────────────────┘
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -62,7 +62,7 @@ struct Going {
 #[derive(Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Appender {
-    open: HashMap<ShardId, Open>,
+    open: BTreeMap<ShardId, Open>,
     full: Vec<Open>,
 }
 
@@ -308,7 +308,7 @@ impl<V: Volume> Inner<V> {
     /// After a failed write nobody knows what the open segments hold: no more is added to them.
     pub(super) fn abandon(&self, appender: &mut Appender) {
         let mut index = self.index.lock();
-        let open = appender.open.drain().map(|(_, open)| open);
+        let open = std::mem::take(&mut appender.open).into_values();
         for open in open.chain(appender.full.drain(..)) {
             if index.is_open(open.slot, open.id) {
                 index.close(open.slot);

@@ -26,7 +26,8 @@ use raftmeta_types::{Command, NodeId};
 use super::Node;
 use super::open::node_info;
 use super::swim::Liveness;
-use crate::replication;
+use crate::clock;
+use crate::replication::{self, Host};
 use crate::service::storage;
 
 const EVERY: Duration = Duration::from_millis(500);
@@ -63,33 +64,33 @@ pub(crate) struct Beat {
 impl Beat {
     fn new() -> Beat {
         let swim = Liveness::Unknown;
-        let seen = Instant::now();
+        let seen = clock::now();
         Beat { seen, usage: None, asked: false, failed: 0, swim, odd_since: None }
     }
 
     /// It may be gone: the nodes suspect it and it is late here, too; or it was not heard here for a while; or
     /// nobody is there to be asked, twice.
     pub fn is_suspect(&self) -> bool {
-        self.is_suspect_after(self.seen.elapsed())
+        self.is_suspect_after(clock::elapsed(self.seen))
     }
 
     /// It is gone: the nodes hold it for down and it does not answer here, or it has not answered for long.
     pub fn is_silent(&self) -> bool {
-        self.is_silent_after(self.seen.elapsed())
+        self.is_silent_after(clock::elapsed(self.seen))
     }
 
     /// It answers the leader, and its datagrams have been missing for long: something is between the nodes.
     pub fn lacks_datagrams(&self) -> bool {
-        self.odd_since.is_some_and(|since| since.elapsed() > SILENCE_MAX)
+        self.odd_since.is_some_and(|since| clock::elapsed(since) > SILENCE_MAX)
     }
 
     /// What is known now by SWIM.
     fn observe(&mut self, swim: Liveness) {
         self.swim = swim;
         let missed = matches!(swim, Liveness::Down | Liveness::Unknown);
-        let answers = self.usage.is_some() && self.seen.elapsed() < SUSPECT_AFTER;
+        let answers = self.usage.is_some() && clock::elapsed(self.seen) < SUSPECT_AFTER;
         self.odd_since = match missed && answers {
-            true => self.odd_since.or_else(|| Some(Instant::now())),
+            true => self.odd_since.or_else(|| Some(clock::now())),
             false => None,
         };
     }
@@ -259,11 +260,11 @@ async fn finish_leaving(node: &Arc<Node>, nodes: &[NodeInfo]) -> Done {
 }
 
 /// Asks all of them that do not owe an answer.
-fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
+pub(crate) fn listen<H: Host>(node: &Arc<H>, others: &[&NodeInfo]) {
     for other in others {
         {
-            let mut beats = node.beats.lock();
-            let swim = node.membership.seen(other.id);
+            let mut beats = node.beats().lock();
+            let swim = node.liveness(other.id);
             let beat = beats.entry(other.id).or_insert_with(Beat::new);
             beat.observe(swim);
             if std::mem::replace(&mut beat.asked, true) {
@@ -273,12 +274,12 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
         let target = Target { node: other.id, address: other.address.clone() };
         let node = Arc::clone(node);
         tokio::spawn(async move {
-            let told = node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await;
-            if let Some(beat) = node.beats.lock().get_mut(&target.node) {
+            let told = node.ask(&target, NodeRequest::Usage, ANSWER_WITHIN).await;
+            if let Some(beat) = node.beats().lock().get_mut(&target.node) {
                 beat.asked = false;
                 beat.failed += 1;
-                if let Ok((Response::Usage(usage), _)) = told {
-                    (beat.seen, beat.usage) = (Instant::now(), Some(usage));
+                if let Ok(Response::Usage(usage)) = told {
+                    (beat.seen, beat.usage) = (clock::now(), Some(usage));
                     beat.failed = 0;
                 }
             }
@@ -289,29 +290,37 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
 /// Takes a node in, or notes that it has gone or come back.
 async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> Done {
     let beat = node.beats.lock().get(&other.id).cloned();
-    let silent = beat.as_ref().is_none_or(|beat| beat.is_silent());
-    let heard = beat.as_ref().is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
     let caught_up = member.and_then(|member| member.lag).is_some_and(|lag| lag <= LAG_MAX);
-    let to = match other.state {
-        NodeState::Joining if member.is_none() => {
-            let added = node.group.add_learner(other.id.0, &other.address).await;
-            return added.map_err(|error| error.to_string());
-        }
-        NodeState::Joining if heard && caught_up => NodeState::Up,
-        NodeState::Up if silent => NodeState::Down,
-        NodeState::Down if heard && caught_up => NodeState::Up,
-        NodeState::Joining
-        | NodeState::Up
-        | NodeState::Down
-        | NodeState::Draining
-        | NodeState::Drained
-        | NodeState::Removed => return Ok(()),
-    };
+    if other.state == NodeState::Joining && member.is_none() {
+        let added = node.group.add_learner(other.id.0, &other.address).await;
+        return added.map_err(|error| error.to_string());
+    }
+    let Some(to) = next_state(other.state, beat, caught_up) else { return Ok(()) };
     let from = other.state;
     let command = Command::SetNodeState { node: other.id, from, to };
     node.command(command, true).await.map_err(|failure| failure.to_string())?;
     tracing::info!(node = %other.id, name = other.name, %from, %to, "a node changes its state");
     Ok(())
+}
+
+/// What a node becomes, from what was heard of it and whether its replica of the metadata has caught up.
+pub(crate) fn next_state(
+    state: NodeState,
+    beat: Option<Beat>,
+    caught_up: bool,
+) -> Option<NodeState> {
+    let silent = beat.as_ref().is_none_or(Beat::is_silent);
+    let heard = beat.is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
+    match state {
+        NodeState::Joining | NodeState::Down if heard && caught_up => Some(NodeState::Up),
+        NodeState::Up if silent => Some(NodeState::Down),
+        NodeState::Joining
+        | NodeState::Up
+        | NodeState::Down
+        | NodeState::Draining
+        | NodeState::Drained
+        | NodeState::Removed => None,
+    }
 }
 
 /// How many voters a cluster of so many nodes has.

@@ -114,7 +114,7 @@ async fn assemble(
         transport,
     })
     .await?;
-    let courier = Arc::new(Courier::default());
+    let courier = Courier::new();
     let opened =
         data(&config, identity, &at(MASTER_KEY), &group, Data { volume, keys, ours }, &courier)
             .await;

@@ -88,7 +88,7 @@ pub(super) async fn answer(
             plain(Response::Done)
         }
         NodeRequest::Forget { shard, epoch } => {
-            replication::forget(node, shard, epoch).await?;
+            replication::forget(&**node, shard, epoch).await?;
             plain(Response::Done)
         }
         NodeRequest::Sizes { hashes } => {
@@ -97,7 +97,7 @@ pub(super) async fn answer(
         NodeRequest::Usage => plain(Response::Usage(node.usage())),
         NodeRequest::Unreferenced { shard, hashes } => {
             node.may_answer()?;
-            jobs::delete_unreferenced(node, shard, hashes).await?;
+            jobs::delete_unreferenced(&**node, shard, hashes).await?;
             plain(Response::Done)
         }
         NodeRequest::Scrub(ask) => plain(Response::Scrub(node.upkeep.scrub.answer(ask))),
