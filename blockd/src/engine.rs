@@ -171,6 +171,13 @@ pub fn wait_readable(fds: &[RawFd], timeout_ms: Option<i32>) -> io::Result<bool>
     Ok(polled.first().is_some_and(|polled| polled.revents != 0))
 }
 
+/// Milliseconds of a clock that costs little to read wherever it comes from, and does not run while the machine is suspended.
+/// It steps by some.
+fn coarse_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
 /// The kernel takes rings down, and with them their registered files, some time after their process has ended: a
 /// lock that a dead blockd holds goes away soon.
 fn lock(file: &std::fs::File) -> io::Result<()> {

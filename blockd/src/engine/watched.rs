@@ -17,9 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
-
-use super::{Completion, Device, DeviceFacts, Fault, Health, HealthCell, Op, Queue};
+use super::{Completion, Device, DeviceFacts, Fault, Health, HealthCell, Op, Queue, coarse_ms};
 
 /// What the queues of a device share.
 #[derive(Debug)]
@@ -118,12 +116,6 @@ struct WatchedQueue {
     looked_ms: u64,
 }
 
-/// Milliseconds of a clock that costs nothing to read and does not run while the machine is suspended.
-fn now_ms() -> u64 {
-    let now = clock_gettime(ClockId::MonotonicCoarse);
-    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
-}
-
 impl WatchedQueue {
     fn inner(&mut self) -> &mut dyn Queue {
         self.inner.as_deref_mut().expect("kept until the end")
@@ -192,7 +184,7 @@ impl Queue for WatchedQueue {
             self.fail(op.tag);
             return;
         }
-        let slot = Slot::Taken { tag: op.tag, since_ms: now_ms() };
+        let slot = Slot::Taken { tag: op.tag, since_ms: coarse_ms() };
         let id = match self.free.pop() {
             Some(id) => {
                 self.slots[id] = slot;
@@ -212,12 +204,12 @@ impl Queue for WatchedQueue {
         self.translate(done, from);
         // Only after the device was asked: this thread may have been what was late.
         if self.slots.len() > self.free.len() {
-            let now = now_ms();
+            let now = coarse_ms();
             if now.saturating_sub(self.looked_ms) >= (self.shared.timeout_ms / 8).clamp(1, 250) {
                 self.look(now);
             }
         } else if self.is_late {
-            self.look(now_ms());
+            self.look(coarse_ms());
         }
         done.append(&mut self.failed);
     }
@@ -324,7 +316,7 @@ mod tests {
         };
         fault.set(FaultSettings { delay_ppm: 1_000_000, delay_polls: 3, ..Default::default() });
         queue.submit(read(1));
-        queue.look(now_ms() + 300_000);
+        queue.look(coarse_ms() + 300_000);
         assert!(matches!(device.facts().health, Health::Degraded(_)));
         assert_eq!(one(&mut queue).tag, 1);
         queue.poll(&mut Vec::new());

@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use hugepages::Arena;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
@@ -58,7 +57,6 @@ pub struct PassthruQueue {
     unsubmitted: bool,
     troubled: bool,
     polls: u32,
-    epoch: Instant,
 }
 
 fn make(polled: bool, depth: u32) -> io::Result<Ring> {
@@ -86,12 +84,11 @@ impl PassthruQueue {
             unsubmitted: false,
             troubled: false,
             polls: 0,
-            epoch: Instant::now(),
         })
     }
 
     fn now_ms(&self) -> u64 {
-        self.epoch.elapsed().as_millis() as u64
+        crate::engine::coarse_ms()
     }
 
     /// Sends commands while there are some and the ring has room.
