@@ -31,6 +31,7 @@ use rcgen::{
     Issuer, KeyUsagePurpose, PublicKeyData, SerialNumber,
 };
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use self::key::Key;
 use crate::chunks::seal::random;
@@ -124,6 +125,12 @@ impl Authority {
     /// What tokens carry.
     pub fn fingerprint(&self) -> CaFingerprint {
         self.fingerprint
+    }
+
+    /// With which nodes seal what they tell each other of who is alive: all nodes have it, and no client.
+    pub fn membership_key(&self) -> Zeroizing<[u8; 32]> {
+        let key = self.issuer.key().pkcs8();
+        Zeroizing::new(blake3::derive_key("claudefs membership v1", key))
     }
 
     pub fn ca_pem(&self) -> &str {

@@ -30,6 +30,8 @@ pub struct Facts {
     pub replicas_least: u32,
     /// Names of nodes that are down.
     pub nodes_down: Vec<String>,
+    /// Names of nodes that answer, and whose datagrams do not arrive.
+    pub nodes_without_datagrams: Vec<String>,
     /// Why the block daemon is not running, if so.
     pub blockd_down: Option<String>,
     /// The devices of the block daemon that are not well.
@@ -40,7 +42,7 @@ pub struct Facts {
     pub log_failed: Option<String>,
     pub used_bytes: u64,
     pub total_bytes: u64,
-    /// Chunks found damaged since the start.
+    /// Chunks that are known to be damaged somewhere; not any more when they are repaired.
     pub damaged_chunks: u64,
 }
 
@@ -65,6 +67,12 @@ pub fn judge(facts: &Facts) -> Health {
     if !facts.nodes_down.is_empty() {
         let detail = format!("no sign of life from {}", facts.nodes_down.join(", "));
         say("NODE_DOWN", Level::Warn, detail, "look after the node, start it again");
+    }
+    if !facts.nodes_without_datagrams.is_empty() {
+        let names = facts.nodes_without_datagrams.join(", ");
+        let detail = format!("no datagrams (UDP) from {names}, who answer over TCP");
+        let next = "let UDP pass between the nodes, to the port of door.tcp (9400)";
+        say("DATAGRAMS", Level::Warn, detail, next);
     }
     if let Some(why) = &facts.blockd_down {
         let detail = format!("the block daemon is not running: {why}");
@@ -92,7 +100,8 @@ pub fn judge(facts: &Facts) -> Health {
     }
     if facts.damaged_chunks > 0 {
         let detail = format!("{} chunks could not be read as written", facts.damaged_chunks);
-        say("DAMAGED", Level::Err, detail, "cfs admin fsck --read-data");
+        let next = "repaired from another copy where there is one; what is left: `cfs admin scrub`";
+        say("DAMAGED", Level::Err, detail, next);
     }
     if let Some(percent) = used_percent(facts) {
         let detail = format!("{percent} % of the flash is used");

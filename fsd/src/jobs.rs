@@ -6,7 +6,7 @@
 //!     reap        extents that unlinked files left behind
 //!     settle      inline extents older than ten seconds go into chunks
 //!     gc          chunks that nothing references any more are deleted
-//!     sweep       chunks that nothing ever referenced are found (rarely)
+//!     sweep       chunks that nothing ever referenced are found (rarely; each node of its own shards)
 //!     clean       poor segments are copied together
 //!     checkpoint  (hourly)
 //! ```
@@ -17,10 +17,13 @@ mod clean;
 mod expiry;
 mod gc;
 mod reap;
+mod scrub;
 mod settle;
+mod strays;
 mod sweep;
 
 use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -34,6 +37,8 @@ use tokio::task::JoinHandle;
 use crate::node::Node;
 
 pub use gc::Collected;
+use scrub::Scrub;
+use strays::Strays;
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// Between two rounds, however often they are asked for: a round looks at much, and what it frees can wait so long.
@@ -61,6 +66,8 @@ pub(crate) struct Upkeep {
     room_made: Mutex<Option<Instant>>,
     /// Log positions over the last seconds: tells how old an entry is at least.
     positions: Mutex<VecDeque<(Instant, u64)>>,
+    pub scrub: Scrub,
+    pub strays: Strays,
 }
 
 /// Pace of the deletions in a shard.
@@ -71,7 +78,7 @@ struct Shard {
 }
 
 impl Upkeep {
-    pub fn new(shard_count: u32) -> Upkeep {
+    pub fn new(shard_count: u32, data_dir: &Path) -> Upkeep {
         Upkeep {
             kicked: Notify::new(),
             turn: tokio::sync::Mutex::default(),
@@ -80,6 +87,8 @@ impl Upkeep {
             shards: Mutex::new(vec![Shard::default(); shard_count as usize]),
             room_made: Mutex::default(),
             positions: Mutex::default(),
+            scrub: Scrub::new(data_dir),
+            strays: Strays::default(),
         }
     }
 
@@ -141,21 +150,24 @@ impl Upkeep {
 /// The running jobs.
 #[derive(Debug)]
 pub(crate) struct Jobs {
-    task: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Jobs {
     /// Waits for their end, which comes when the node stops.
     pub async fn end(self) {
-        if let Err(error) = self.task.await {
-            tracing::error!(%error, "background work failed");
+        for task in self.tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "background work failed");
+            }
         }
     }
 }
 
 /// Starts them; they end when the node stops.
 pub(crate) fn start(node: &Arc<Node>) -> Jobs {
-    Jobs { task: tokio::spawn(work(Arc::clone(node))) }
+    let (work, scrub) = (work(Arc::clone(node)), scrub::work(Arc::clone(node)));
+    Jobs { tasks: [tokio::spawn(work), tokio::spawn(scrub)] }
 }
 
 /// What rounds remember.
@@ -219,6 +231,8 @@ impl Rounds {
         self.renew_certificate(node);
         if self.led.is_none() {
             // The rest is the leader's; the store below is this node's own.
+            let swept = self.sweep.step(node).await;
+            self.note("sweep", swept);
             let cleaned = clean::round(node).await;
             self.note("clean", cleaned);
             return;
@@ -304,6 +318,18 @@ impl Rounds {
     }
 }
 
+/// For the primary of the shard, which found nothing that references them; what does by now stays.
+pub(crate) async fn delete_unreferenced(
+    node: &Arc<Node>,
+    shard: ShardId,
+    hashes: Vec<ChunkHash>,
+) -> Result<(), Failure> {
+    let _turn = node.upkeep.turn.lock().await;
+    let (chunks, bytes) = gc::delete(node, shard, hashes).await?;
+    tracing::info!(%shard, chunks, bytes, "chunks that nothing referenced are deleted");
+    Ok(())
+}
+
 /// For a writer on a full pool: frees what deleted files have left, at once. Whether anything was freed,
 /// or somebody else has just done the same.
 pub(crate) async fn make_room(node: &Arc<Node>) -> Result<bool, Failure> {
@@ -339,7 +365,8 @@ mod tests {
 
     #[test]
     fn a_position_is_as_old_as_it_says() {
-        let upkeep = Upkeep::new(2);
+        let dir = tempfile::tempdir().unwrap();
+        let upkeep = Upkeep::new(2, dir.path());
         let age = Duration::from_millis(1);
         assert_eq!(upkeep.position_before(5, Duration::from_secs(3600)), None);
         while upkeep.position_before(5, age).is_none() {
@@ -356,7 +383,8 @@ mod tests {
 
     #[test]
     fn a_refused_write_holds_the_deletions_of_its_shards() {
-        let upkeep = Upkeep::new(2);
+        let dir = tempfile::tempdir().unwrap();
+        let upkeep = Upkeep::new(2, dir.path());
         let hash = ChunkHash([0xff; 32]);
         assert!(upkeep.may_delete(ShardId(1), Duration::ZERO));
         upkeep.hold_deletions(&[hash], 2);

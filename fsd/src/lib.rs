@@ -36,6 +36,7 @@ pub mod jobs;
 pub mod metrics;
 pub mod node;
 pub mod placement;
+mod refusals;
 pub mod replication;
 pub mod service;
 pub mod sessions;

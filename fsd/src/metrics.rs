@@ -113,6 +113,10 @@ impl Metrics {
             metrics::describe_gauge!("claudefs_inode_count", "Inodes in the namespace");
             metrics::describe_gauge!("claudefs_used_bytes", "Bytes used on the device");
             metrics::describe_gauge!("claudefs_raft_term", "Term of the metadata group");
+            metrics::describe_counter!(
+                "claudefs_refused_total",
+                "What came to the doors and was refused, by reason"
+            );
             metrics::describe_histogram!(LATENCY, "Latency of operations, recent quantiles");
             metrics::describe_histogram!(DURATION, "Latency of operations, histogram");
         });
@@ -130,6 +134,13 @@ impl Metrics {
         });
         latency.record(ms);
         duration.record(ms);
+    }
+
+    /// Somebody was refused at a door.
+    pub fn refused(&self, why: &'static str) {
+        metrics::with_local_recorder(&*self.recorder, || {
+            metrics::counter!("claudefs_refused_total", "why" => why).increment(1);
+        });
     }
 
     pub fn set(&self, gauges: Gauges) {

@@ -19,6 +19,7 @@
 //! | `peers` | the way to the other nodes |
 //! | `lead` | what changes when this node begins or ceases to lead |
 //! | `members` | what the leader does about nodes: voters, who is up, who is down |
+//! | `swim` | who is alive, as the nodes find out among themselves |
 //! | `run` | doors, jobs, signals, the end |
 
 mod blocks;
@@ -32,10 +33,10 @@ pub(crate) mod members;
 mod open;
 mod peers;
 mod run;
+mod swim;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -64,6 +65,7 @@ use crate::events::Events;
 use crate::health::{self, Facts, Health};
 use crate::jobs::Upkeep;
 use crate::metrics::{Gauges, Metrics};
+use crate::refusals::Refusals;
 use crate::replication::{Courier, Director};
 use crate::service::Order;
 use crate::sessions::Sessions;
@@ -82,6 +84,10 @@ pub struct Node {
     pub(crate) director: Mutex<Director>,
     /// The term in which this node leads and serves clients; none while another one does.
     leads: watch::Sender<Option<u64>>,
+    /// Who is alive, as the nodes find out among themselves.
+    pub(crate) membership: swim::Membership,
+    /// What was refused at the doors.
+    pub(crate) refusals: Refusals,
     /// What the leader knows of the other nodes.
     pub(crate) beats: Mutex<members::Beats>,
     pub(crate) chunks: ChunkStore<RemoteVolume>,
@@ -98,8 +104,6 @@ pub struct Node {
     /// Steers the doors while they are open.
     pub(crate) doors: OnceLock<Control>,
     pub(crate) started: Instant,
-    /// Chunks found damaged since the start.
-    pub(crate) damaged: AtomicU64,
     /// The block daemon, if this node runs it.
     pub(crate) blockd: Option<watch::Receiver<supervise::State>>,
     /// Why the metadata group failed last, if its last command did.
@@ -215,8 +219,8 @@ impl Node {
             (Kind::NoSpace, _) => Failure::NoSpace,
             (Kind::NotFound, Some(hash)) => Failure::NoChunk(hash),
             (Kind::Damaged, Some(hash)) => {
-                self.damaged.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%error, "damaged data");
+                self.upkeep.scrub.kick();
                 Failure::Damaged { hash, reason: error.to_string() }
             }
             (Kind::HashMismatch | Kind::Invalid, _) => Failure::Refused(error.to_string()),
@@ -312,10 +316,40 @@ impl Node {
                 .filter(|node| node.state == NodeState::Down)
                 .map(|node| node.name.clone())
                 .collect(),
+            nodes_without_datagrams: {
+                let beats = self.beats.lock();
+                let silent = |id| beats.get(&id).is_some_and(members::Beat::lacks_datagrams);
+                let named = nodes.iter().filter(|node| node.state != NodeState::Removed);
+                named.filter(|node| silent(node.id)).map(|node| node.name.clone()).collect()
+            },
             log_failed: self.group.failure(),
             used_bytes: total_bytes.saturating_sub(self.available_bytes()),
             total_bytes,
-            damaged_chunks: self.damaged.load(Ordering::Relaxed),
+            damaged_chunks: self.damaged_chunks(),
+        }
+    }
+
+    /// Chunks that are known to be damaged on this node, and where it leads on the others.
+    fn damaged_chunks(&self) -> u64 {
+        let beats = self.beats.lock();
+        let others = beats.values().filter_map(|beat| beat.usage.as_ref());
+        let there: u64 = others.map(|usage| usage.damaged_chunks).sum();
+        self.chunks.damaged_count() as u64 + there
+    }
+
+    /// What the leader is told of this node's store.
+    pub(crate) fn usage(&self) -> NodeUsage {
+        let usage = self.chunks.usage();
+        let stalled = self.chunks.stalled().as_millis();
+        NodeUsage {
+            total_bytes: usage.total,
+            used_bytes: usage.used,
+            available_bytes: self.available_bytes(),
+            reserve_bytes: usage.reserve,
+            chunks: usage.chunks,
+            damaged_chunks: self.chunks.damaged_count() as u64,
+            stalled_ms: u64::try_from(stalled).unwrap_or(u64::MAX),
+            strays: self.upkeep.strays.of(self),
         }
     }
 
@@ -330,14 +364,7 @@ impl Node {
     /// The space of the cluster. Chunks spread evenly over shards, so the node that is full first, for what it
     /// holds of them, is the limit.
     pub(crate) fn space(&self) -> Result<Space, raftmeta::KvError> {
-        let usage = self.chunks.usage();
-        let own = NodeUsage {
-            total_bytes: usage.total,
-            used_bytes: usage.used,
-            available_bytes: self.available_bytes(),
-            reserve_bytes: usage.reserve,
-            chunks: usage.chunks,
-        };
+        let own = self.usage();
         let mut held: BTreeMap<NodeId, u64> = BTreeMap::new();
         let shards = read::shards(&self.group.view())?;
         for id in shards.iter().flat_map(|shard| &shard.in_sync) {
@@ -346,8 +373,8 @@ impl Node {
         let mut space = Space { total: u64::MAX, available: u64::MAX, reserve: u64::MAX };
         let beats = self.beats.lock();
         for (id, held) in held {
-            let told = beats.get(&id).and_then(|beat| beat.usage);
-            let Some(usage) = (if id == self.id { Some(own) } else { told }) else { continue };
+            let told = beats.get(&id).and_then(|beat| beat.usage.as_ref());
+            let Some(usage) = (if id == self.id { Some(&own) } else { told }) else { continue };
             let scaled = |bytes: u64| {
                 let all = u128::from(bytes) * shards.len() as u128 / u128::from(held);
                 u64::try_from(all).unwrap_or(u64::MAX)

@@ -13,6 +13,7 @@
 //! | `remote` | another node's store as the primary's store sees it |
 //! | `courier` | the ops of this node's store, to each node in order |
 //! | `keeper` | what this node has to do about its shards |
+//! | `mender` | what is damaged in this node's store, put right from the others |
 //! | `director` | what the leader decides about all of them |
 //!
 //! Nothing is acknowledged under an epoch unless every replica in sync in it has it durable. Where one does not
@@ -22,10 +23,12 @@
 mod courier;
 mod director;
 mod keeper;
+mod mender;
 mod remote;
 mod wire;
 
 pub(crate) use courier::Courier;
 pub(crate) use director::{Director, direct, new_epoch, reclaim};
 pub(crate) use keeper::{bring_up, forget, keep};
+pub(crate) use mender::{mend_chunk, mend_segment};
 pub(crate) use wire::answer;

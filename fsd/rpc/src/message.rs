@@ -148,6 +148,10 @@ pub enum NodeRequest {
     BringUp { shard: ShardId, epoch: Epoch, node: NodeId },
     /// To a node that holds the shard no more: what it has of it may go.
     Forget { shard: ShardId, epoch: Epoch },
+    /// To the leader, from the primary of the shard: nothing has referenced these chunks for a while.
+    Unreferenced { shard: ShardId, hashes: Vec<ChunkHash> },
+    /// About the scrub of a node's store.
+    Scrub(ScrubAsk),
 }
 
 /// What a storage node that has none yet shows to get a place in the cluster.
@@ -313,6 +317,7 @@ pub enum Response {
     Epochs(Vec<(ShardId, Epoch)>),
     /// The answer to `Request::Replica`, encoded in the data part.
     Replica,
+    Scrub(ScrubState),
 }
 
 /// What a chunk is, and what it takes, in bytes.
@@ -322,8 +327,36 @@ pub struct ChunkSize {
     pub stored: u32,
 }
 
-/// Space of one node's chunk store, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What a node is to do about its scrub; it answers with the state afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ScrubAsk {
+    Look,
+    /// Begin a new pass, as fast as may be.
+    Hurry,
+    /// Take your time.
+    Relax,
+}
+
+/// How far the scrub of a node's store is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubState {
+    /// Number of the pass; each that begins has a greater one.
+    pub pass: u64,
+    /// Somebody waits for it.
+    pub hurried: bool,
+    /// It is over; the next one has not begun.
+    pub done: bool,
+    pub next_shard: u32,
+    /// Verified in this pass since the node was started.
+    pub segments: u64,
+    pub bytes: u64,
+    /// Segments of them that were not whole, and how many are now.
+    pub damaged: u64,
+    pub mended: u64,
+}
+
+/// Space of one node's chunk store, in bytes, and how it does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeUsage {
     pub total_bytes: u64,
     pub used_bytes: u64,
@@ -331,6 +364,12 @@ pub struct NodeUsage {
     pub available_bytes: u64,
     pub reserve_bytes: u64,
     pub chunks: u64,
+    /// Chunks that are known to be damaged there.
+    pub damaged_chunks: u64,
+    /// For how long its device has not ended what was written, in milliseconds.
+    pub stalled_ms: u64,
+    /// Shards that it has something of and, as far as it knows, does not hold in sync.
+    pub strays: Vec<ShardId>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

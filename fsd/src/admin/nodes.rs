@@ -26,6 +26,10 @@ pub(super) fn list(node: &Arc<Node>, with_shards: bool) -> Result<AdminReply, Fa
             address: info.address.clone(),
             state: info.state.to_string(),
             capacity_bytes: info.capacity_bytes,
+            seen: match info.id == node.id {
+                true => "self".to_owned(),
+                false => node.membership.seen(info.id).name().to_owned(),
+            },
             role: role(info, leader, &members).to_owned(),
             shards_primary: primary().count() as u32,
             shards: if with_shards {

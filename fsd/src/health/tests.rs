@@ -5,6 +5,7 @@ fn well() -> Facts {
         replicas_wanted: 2,
         replicas_least: 2,
         nodes_down: vec![],
+        nodes_without_datagrams: vec![],
         blockd_down: None,
         devices: vec![],
         metadata_down: None,
@@ -30,6 +31,8 @@ fn each_fault_is_named_at_its_level() {
     let cases = [
         (device(false), "DEVICE_DEGRADED", Level::Warn),
         (device(true), "DEVICE_FAILED", Level::Err),
+        (Facts { nodes_down: vec!["n2".into()], ..well() }, "NODE_DOWN", Level::Warn),
+        (Facts { nodes_without_datagrams: vec!["n2".into()], ..well() }, "DATAGRAMS", Level::Warn),
         (Facts { replicas_least: 1, ..well() }, "REDUNDANCY", Level::Warn),
         (Facts { replicas_least: 0, ..well() }, "REDUNDANCY", Level::Err),
         (Facts { blockd_down: down.clone(), ..well() }, "BLOCKD_DOWN", Level::Err),

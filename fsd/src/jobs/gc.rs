@@ -21,7 +21,7 @@ use crate::node::Node;
 use crate::service::storage;
 
 /// Chunks in one deletion.
-const BATCH: usize = 2048;
+pub(super) const BATCH: usize = 2048;
 /// Between two deletions of a shard.
 const PAUSE: Duration = Duration::from_secs(5);
 

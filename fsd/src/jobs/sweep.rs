@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use fsd_rpc::message::Failure;
+use fsd_rpc::message::{Failure, NodeRequest};
 use raftmeta::read;
 use raftmeta_types::{ChunkHash, ShardId};
 
@@ -18,6 +18,7 @@ use super::{Found, gc};
 use crate::node::Node;
 use crate::service::storage;
 
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Between two sweeps.
 const EVERY: Duration = Duration::from_secs(600);
 /// Chunks looked up without a pause.
@@ -61,10 +62,8 @@ impl Sweep {
         let (again, new): (Vec<ChunkHash>, Vec<ChunkHash>) =
             unreferenced.into_iter().partition(|hash| self.candidates.contains(hash));
         self.found.extend(new);
-        if !again.is_empty() {
-            let _turn = node.upkeep.turn.lock().await;
-            let (chunks, bytes) = gc::delete(node, shard, again).await?;
-            tracing::info!(%shard, chunks, bytes, "chunks that nothing referenced are deleted");
+        for some in again.chunks(gc::BATCH) {
+            delete(node, shard, some.to_vec()).await?;
         }
         self.next = Some(id + 1).filter(|next| *next < node.cluster.shard_count);
         if self.next.is_none() {
@@ -76,8 +75,17 @@ impl Sweep {
     }
 }
 
-/// Chunks of the shard without references; those that are known garbage are left to gc. Of a shard that
-/// another node leads this one knows nothing.
+/// The leader decides, by what is referenced in the log's order.
+async fn delete(node: &Arc<Node>, shard: ShardId, hashes: Vec<ChunkHash>) -> Result<(), Failure> {
+    if node.leads() {
+        return super::delete_unreferenced(node, shard, hashes).await;
+    }
+    let request = NodeRequest::Unreferenced { shard, hashes };
+    node.peers.ask(&node.leader()?, request, &[], ANSWER_WITHIN).await.map(drop)
+}
+
+/// Chunks of the shard without references, as far as this node knows; those that are known garbage are left to gc.
+/// Those of another primary are its own to find.
 async fn look(node: &Arc<Node>, shard: ShardId) -> Result<Vec<ChunkHash>, Failure> {
     let info = read::shard(&node.group.view(), shard).map_err(storage)?;
     if info.is_none_or(|info| info.primary != node.id) {

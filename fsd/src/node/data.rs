@@ -166,7 +166,8 @@ impl Node {
         holders
     }
 
-    async fn get_from(&self, id: NodeId, hashes: &[ChunkHash]) -> Vec<Found> {
+    /// The chunks of one node.
+    pub(crate) async fn get_from(&self, id: NodeId, hashes: &[ChunkHash]) -> Vec<Found> {
         if id == self.id {
             return self.get_here(hashes).await;
         }

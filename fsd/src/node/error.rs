@@ -49,6 +49,8 @@ pub enum NodeError {
     Door(#[from] ServerError),
     #[error("metrics: cannot listen on {address}: {source}")]
     MetricsListen { address: SocketAddr, source: io::Error },
+    #[error("door.tcp: cannot listen for datagrams on {address} (UDP): {source}")]
+    Datagrams { address: SocketAddr, source: io::Error },
     #[error(transparent)]
     Authority(#[from] crate::authority::AuthorityError),
     #[error("network door: {0}")]

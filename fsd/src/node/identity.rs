@@ -37,6 +37,9 @@ pub(crate) struct Identity {
     pub cluster: Uuid,
     pub node: u64,
     pub state: Stage,
+    /// How often the node was started: what others were told of an earlier start is outdated.
+    #[serde(default)]
+    pub starts: u32,
 }
 
 impl Identity {
@@ -52,8 +55,12 @@ impl Identity {
                 if !directory.is_blank()? {
                     return Err(NodeError::NotANode { path: directory.path().into() });
                 }
-                let identity =
-                    Identity { cluster: Uuid::new_v4(), node: 1, state: Stage::Creating };
+                let identity = Identity {
+                    cluster: Uuid::new_v4(),
+                    node: 1,
+                    state: Stage::Creating,
+                    starts: 0,
+                };
                 identity.save(directory.path())?;
                 Ok(identity)
             }

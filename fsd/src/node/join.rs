@@ -104,7 +104,8 @@ pub fn join(
     replace(&path.join(JOINED), text.as_bytes())?;
     // Last of all: from now on the directory is a node's.
     let node = joined.node;
-    let own = Identity { cluster: joined.cluster.uuid, node: node.0, state: Stage::Joining };
+    let own =
+        Identity { cluster: joined.cluster.uuid, node: node.0, state: Stage::Joining, starts: 0 };
     own.save(path)?;
     tracing::info!(%node, cluster = joined.cluster.name, "joined; the metadata comes next");
     Ok(node)

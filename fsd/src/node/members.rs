@@ -1,11 +1,15 @@
 //! What the leader does about the other nodes: takes them in, chooses voters, notices who is gone.
 //!
 //! ```text
-//!   twice a second ask each node for a sign of life ─┬ none for 10 s ─▶ down     ┐
-//!                                                   └ again ───────▶ up        ├─ commands in the log
-//!                 joining ─▶ learner ─ caught up ─▶ up                          │
-//!                 5, 3 or 1 voters of those that are up, one step at a time     ┘
+//!   SWIM: suspect, down (`swim`) ─┬ and unheard here ─▶ suspected, down          ┐
+//!   twice a second: your usage? ──┘ unheard for 10 s ─▶ down     heard ─▶ up     ├─ commands in the log
+//!                 joining ─▶ learner ─ caught up ─▶ up                           │
+//!                 5, 3 or 1 voters of those that are up, one step at a time      ┘
 //! ```
+//! What the nodes find out among themselves and what the leader hears itself belong together: a node that the
+//! leader cannot reach is of no use to it, and one that answers it is not gone, whatever becomes of its datagrams
+//! (docs/decisions.md, D30).
+//!
 //! Every node says itself how it is called and reached (`announce`), whenever that is news.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,14 +25,18 @@ use raftmeta_types::{Command, NodeId};
 
 use super::Node;
 use super::open::node_info;
+use super::swim::Liveness;
 use crate::replication;
 use crate::service::storage;
 
 const EVERY: Duration = Duration::from_millis(500);
-/// A node that gave no sign of life for this long is down.
+/// A node that did not answer the leader for this long is down.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// A primary that gave no sign of life for this long is replaced, where another replica is in sync.
+/// A primary that did not answer for this long is replaced, where another replica is in sync; one that the other
+/// nodes hold for down is.
 const SUSPECT_AFTER: Duration = Duration::from_millis(2500);
+/// An answer that is this late confirms a suspicion of the other nodes.
+const LATE_AFTER: Duration = Duration::from_secs(1);
 /// A node that takes longer than this to answer has given no sign.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// A replica that lacks no more entries than this has caught up.
@@ -37,7 +45,7 @@ const LAG_MAX: u64 = 64;
 /// The last sign of life of each node, and what it said of its space.
 pub(crate) type Beats = BTreeMap<NodeId, Beat>;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Beat {
     /// Or when this node began to listen.
     pub seen: Instant,
@@ -46,16 +54,53 @@ pub(crate) struct Beat {
     asked: bool,
     /// How often it could not be asked since it was heard last.
     failed: u32,
+    /// What the nodes have found out among themselves.
+    swim: Liveness,
+    /// Since when it answers here, and is not heard by datagrams.
+    odd_since: Option<Instant>,
 }
 
 impl Beat {
-    /// It may be gone: it was not heard for a while, or nobody is there to be asked, twice.
-    pub fn is_suspect(&self) -> bool {
-        self.seen.elapsed() > SUSPECT_AFTER || self.failed >= 2
+    fn new() -> Beat {
+        let swim = Liveness::Unknown;
+        let seen = Instant::now();
+        Beat { seen, usage: None, asked: false, failed: 0, swim, odd_since: None }
     }
 
+    /// It may be gone: the nodes suspect it and it is late here, too; or it was not heard here for a while; or
+    /// nobody is there to be asked, twice.
+    pub fn is_suspect(&self) -> bool {
+        self.is_suspect_after(self.seen.elapsed())
+    }
+
+    /// It is gone: the nodes hold it for down and it does not answer here, or it has not answered for long.
     pub fn is_silent(&self) -> bool {
-        self.seen.elapsed() > SILENCE_MAX
+        self.is_silent_after(self.seen.elapsed())
+    }
+
+    /// It answers the leader, and its datagrams have been missing for long: something is between the nodes.
+    pub fn lacks_datagrams(&self) -> bool {
+        self.odd_since.is_some_and(|since| since.elapsed() > SILENCE_MAX)
+    }
+
+    /// What is known now by SWIM.
+    fn observe(&mut self, swim: Liveness) {
+        self.swim = swim;
+        let missed = matches!(swim, Liveness::Down | Liveness::Unknown);
+        let answers = self.usage.is_some() && self.seen.elapsed() < SUSPECT_AFTER;
+        self.odd_since = match missed && answers {
+            true => self.odd_since.or_else(|| Some(Instant::now())),
+            false => None,
+        };
+    }
+
+    fn is_suspect_after(&self, unheard: Duration) -> bool {
+        let suspected = matches!(self.swim, Liveness::Suspect | Liveness::Down);
+        unheard > SUSPECT_AFTER || self.failed >= 2 || (suspected && unheard > LATE_AFTER)
+    }
+
+    fn is_silent_after(&self, unheard: Duration) -> bool {
+        unheard > SILENCE_MAX || (self.swim == Liveness::Down && unheard > SUSPECT_AFTER)
     }
 }
 
@@ -66,6 +111,7 @@ pub(super) async fn keep(node: Arc<Node>) {
     let mut complained = None;
     loop {
         let work = async {
+            meet(&node)?;
             if announced != Some(node.group.status().term) {
                 announced = announce(&node).await;
             }
@@ -92,6 +138,24 @@ pub(super) async fn keep(node: Arc<Node>) {
             biased;
             _ = stopping.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+/// Tells the membership who belongs to the cluster and is reached by others.
+fn meet(node: &Node) -> Done {
+    let nodes = read::nodes(&node.group.view()).map_err(|error| error.to_string())?;
+    let others = nodes.into_iter().filter(|other| other.id != node.id && is_heard(other));
+    node.membership.meet(others.map(|other| (other.id, other.address)).collect());
+    Ok(())
+}
+
+/// One that joins has no metadata yet, and takes no part.
+fn is_heard(node: &NodeInfo) -> bool {
+    match node.state {
+        NodeState::Joining | NodeState::Removed => false,
+        NodeState::Up | NodeState::Draining | NodeState::Drained | NodeState::Down => {
+            !node.address.is_empty()
         }
     }
 }
@@ -199,8 +263,9 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
     for other in others {
         {
             let mut beats = node.beats.lock();
-            let new = Beat { seen: Instant::now(), usage: None, asked: false, failed: 0 };
-            let beat = beats.entry(other.id).or_insert(new);
+            let swim = node.membership.seen(other.id);
+            let beat = beats.entry(other.id).or_insert_with(Beat::new);
+            beat.observe(swim);
             if std::mem::replace(&mut beat.asked, true) {
                 continue;
             }
@@ -223,9 +288,9 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
 
 /// Takes a node in, or notes that it has gone or come back.
 async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> Done {
-    let beat = node.beats.lock().get(&other.id).copied();
-    let silent = beat.is_none_or(|beat| beat.is_silent());
-    let heard = beat.is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
+    let beat = node.beats.lock().get(&other.id).cloned();
+    let silent = beat.as_ref().is_none_or(|beat| beat.is_silent());
+    let heard = beat.as_ref().is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
     let caught_up = member.and_then(|member| member.lag).is_some_and(|lag| lag <= LAG_MAX);
     let to = match other.state {
         NodeState::Joining if member.is_none() => {
@@ -326,6 +391,36 @@ mod tests {
     fn chosen(states: &[NodeState], members: &[Member]) -> Vec<u64> {
         let nodes: Vec<NodeInfo> = (1..).zip(states).map(|(id, state)| node(id, *state)).collect();
         voters(NodeId(1), &nodes, members).into_iter().collect()
+    }
+
+    #[test]
+    fn the_nodes_and_the_leader_decide_together_who_is_gone() {
+        use Liveness::{Alive, Down, Suspect, Unknown};
+        let judged = |swim, failed, unheard_ms| {
+            let beat = Beat { failed, swim, ..Beat::new() };
+            let unheard = Duration::from_millis(unheard_ms);
+            (beat.is_suspect_after(unheard), beat.is_silent_after(unheard))
+        };
+        for (swim, failed, unheard_ms, expected) in [
+            (Alive, 0, 600, (false, false)),
+            // Nobody is there to be asked, twice: at once.
+            (Alive, 2, 600, (true, false)),
+            (Suspect, 0, 600, (false, false)),
+            (Suspect, 0, 1100, (true, false)),
+            (Suspect, 0, 9000, (true, false)),
+            (Down, 2, 2000, (true, false)),
+            (Down, 2, 2600, (true, true)),
+            // Its datagrams get lost, and it answers.
+            (Down, 0, 600, (false, false)),
+            // The others hear it, and the leader does not.
+            (Alive, 0, 2600, (true, false)),
+            (Alive, 0, 10_100, (true, true)),
+            (Unknown, 0, 2000, (false, false)),
+            (Unknown, 0, 10_100, (true, true)),
+        ] {
+            let found = judged(swim, failed, unheard_ms);
+            assert_eq!(found, expected, "{swim:?}, {failed} failed, {unheard_ms} ms");
+        }
     }
 
     #[test]

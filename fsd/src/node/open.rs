@@ -24,6 +24,7 @@ use tokio::sync::watch;
 
 use super::identity::{Identity, Stage};
 use super::peers::Peers;
+use super::swim::Membership;
 use super::{Node, NodeError, blocks, join, now};
 use crate::authority::Authority;
 use crate::chunks::{ChunkStore, FormatParams, Keys, Kind, OpenParams, Replicator, Role};
@@ -32,6 +33,7 @@ use crate::data_dir::DataDir;
 use crate::events::Events;
 use crate::jobs::Upkeep;
 use crate::metrics::Metrics;
+use crate::refusals::Refusals;
 use crate::replication::Courier;
 use crate::service::Order;
 use crate::supervise::Supervisor;
@@ -124,15 +126,13 @@ async fn assemble(
             return Err(error);
         }
     };
-    if identity.state != Stage::Ready {
-        identity.state = Stage::Ready;
-        identity.save(directory.path())?;
-        join::forget(&directory)?;
-    }
+    let starts = started(identity, &directory)?;
     let sealed = read::authority(&group.view())?.unwrap_or_default();
     let authority = Authority::open(&sealed, &at(MASTER_KEY), identity.cluster)?;
     peers.show(&authority.node_identity(identity.node_id(), now())?.0)?;
-    let upkeep = Upkeep::new(cluster.shard_count);
+    let membership = Membership::new(starts, &[authority.membership_key()], identity.cluster);
+    let metrics = Metrics::new().map_err(|error| NodeError::Metrics(error.to_string()))?;
+    let upkeep = Upkeep::new(cluster.shard_count, directory.path());
     let node = Node {
         id: identity.node_id(),
         cluster,
@@ -141,18 +141,19 @@ async fn assemble(
         courier,
         director: Default::default(),
         leads: watch::channel(None).0,
+        membership,
+        refusals: Refusals::new(metrics.clone()),
         beats: Default::default(),
         chunks,
         sessions: Mutex::default(),
         order: Order::default(),
         events: Events::default(),
-        metrics: Metrics::new().map_err(|error| NodeError::Metrics(error.to_string()))?,
+        metrics,
         upkeep,
         authority,
         admin: Default::default(),
         doors: OnceLock::new(),
         started: Instant::now(),
-        damaged: Default::default(),
         blockd: supervisor.map(Supervisor::state),
         metadata_failure: Mutex::new(None),
         devices: Mutex::default(),
@@ -166,6 +167,18 @@ async fn assemble(
         node.take_over(term).await?;
     }
     Ok(node)
+}
+
+/// Counts this start, and notes that the node is complete.
+fn started(identity: &mut Identity, directory: &DataDir) -> Result<u32, NodeError> {
+    let first = identity.state != Stage::Ready;
+    identity.state = Stage::Ready;
+    identity.starts = identity.starts.wrapping_add(1);
+    identity.save(directory.path())?;
+    if first {
+        join::forget(directory)?;
+    }
+    Ok(identity.starts)
 }
 
 fn keys(master: &Path, wrapped: &Path, identity: &Identity) -> Result<Keys, NodeError> {

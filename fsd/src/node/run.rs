@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
 use super::blocks::make_parent;
-use super::{Node, NodeError, devices, lead, members};
+use super::{Node, NodeError, devices, lead, members, swim};
 use crate::config::Config;
 use crate::jobs;
 use crate::replication;
@@ -124,6 +124,10 @@ async fn at_work(
     .await?;
     let _ = node.doors.set(server.control());
     let tcp = server.tcp_address();
+    let socket = match tcp {
+        Some(address) => swim::bind(address, config.door.tcp).await?,
+        None => None,
+    };
 
     let of_scrapes = Arc::downgrade(node);
     let refresh = move || {
@@ -135,11 +139,12 @@ async fn at_work(
     node.courier.attach(node);
     let devices = tokio::spawn(devices::watch(Arc::downgrade(node)));
     let jobs = jobs::start(node);
-    let site = [
+    let mut site = vec![
         tokio::spawn(lead::follow(Arc::clone(node))),
         tokio::spawn(members::keep(Arc::clone(node))),
         tokio::spawn(replication::keep(Arc::clone(node))),
     ];
+    site.extend(socket.map(|socket| tokio::spawn(swim::keep(Arc::clone(node), socket))));
     let mut doors = tokio::spawn(server.run(Arc::new(Service::new(node)), node.stopping()));
     ready(&Ready {
         node: config.node.name.clone(),

@@ -11,12 +11,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fsd_rpc::nodes::Target;
 use parking_lot::Mutex;
 use raftmeta_types::{Epoch, NodeId, ShardId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::remote::ask;
 use super::wire::{Ask, OPS_BYTES_MAX, Refused, Told};
@@ -25,6 +25,8 @@ use crate::node::Node;
 
 /// A replica that does not answer for this long is taken out of those in sync.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// For how long a node is taken for full after it said so. What is deleted and cleaned meanwhile tells of itself.
+const FULL_FOR: Duration = Duration::from_secs(2);
 /// Bytes that may wait for a node before those are given up that nobody waits for. What is waited for is bounded
 /// by the puts in flight.
 const WAITING_BYTES_MAX: usize = 128 << 20;
@@ -76,6 +78,9 @@ pub(crate) struct Courier {
     turns: Mutex<BTreeSet<(ShardId, NodeId)>>,
     /// Replicas that did not answer, for the keeper.
     suspects: Mutex<BTreeMap<(ShardId, Epoch), Option<NodeId>>>,
+    suspected: Notify,
+    /// Nodes without a free segment, and when they said so.
+    full: Mutex<BTreeMap<NodeId, Instant>>,
 }
 
 impl std::fmt::Debug for Courier {
@@ -229,6 +234,14 @@ impl Courier {
         })
     }
 
+    fn note_room(&self, node: NodeId, room: bool) {
+        let mut full = self.full.lock();
+        match room {
+            true => full.remove(&node),
+            false => full.insert(node, Instant::now()),
+        };
+    }
+
     /// Shards whose ops did not reach everybody, with who failed, if that is known.
     pub fn take_suspects(&self) -> BTreeMap<(ShardId, Epoch), Option<NodeId>> {
         std::mem::take(&mut self.suspects.lock())
@@ -238,6 +251,12 @@ impl Courier {
         let mut suspects = self.suspects.lock();
         let known = suspects.entry((shard, epoch)).or_insert(node);
         *known = known.or(node);
+        self.suspected.notify_one();
+    }
+
+    /// Ends when there is a suspect that was not there at the call before.
+    pub async fn suspected(&self) {
+        self.suspected.notified().await;
     }
 
     fn send(&self, to: NodeId, parcel: Parcel) {
@@ -285,6 +304,17 @@ impl Replicator for Courier {
     fn has_audience(&self, shard: ShardId) -> bool {
         let audiences = self.audiences.lock();
         audiences.get(&shard).is_some_and(|audience| !audience.listeners.is_empty())
+    }
+
+    fn has_room(&self, shard: ShardId) -> bool {
+        let mut full = self.full.lock();
+        full.retain(|_, said| said.elapsed() < FULL_FOR);
+        if full.is_empty() {
+            return true;
+        }
+        let audiences = self.audiences.lock();
+        let mut listeners = audiences.get(&shard).into_iter().flat_map(|one| &one.listeners);
+        !listeners.any(|listener| listener.in_sync && full.contains_key(&listener.node))
     }
 
     fn replicate(&self, ops: Vec<ShardOp>) -> Replicated {
@@ -424,6 +454,10 @@ async fn apply(node: &Node, to: NodeId, ops: Vec<ShardOp>) -> BTreeMap<ShardId, 
                         Err(Refused::StaleEpoch(epoch)) => {
                             failed.insert(shard, ReplicationError::Deposed(epoch));
                         }
+                        Err(Refused::NoSpace) => {
+                            tracing::info!(%shard, node = %to, "a replica is full");
+                            failed.insert(shard, ReplicationError::NoSpace);
+                        }
                         Err(Refused::Other(why)) => {
                             tracing::info!(%shard, node = %to, why, "a replica takes no ops");
                             failed.insert(shard, ReplicationError::NotNow);
@@ -452,7 +486,10 @@ async fn send(
         return Ok(Vec::new());
     }
     match ask(&node.peers, target, &Ask::Apply { ops }, ANSWER_WITHIN).await? {
-        Told::Applied(applied) => Ok(applied),
+        Told::Applied { shards, room } => {
+            node.courier.note_room(target.node, room);
+            Ok(shards)
+        }
         _ => Err(Error::new(Kind::Invalid, format!("{target}: an answer to another question"))),
     }
 }

@@ -33,6 +33,8 @@ const FORGET_WITHIN: Duration = Duration::from_secs(60);
 const FORGET_TRIES: usize = 30;
 /// Before a move that failed is tried again.
 const PAUSE: Duration = Duration::from_secs(2);
+/// A node whose device has not ended a write for so long is no primary while others can be.
+const STALLED_MAX: Duration = Duration::from_secs(5);
 /// Changes of the map in one command.
 const CHANGES_MAX: usize = 512;
 
@@ -79,7 +81,13 @@ fn nodes(node: &Node, known: &[NodeInfo]) -> Nodes {
     let beats = node.beats.lock();
     let mut nodes = Nodes { alive: BTreeSet::new(), down: BTreeSet::new(), places: Vec::new() };
     for info in known {
+        let stalled = match beats.get(&info.id).and_then(|beat| beat.usage.as_ref()) {
+            Some(usage) => Duration::from_millis(usage.stalled_ms),
+            None if info.id == node.id => node.chunks.stalled(),
+            None => Duration::ZERO,
+        };
         let heard = info.id == node.id || beats.get(&info.id).is_none_or(|beat| !beat.is_suspect());
+        let heard = heard && stalled < STALLED_MAX;
         match info.state {
             NodeState::Up => {
                 nodes.places.push(Place { node: info.id, weight: info.capacity_bytes });
@@ -132,10 +140,14 @@ pub(crate) async fn direct(node: &Arc<Node>) -> Result<(), Failure> {
             planned.by.iter().copied().filter(|id| !shard.in_sync.contains(id)).collect();
         left += missing.len();
         if missing.is_empty() {
-            changes.extend(follow(shard, planned, usize::from(protection.replicas)));
+            changes.extend(follow(shard, planned, &nodes, usize::from(protection.replicas)));
         } else if nodes.alive.contains(&shard.primary) {
-            missing.into_iter().for_each(|id| bring(node, shard, id));
+            let able = missing.into_iter().filter(|id| nodes.alive.contains(id));
+            able.for_each(|id| bring(node, shard, id));
         }
+    }
+    if left == 0 {
+        let_go(node, &shards, &plan);
     }
     node.director.lock().note(left + changes.len());
     let leaving: Vec<(ShardId, NodeId)> = shards
@@ -149,6 +161,28 @@ pub(crate) async fn direct(node: &Arc<Node>) -> Result<(), Failure> {
     commit(node, changes).await?;
     leaving.into_iter().for_each(|(shard, id)| release(node, shard, id));
     Ok(())
+}
+
+/// What nodes have left of shards that are whole without them, and that they are not to get.
+fn let_go(node: &Arc<Node>, shards: &[ShardInfo], plan: &[Held]) {
+    let told: Vec<(NodeId, Vec<ShardId>)> = {
+        let beats = node.beats.lock();
+        let strays = |(id, beat): (&NodeId, &members::Beat)| {
+            beat.usage.as_ref().map(|usage| (*id, usage.strays.clone()))
+        };
+        beats.iter().filter_map(strays).collect()
+    };
+    let own = (node.id, node.upkeep.strays.of(node));
+    for (id, strays) in told.into_iter().chain([own]) {
+        for stray in strays {
+            let needed = shards.iter().zip(plan).any(|(shard, planned)| {
+                shard.id == stray && (shard.in_sync.contains(&id) || planned.by.contains(&id))
+            });
+            if !needed {
+                release(node, stray, id);
+            }
+        }
+    }
 }
 
 /// In the order of the plan: the primary first.
@@ -179,9 +213,17 @@ fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange>
 }
 
 /// The last step of a plan whose replicas are all in sync. Where there are too few nodes for all of them, nobody
-/// is left out.
-fn follow(shard: &ShardInfo, planned: &Held, replicas: usize) -> Option<ShardChange> {
-    let primary = *planned.by.first()?;
+/// is left out. Who does not answer at the moment is not made primary.
+fn follow(
+    shard: &ShardInfo,
+    planned: &Held,
+    nodes: &Nodes,
+    replicas: usize,
+) -> Option<ShardChange> {
+    let first = planned.by.first()?;
+    let present = planned.by.iter().filter(|id| **id == shard.primary);
+    let mut able = std::iter::once(first).chain(present).chain(&planned.by);
+    let primary = *able.find(|id| nodes.alive.contains(id))?;
     let mut in_sync = planned.by.clone();
     if in_sync.len() < replicas {
         let others = shard.in_sync.iter().filter(|id| !planned.by.contains(id));

@@ -18,8 +18,10 @@ use crate::chunks::{Error, Kind, LeadError, Peer};
 use crate::node::Node;
 use crate::service::storage;
 
-/// How often the map and what failed is looked at.
+/// How often the map and what failed is looked at, while there is something to do.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// And while there is not, and nothing happens.
+const REST: Duration = Duration::from_secs(1);
 /// Epochs begun at once.
 const BEGINNING_MAX: usize = 16;
 /// Before something that failed is tried again.
@@ -48,6 +50,8 @@ struct Keeper {
     /// Version of the map that was looked at last.
     seen: Option<u64>,
     mine: Vec<ShardInfo>,
+    /// All of them are led under their epochs.
+    led: bool,
     beginning: BTreeMap<ShardId, (Epoch, AbortHandle)>,
     tasks: JoinSet<Begun>,
     /// New epochs that are needed, instead of these, and without whom.
@@ -62,6 +66,7 @@ pub(crate) async fn keep(node: Arc<Node>) {
     let mut stopping = node.stopping();
     let mut keeper = Keeper::default();
     loop {
+        let applied = node.group.status().applied;
         let round = async {
             keeper.collect(&node);
             keeper.reclaim(&node).await;
@@ -80,10 +85,25 @@ pub(crate) async fn keep(node: Arc<Node>) {
             _ = stopping.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
+        if !keeper.is_at_rest() {
+            continue;
+        }
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stop| *stop) => return,
+            () = node.courier.suspected() => {}
+            () = node.group.applied_beyond(applied) => {}
+            () = tokio::time::sleep(REST) => {}
+        }
     }
 }
 
 impl Keeper {
+    /// Whether only news can make work.
+    fn is_at_rest(&self) -> bool {
+        self.least.is_some() && self.led && self.wanted.is_empty() && self.tasks.is_empty()
+    }
+
     /// What has ended or failed since.
     fn collect(&mut self, node: &Arc<Node>) {
         while let Some(ended) = self.tasks.try_join_next() {
@@ -156,6 +176,8 @@ impl Keeper {
             self.mine = read::shards(&view).map_err(storage)?.into_iter().filter(mine).collect();
             self.seen = Some(version);
         }
+        let leads = |shard: &ShardInfo| node.chunks.leads(shard.id) == Some(shard.epoch);
+        self.led = self.mine.iter().all(leads);
         let Some(least) = &self.least else { return Ok(()) };
         let now = Instant::now();
         for shard in &self.mine {
@@ -169,7 +191,7 @@ impl Keeper {
             if self.tasks.len() >= BEGINNING_MAX {
                 break;
             }
-            if node.chunks.leads(shard.id) == Some(shard.epoch)
+            if leads(shard)
                 || self.beginning.contains_key(&shard.id)
                 || least.get(&shard.id).is_some_and(|least| shard.epoch < *least)
                 || self.again.get(&shard.id).is_some_and(|at| now < *at)

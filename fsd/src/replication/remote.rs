@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use fsd_rpc::message::Request;
 use fsd_rpc::nodes::Target;
 use raftmeta_types::{Epoch, ShardId};
@@ -11,7 +10,7 @@ use raftmeta_types::{Epoch, ShardId};
 use super::courier::Courier;
 use super::wire::{Ask, Told, decode, encode};
 use crate::chunks::{
-    Error, Kind, LiveSum, Peer, Plan, SegmentInfo, SegmentNumber, Settled, Snapshot,
+    Error, Kind, LiveSum, Peer, Plan, SegmentCopy, SegmentInfo, SegmentNumber, Settled, Snapshot,
 };
 use crate::node::Peers;
 
@@ -56,6 +55,7 @@ impl Remote {
             | Ask::Compare { .. }
             | Ask::CaughtUp { .. }
             | Ask::WholeSegment { .. }
+            | Ask::Record { .. }
             | Ask::Install { .. } => ANSWER_WITHIN,
         };
         self::ask(&self.peers, &self.target, &ask, within).await
@@ -111,9 +111,9 @@ impl Peer for Remote {
         &self,
         shard: ShardId,
         number: SegmentNumber,
-    ) -> Result<(Bytes, bool), Error> {
+    ) -> Result<SegmentCopy, Error> {
         match self.ask(Ask::WholeSegment { shard, number }).await? {
-            Told::Segment { content, sealed } => Ok((content, sealed)),
+            Told::Segment(copy) => Ok(copy),
             _ => unexpected(&self.target),
         }
     }
@@ -123,9 +123,8 @@ impl Peer for Remote {
         shard: ShardId,
         epoch: Epoch,
         number: SegmentNumber,
-        content: Bytes,
-        sealed: bool,
+        copy: SegmentCopy,
     ) -> Result<(), Error> {
-        self.done(Ask::Install { shard, epoch, number, content, sealed }).await
+        self.done(Ask::Install { shard, epoch, number, copy }).await
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fsd_rpc::message::{Failure, Join, Joined, NodeRequest, NodeUsage, Response, Role};
+use fsd_rpc::message::{Failure, Join, Joined, NodeRequest, Response, Role};
 use fsd_rpc::server::{Conn, Peer};
 use fsd_rpc::token::Token;
 use raftmeta::read;
@@ -14,6 +14,7 @@ use super::read::storage;
 use super::{Answer, data, plain};
 use crate::authority::Issued;
 use crate::config::check_node_name;
+use crate::jobs;
 use crate::node::{Node, members, now};
 use crate::replication;
 
@@ -93,19 +94,13 @@ pub(super) async fn answer(
         NodeRequest::Sizes { hashes } => {
             plain(Response::Sizes(hashes.iter().map(|hash| node.size_here(hash)).collect()))
         }
-        NodeRequest::Usage => plain(Response::Usage(usage(node))),
-    }
-}
-
-/// The space of this node's store.
-pub(super) fn usage(node: &Node) -> NodeUsage {
-    let usage = node.chunks.usage();
-    NodeUsage {
-        total_bytes: usage.total,
-        used_bytes: usage.used,
-        available_bytes: node.available_bytes(),
-        reserve_bytes: usage.reserve,
-        chunks: usage.chunks,
+        NodeRequest::Usage => plain(Response::Usage(node.usage())),
+        NodeRequest::Unreferenced { shard, hashes } => {
+            node.may_answer()?;
+            jobs::delete_unreferenced(node, shard, hashes).await?;
+            plain(Response::Done)
+        }
+        NodeRequest::Scrub(ask) => plain(Response::Scrub(node.upkeep.scrub.answer(ask))),
     }
 }
 

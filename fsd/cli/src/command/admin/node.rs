@@ -68,9 +68,9 @@ impl List {
 impl Shown for View {
     const KIND: &'static str = "node-list";
 
-    fn table(&self, _wide: bool) -> String {
+    fn table(&self, wide: bool) -> String {
         let row = |node: &admin::Node| {
-            vec![
+            let mut row = vec![
                 format!("n{}", node.id),
                 node.name.clone(),
                 node.state.clone(),
@@ -78,9 +78,12 @@ impl Shown for View {
                 units::bytes(node.capacity_bytes),
                 node.shards_primary.to_string(),
                 node.address.clone(),
-            ]
+            ];
+            row.extend(wide.then(|| node.seen.clone()));
+            row
         };
-        let head = ["NODE", "NAME", "STATE", "METADATA", "CAPACITY", "SHARDS", "ADDRESS"];
+        let mut head = vec!["NODE", "NAME", "STATE", "METADATA", "CAPACITY", "SHARDS", "ADDRESS"];
+        head.extend(wide.then_some("SEEN"));
         let mut text = output::columns(&head, &[4, 5], self.items.iter().map(row).collect());
         let shards: Vec<Vec<String>> =
             self.items.iter().flat_map(|node| &node.shards).map(shard).collect();
@@ -131,11 +134,15 @@ mod tests {
             address: "127.0.0.1:9400".into(),
             state: "up".into(),
             capacity_bytes: 4 << 30,
+            seen: "suspect".into(),
             role: "leader".into(),
             shards_primary: 16,
             shards: vec![shard],
         };
-        let text = View { items: vec![node] }.table(false);
+        let view = View { items: vec![node] };
+        assert!(view.table(true).contains("suspect"), "{}", view.table(true));
+        let text = view.table(false);
+        assert!(!text.contains("suspect"), "{text}");
         for part in ["n1", "up", "leader", "4.0 GiB", "n1,n2", "1,200"] {
             assert!(text.contains(part), "{text}");
         }
