@@ -202,7 +202,7 @@ pub(crate) async fn enter(node: &Arc<Node>, told: NodeInfo) -> Result<(), Failur
     Ok(())
 }
 
-type Done = Result<(), String>;
+pub(crate) type Done = Result<(), String>;
 
 /// One round of the leader.
 async fn look_after(node: &Arc<Node>) -> Done {
@@ -215,6 +215,7 @@ async fn look_after(node: &Arc<Node>) -> Done {
     // None of these keeps the others from being done: shards are rescued whatever happens.
     let members = node.group.members();
     let mut failed = Vec::new();
+    failed.extend(return_leading(&**node, &nodes).await.err());
     failed.extend(finish_leaving(node, &nodes).await.err());
     for other in &others {
         let member = members.iter().find(|member| member.id == other.id.0);
@@ -226,6 +227,18 @@ async fn look_after(node: &Arc<Node>) -> Done {
         failed.extend(directed.err().map(|failure| failure.to_string()));
     }
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+}
+
+/// A node that was down and came back leads now: nobody else would say that it is up.
+pub(crate) async fn return_leading(node: &impl Host, nodes: &[NodeInfo]) -> Done {
+    if !nodes.iter().any(|own| own.id == node.id() && own.state == NodeState::Down) {
+        return Ok(());
+    }
+    let (from, to) = (NodeState::Down, NodeState::Up);
+    let command = Command::SetNodeState { node: node.id(), from, to };
+    node.command(command, true).await.map_err(|failure| failure.to_string())?;
+    tracing::info!("this node was taken for down, and leads now");
+    Ok(())
 }
 
 /// A node that drains and holds nothing any more is drained; one that was removed leaves the metadata group.

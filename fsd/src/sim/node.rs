@@ -157,6 +157,9 @@ impl Life {
         let nodes = read::nodes(&self.view()).expect("memory does not fail");
         let others: Vec<_> = nodes.iter().filter(|other| other.id != self.id).collect();
         members::listen(self, &others);
+        if let Err(why) = members::return_leading(&**self, &nodes).await {
+            self.world.note(format_args!("{} returns: {why}", self.id));
+        }
         for other in others {
             let beat = self.beats.lock().get(&other.id).cloned();
             if let Some(to) = members::next_state(other.state, beat, true) {
