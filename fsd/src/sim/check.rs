@@ -9,6 +9,7 @@ use raftmeta_types::cluster::{NodeState, ShardInfo};
 use raftmeta_types::{ChunkHash, Epoch, ExtentData, NodeId, ShardId};
 
 use super::history::Moment;
+use super::nemesis;
 use super::node::Life;
 use super::world::World;
 use super::{SEGMENT_BYTES, SHARDS};
@@ -119,6 +120,8 @@ impl Seen {
 pub(super) async fn settle(world: &Arc<World>) {
     let start = since_start();
     loop {
+        // A fault of a disk may have waited for its turn.
+        nemesis::restart_sick(world);
         let Some(why) = unsettled(world).await else {
             let took = since_start() - start;
             return world.note(format_args!("settled after {took:?}"));
@@ -137,13 +140,16 @@ async fn unsettled(world: &Arc<World>) -> Option<String> {
     };
     let view = leader.view();
     let nodes = read::nodes(&view).expect("memory does not fail");
+    let replicas = usize::from(read::protection(&view).expect("memory does not fail").replicas);
+    let up = nodes.iter().filter(|info| info.state == NodeState::Up).count();
     for info in &nodes {
         let lost = world.net.lock().machines[&info.id].volume.is_none();
         let known = match info.state {
-            NodeState::Up | NodeState::Drained => !lost && world.life(info.id).is_some(),
+            NodeState::Up => !lost && world.life(info.id).is_some(),
+            NodeState::Drained => lost || world.life(info.id).is_some(),
             NodeState::Down => lost,
-            // It cannot be drained any further if it is gone.
-            NodeState::Draining => lost,
+            // It cannot be drained any further if it is gone, or the others are too few by now.
+            NodeState::Draining => lost || up < replicas,
             NodeState::Joining | NodeState::Removed => false,
         };
         if !known {
@@ -163,11 +169,10 @@ async fn unsettled(world: &Arc<World>) -> Option<String> {
         .collect();
     let shards = read::shards(&view).expect("memory does not fail");
     let held: Vec<Held> = shards.iter().map(held).collect();
-    let replicas = read::protection(&view).expect("memory does not fail").replicas;
-    let planned = placement::plan(&places, usize::from(replicas), &held);
+    let planned = placement::plan(&places, replicas, &held);
     let referenced = referenced(world, &view);
     for (shard, planned) in shards.iter().zip(planned) {
-        if let Some(why) = unsettled_shard(world, &leader, shard, &planned).await {
+        if let Some(why) = unsettled_shard(world, &leader, shard, &planned, replicas).await {
             return Some(why);
         }
         let garbage = read::garbage(&view, shard.id, 1).expect("memory does not fail");
@@ -196,11 +201,17 @@ async fn unsettled_shard(
     leader: &Life,
     shard: &ShardInfo,
     planned: &Held,
+    replicas: usize,
 ) -> Option<String> {
     let ShardInfo { id, epoch, primary, .. } = *shard;
     let wanted: BTreeSet<NodeId> = planned.by.iter().copied().collect();
     let present: BTreeSet<NodeId> = shard.in_sync.iter().copied().collect();
-    if wanted != present || planned.by.first() != Some(&primary) {
+    // With too few nodes for all copies nobody is left out, not even one that is to be drained.
+    let right = match wanted.len() < replicas {
+        true => wanted.is_subset(&present),
+        false => wanted == present,
+    };
+    if !right || planned.by.first() != Some(&primary) {
         return Some(format!("shard {id} is in {present:?}, and shall be in {:?}", planned.by));
     }
     let first = world.life(primary)?;
