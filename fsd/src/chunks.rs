@@ -74,6 +74,8 @@ use pack::Packer;
 use queue::Queue;
 use replica::Stream;
 
+use crate::clock;
+
 /// Bytes of puts in flight at most; further ones wait.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 
@@ -240,7 +242,7 @@ impl<V: Volume> ChunkStore<V> {
 
     /// For how long the volume has not ended what was written to it.
     pub fn stalled(&self) -> Duration {
-        self.inner.writing_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
+        self.inner.writing_since.lock().map_or(Duration::ZERO, clock::elapsed)
     }
 
     /// Whether a segment is free outside the reserve.

@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use blockd_ipc::volume::Volume;
 use bytes::{Bytes, BytesMut};
@@ -27,6 +26,7 @@ use super::index::{Index, Location};
 use super::pack::{Sealed, stopped};
 use super::queue::{Put, Reply};
 use super::replicate::Op;
+use crate::clock;
 
 /// A group with more bytes than this is copied into device buffers by several tasks.
 const SPAWN_BYTES: usize = 256 << 10;
@@ -242,7 +242,7 @@ impl<V: Volume> Inner<V> {
         }
         let audience: Vec<_> = told.iter().map(|op| (op.shard, op.epoch)).collect();
         let write = async {
-            *self.writing_since.lock() = Some(Instant::now());
+            *self.writing_since.lock() = Some(clock::now());
             let done = self.write_batches(batches).await;
             *self.writing_since.lock() = None;
             done
