@@ -14,15 +14,18 @@
 //! | `identity` | who the node is, and how far its first start has come |
 //! | `blocks` | the block daemon below, and the volume of it that chunks live on |
 //! | `join` | a new node of a cluster that exists |
+//! | `clock` | the clocks of the nodes, compared |
 //! | `open` | from a configuration to a node, also for the first time |
 //! | `data` | chunks, wherever their shards are |
 //! | `peers` | the way to the other nodes |
 //! | `lead` | what changes when this node begins or ceases to lead |
 //! | `members` | what the leader does about nodes: voters, who is up, who is down |
 //! | `swim` | who is alive, as the nodes find out among themselves |
+//! | `trust` | authorities and certificates, and their replacement |
 //! | `run` | doors, jobs, signals, the end |
 
 mod blocks;
+pub(crate) mod clock;
 mod data;
 mod devices;
 mod error;
@@ -34,6 +37,7 @@ mod open;
 mod peers;
 mod run;
 mod swim;
+pub(crate) mod trust;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -58,7 +62,6 @@ pub use join::join;
 pub(crate) use join::{address, raft};
 pub use run::{Ready, log_to_stderr, serve};
 
-use crate::authority::Authority;
 use crate::chunks::{ChunkStore, Kind};
 use crate::config::Config;
 use crate::data_dir::DataDir;
@@ -99,7 +102,10 @@ pub struct Node {
     pub(crate) metrics: Metrics,
     /// What the background work knows.
     pub(crate) upkeep: Upkeep,
-    pub(crate) authority: Authority,
+    /// Authorities, and the certificate of this node.
+    trust: trust::Trust,
+    /// Drawn at this start: tells two processes with one number apart.
+    pub(crate) instance: u64,
     /// What administrators have under way.
     pub(crate) admin: crate::admin::Jobs,
     /// Steers the doors while they are open.
@@ -268,14 +274,6 @@ impl Node {
         }
     }
 
-    /// A new certificate of this node for its network door, and for the doors of others; its key never leaves
-    /// this process.
-    pub(crate) fn tls(&self) -> Result<Arc<rustls::ServerConfig>, NodeError> {
-        let (identity, _) = self.authority.node_identity(self.id, now())?;
-        self.peers.show(&identity)?;
-        Ok(fsd_rpc::tls::server_config(&identity)?)
-    }
-
     /// What a node that joins needs to open what is sealed: the master key, and the cluster's key wrapped by it.
     pub(crate) fn keys(&self) -> Result<(zeroize::Zeroizing<[u8; 32]>, bytes::Bytes), Failure> {
         let failed = |why: String| Failure::Storage(format!("the keys of this node: {why}"));
@@ -325,6 +323,8 @@ impl Node {
                 let named = nodes.iter().filter(|node| node.state != NodeState::Removed);
                 named.filter(|node| silent(node.id)).map(|node| node.name.clone()).collect()
             },
+            clocks_off: self.clocks_off(&nodes),
+            rotation: read::rotation(&view).ok().flatten().map(|rotation| rotation.stage),
             log_failed: self.group.failure(),
             used_bytes: total_bytes.saturating_sub(self.available_bytes()),
             total_bytes,
@@ -340,17 +340,22 @@ impl Node {
         usage.total.min(usage.free + reclaimable)
     }
 
-    /// The space of the cluster. Chunks spread evenly over shards, so the node that is full first, for what it
-    /// holds of them, is the limit.
-    pub(crate) fn space(&self) -> Result<Space, raftmeta::KvError> {
+    /// The space of this node's store.
+    pub(crate) fn usage(&self) -> NodeUsage {
         let usage = self.chunks.usage();
-        let own = NodeUsage {
+        NodeUsage {
             total_bytes: usage.total,
             used_bytes: usage.used,
             available_bytes: self.available_bytes(),
             reserve_bytes: usage.reserve,
             chunks: usage.chunks,
-        };
+        }
+    }
+
+    /// The space of the cluster. Chunks spread evenly over shards, so the node that is full first, for what it
+    /// holds of them, is the limit.
+    pub(crate) fn space(&self) -> Result<Space, raftmeta::KvError> {
+        let own = self.usage();
         let mut held: BTreeMap<NodeId, u64> = BTreeMap::new();
         let shards = read::shards(&self.group.view())?;
         for id in shards.iter().flat_map(|shard| &shard.in_sync) {
@@ -359,7 +364,7 @@ impl Node {
         let mut space = Space { total: u64::MAX, available: u64::MAX, reserve: u64::MAX };
         let beats = self.beats.lock();
         for (id, held) in held {
-            let told = beats.get(&id).and_then(|beat| beat.usage);
+            let told = beats.get(&id).and_then(members::Beat::usage);
             let Some(usage) = (if id == self.id { Some(own) } else { told }) else { continue };
             let scaled = |bytes: u64| {
                 let all = u128::from(bytes) * shards.len() as u128 / u128::from(held);

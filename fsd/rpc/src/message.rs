@@ -17,9 +17,8 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
 use crate::admin::{AdminReply, AdminRequest};
-
-/// Version of this protocol; both sides say theirs in `Hello` and a mismatch is refused by name.
-pub const PROTOCOL_VERSION: u32 = 2;
+use crate::tls::CaFingerprint;
+pub use crate::versions::{PROTOCOLS, Versions};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Request {
@@ -127,8 +126,9 @@ pub enum Request {
 /// What a storage node asks another one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum NodeRequest {
-    /// To the leader: this is how I am called and reached, and how large I am.
-    Announce { name: String, address: String, capacity_bytes: u64 },
+    /// To the leader: this is how I am called and reached, and how large I am. `instance` is drawn at every start:
+    /// it tells two processes with one number apart.
+    Announce { name: String, address: String, capacity_bytes: u64, instance: u64 },
     /// To the primary of their shards: store chunks, as `Request::PutChunks`.
     PutChunks { chunks: Vec<ChunkPut> },
     /// To who holds their shards: as `Request::GetChunks`.
@@ -137,8 +137,8 @@ pub enum NodeRequest {
     Sizes { hashes: Vec<ChunkHash> },
     /// To the primary: delete what the state machine has marked under this gc epoch.
     DeleteChunks { shard: ShardId, epoch: Epoch, hashes: Vec<ChunkHash> },
-    /// Of what a node holds, for status.
-    Usage,
+    /// A sign of life, of what the node holds and how far it is.
+    Beat,
     /// To the leader, from the primary of a shard: a new epoch is needed, without this replica if one is
     /// named, because it does not answer. Refused if the shard has another epoch by now.
     NewEpoch { shard: ShardId, epoch: Epoch, without: Option<NodeId> },
@@ -159,6 +159,8 @@ pub struct Join {
     pub name: String,
     /// `host:port` where the other nodes reach it.
     pub address: String,
+    /// Its wall clock, in milliseconds since 1970: one that is far off is refused.
+    pub clock_ms: i64,
     /// PKCS #10, DER. Of what it asks for only the key counts.
     pub csr_der: Bytes,
 }
@@ -219,7 +221,8 @@ impl std::fmt::Debug for Enrolment {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hello {
-    pub protocol: u32,
+    /// This and `build` stay where they are in all versions.
+    pub protocols: Versions,
     /// Version of the program, for `client list` and error messages.
     pub build: String,
     pub role: Role,
@@ -306,7 +309,7 @@ pub enum Response {
     Joined(Box<Joined>),
     /// The answer to `Request::Raft`, encoded in the data part.
     Raft,
-    Usage(NodeUsage),
+    Beat(NodeBeat),
     /// Answers `NodeRequest::Sizes`, in the order of the hashes.
     Sizes(Vec<Option<ChunkSize>>),
     /// Answers `NodeRequest::Reclaim`: the epochs of all shards.
@@ -322,6 +325,18 @@ pub struct ChunkSize {
     pub stored: u32,
 }
 
+/// What a node says of itself when it is asked for a sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeBeat {
+    pub usage: NodeUsage,
+    /// Its wall clock, in milliseconds since 1970.
+    pub clock_ms: i64,
+    /// See `NodeRequest::Announce`.
+    pub instance: u64,
+    /// The steps in the replacement of authorities that it has taken.
+    pub authority_step: u64,
+}
+
 /// Space of one node's chunk store, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeUsage {
@@ -335,6 +350,8 @@ pub struct NodeUsage {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Welcome {
+    /// The version that both speak from now on; the server half fills it in.
+    pub protocol: u32,
     pub build: String,
     pub cluster_uuid: uuid::Uuid,
     pub cluster_name: String,
@@ -345,6 +362,8 @@ pub struct Welcome {
     pub limits: Limits,
     /// `host:port` of the nodes that are up, for clients of the network.
     pub servers: Vec<String>,
+    /// Of the authority that signs certificates of clients now: one of another authority should be renewed.
+    pub signer: Option<CaFingerprint>,
 }
 
 /// What the cluster's configuration tells its clients.

@@ -16,19 +16,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fsd_rpc::message::{Failure, NodeRequest, NodeUsage, Response};
+use fsd_rpc::message::{Failure, NodeBeat, NodeRequest, NodeUsage, Response};
 use fsd_rpc::nodes::Target;
+use fsd_rpc::server::Peer;
 use raftmeta::group::{GroupError, Member};
 use raftmeta::read;
 use raftmeta_types::cluster::{NodeInfo, NodeState};
 use raftmeta_types::{Command, NodeId};
 
-use super::Node;
+use super::clock::{CLOCK_OFF_MAX, Off, clock_now_ms, off_ms};
 use super::open::node_info;
 use super::swim::Liveness;
+use super::{Node, trust};
+use crate::refusals::Why;
 use crate::replication;
 use crate::service::storage;
 
+/// Code of the refusal of a second process with the number of a node.
+const TWIN: &str = "TWIN";
 const EVERY: Duration = Duration::from_millis(500);
 /// A node that did not answer the leader for this long is down.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -49,7 +54,10 @@ pub(crate) type Beats = BTreeMap<NodeId, Beat>;
 pub(crate) struct Beat {
     /// Or when this node began to listen.
     pub seen: Instant,
-    pub usage: Option<NodeUsage>,
+    /// What it said last.
+    pub told: Option<NodeBeat>,
+    /// How far its clock is from this node's, in milliseconds.
+    pub clock_off_ms: i64,
     /// It has been asked and has not answered yet.
     asked: bool,
     /// How often it could not be asked since it was heard last.
@@ -64,7 +72,8 @@ impl Beat {
     fn new() -> Beat {
         let swim = Liveness::Unknown;
         let seen = Instant::now();
-        Beat { seen, usage: None, asked: false, failed: 0, swim, odd_since: None }
+        let (told, odd_since) = (None, None);
+        Beat { seen, told, clock_off_ms: 0, asked: false, failed: 0, swim, odd_since }
     }
 
     /// It may be gone: the nodes suspect it and it is late here, too; or it was not heard here for a while; or
@@ -78,6 +87,10 @@ impl Beat {
         self.is_silent_after(self.seen.elapsed())
     }
 
+    pub fn usage(&self) -> Option<NodeUsage> {
+        self.told.map(|told| told.usage)
+    }
+
     /// It answers the leader, and its datagrams have been missing for long: something is between the nodes.
     pub fn lacks_datagrams(&self) -> bool {
         self.odd_since.is_some_and(|since| since.elapsed() > SILENCE_MAX)
@@ -87,7 +100,7 @@ impl Beat {
     fn observe(&mut self, swim: Liveness) {
         self.swim = swim;
         let missed = matches!(swim, Liveness::Down | Liveness::Unknown);
-        let answers = self.usage.is_some() && self.seen.elapsed() < SUSPECT_AFTER;
+        let answers = self.told.is_some() && self.seen.elapsed() < SUSPECT_AFTER;
         self.odd_since = match missed && answers {
             true => self.odd_since.or_else(|| Some(Instant::now())),
             false => None,
@@ -112,6 +125,7 @@ pub(super) async fn keep(node: Arc<Node>) {
     loop {
         let work = async {
             meet(&node)?;
+            node.follow_authority().map_err(|error| error.to_string())?;
             if announced != Some(node.group.status().term) {
                 announced = announce(&node).await;
             }
@@ -168,7 +182,8 @@ async fn announce(node: &Arc<Node>) -> Option<u64> {
         true => enter(node, own).await,
         false => {
             let NodeInfo { name, address, capacity_bytes, .. } = own;
-            let request = NodeRequest::Announce { name, address, capacity_bytes };
+            let instance = node.instance;
+            let request = NodeRequest::Announce { name, address, capacity_bytes, instance };
             match node.leader() {
                 Ok(leader) => node.peers.ask(&leader, request, &[], ANSWER_WITHIN).await.map(drop),
                 Err(failure) => Err(failure),
@@ -177,6 +192,10 @@ async fn announce(node: &Arc<Node>) -> Option<u64> {
     };
     match told {
         Ok(()) => Some(term),
+        Err(Failure::Admin { code, what, why, next }) if code == TWIN => {
+            node.fail(format!("{what}: {why}; {next}"));
+            None
+        }
         Err(failure) => {
             tracing::debug!(%failure, "announcing this node");
             None
@@ -224,6 +243,7 @@ async fn look_after(node: &Arc<Node>) -> Done {
         let directed = replication::direct(node).await;
         failed.extend(directed.err().map(|failure| failure.to_string()));
     }
+    failed.extend(trust::advance(node).await.err());
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
@@ -273,24 +293,74 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
         let target = Target { node: other.id, address: other.address.clone() };
         let node = Arc::clone(node);
         tokio::spawn(async move {
-            let told = node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await;
+            let asked = clock_now_ms();
+            let told = node.peers.ask(&target, NodeRequest::Beat, &[], ANSWER_WITHIN).await;
+            let answered = clock_now_ms();
             if let Some(beat) = node.beats.lock().get_mut(&target.node) {
                 beat.asked = false;
                 beat.failed += 1;
-                if let Ok((Response::Usage(usage), _)) = told {
-                    (beat.seen, beat.usage) = (Instant::now(), Some(usage));
+                if let Ok((Response::Beat(told), _)) = told {
+                    (beat.seen, beat.told) = (Instant::now(), Some(told));
                     beat.failed = 0;
+                    beat.clock_off_ms = off_ms(asked, told.clock_ms, answered);
+                    note_clock(&node, &target, beat.clock_off_ms);
                 }
             }
         });
     }
 }
 
+fn note_clock(node: &Node, target: &Target, off_ms: i64) {
+    if off_ms.unsigned_abs() > CLOCK_OFF_MAX.as_millis() as u64 {
+        let what = format!("its clock is {}: set it (NTP)", Off(off_ms));
+        node.refusals.note(Why::Clock, &format!("node {}", target.node), &what);
+    }
+}
+
+/// What this node says of itself when it is asked.
+pub(crate) fn own_beat(node: &Node) -> NodeBeat {
+    NodeBeat {
+        usage: node.usage(),
+        clock_ms: clock_now_ms(),
+        instance: node.instance,
+        authority_step: node.authorities().step(),
+    }
+}
+
+/// Two processes with one number, of a data directory that was copied, must not both be heard: the one stays that
+/// answers where the number is known to be.
+pub(crate) async fn refuse_twin(
+    node: &Arc<Node>,
+    peer: &Peer,
+    told: &NodeInfo,
+    instance: u64,
+) -> Result<(), Failure> {
+    let known = read::node(&node.group.view(), told.id).map_err(storage)?;
+    let known = known.filter(|known| !known.address.is_empty() && known.address != told.address);
+    let Some(known) = known else { return Ok(()) };
+    let target = Target { node: told.id, address: known.address };
+    let there = node.peers.ask(&target, NodeRequest::Beat, &[], ANSWER_WITHIN).await;
+    let Ok((Response::Beat(there), _)) = there else { return Ok(()) };
+    if there.instance == instance {
+        return Ok(());
+    }
+    let failure = Failure::Admin {
+        code: TWIN.into(),
+        what: format!("node {} at {}", told.id, told.address),
+        why: format!("another process is this node already, at {}", target.address),
+        next:
+            "a copy of a data directory is no new node: stop this one, and let it join with a token"
+                .into(),
+    };
+    node.refusals.note(Why::Twin, &peer.source(), &failure);
+    Err(failure)
+}
+
 /// Takes a node in, or notes that it has gone or come back.
 async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> Done {
     let beat = node.beats.lock().get(&other.id).copied();
     let silent = beat.is_none_or(|beat| beat.is_silent());
-    let heard = beat.is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
+    let heard = beat.is_some_and(|beat| beat.told.is_some() && !beat.is_silent());
     let caught_up = member.and_then(|member| member.lag).is_some_and(|lag| lag <= LAG_MAX);
     let to = match other.state {
         NodeState::Joining if member.is_none() => {

@@ -228,6 +228,7 @@ impl Handler for Service {
             lease_ms: self.lease_ms,
         };
         Ok(Welcome {
+            protocol: 0,
             build: "test".into(),
             cluster_uuid: if store.other_cluster { uuid::Uuid::nil() } else { CLUSTER },
             cluster_name: "test".into(),
@@ -236,6 +237,7 @@ impl Handler for Service {
             resumed,
             limits,
             servers: Vec::new(),
+            signer: None,
         })
     }
 
