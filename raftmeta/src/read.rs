@@ -169,8 +169,8 @@ pub fn authority_step(kv: &impl KvRead) -> Result<u64, KvError> {
 
 /// Serials of certificates of clients that the authority which is being replaced has signed.
 pub fn old_certificates(kv: &impl KvRead) -> Result<Vec<u64>, KvError> {
-    let found = kv.scan(&keys::class(keys::OLD_CERTIFICATE), usize::MAX, false)?;
-    Ok(found.iter().map(|(key, _)| keys::first_number(key)).collect())
+    let found = class::<()>(kv, keys::OLD_CERTIFICATE)?;
+    Ok(found.iter().map(|(key, ())| keys::first_number(key)).collect())
 }
 
 pub fn shard(kv: &impl KvRead, shard: ShardId) -> Result<Option<ShardInfo>, KvError> {

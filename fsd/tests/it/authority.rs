@@ -154,9 +154,9 @@ fn a_copy_of_a_node_is_no_second_node() {
     site.nodes[1].stop();
     let copy = Node::prepared(Shape::default());
     let from = site.nodes[1].dir.path();
-    let copied =
-        std::process::Command::new("cp").arg("-r").arg(from.join(".")).arg(copy.dir.path());
-    assert!({ copied }.status().unwrap().success());
+    let mut cp = std::process::Command::new("cp");
+    cp.arg("-r").arg(from.join(".")).arg(copy.dir.path());
+    assert!(cp.status().unwrap().success());
     let text = std::fs::read_to_string(copy.path("node.toml")).unwrap();
     let text = text.replace(&site.addresses[1], &loopback());
     std::fs::write(copy.path("node.toml"), text).unwrap();
