@@ -9,6 +9,7 @@ mod gc;
 mod jobs;
 mod nodes;
 mod path;
+mod scrub;
 pub(crate) mod security;
 mod stat;
 mod status;

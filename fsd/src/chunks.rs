@@ -44,6 +44,7 @@ mod table;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use blockd_ipc::volume::Volume;
 use parking_lot::Mutex;
@@ -63,7 +64,7 @@ pub use replicate::{
 };
 pub use scrub::{Place, Verified};
 pub use seal::Keys;
-pub use segments::SegmentInfo;
+pub use segments::{SegmentCopy, SegmentInfo};
 pub use shards::{LiveSum, Role};
 
 use append::Appender;
@@ -150,6 +151,8 @@ struct Inner<V> {
     in_flight: Semaphore,
     /// A flush failed: nothing is written any more.
     poisoned: AtomicBool,
+    /// When the writes of the committer began that have not ended.
+    writing_since: Mutex<Option<Instant>>,
 }
 
 impl<V: Volume> Inner<V> {
@@ -173,6 +176,7 @@ impl<V: Volume> Inner<V> {
             cleaning: tokio::sync::Mutex::new(()),
             in_flight: Semaphore::new(IN_FLIGHT_BYTES_MAX),
             poisoned: AtomicBool::new(false),
+            writing_since: Mutex::new(None),
         }
     }
 }
@@ -191,6 +195,12 @@ impl<V: Volume> ChunkStore<V> {
 
     pub fn shard_count(&self) -> u32 {
         self.inner.device.header.shard_count
+    }
+
+    /// Whether a flush failed, after which nothing is written any more.
+    #[cfg(test)]
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.inner.check_poison().is_err()
     }
 
     /// Whether the chunk is here and, as far as is known, whole.
@@ -226,6 +236,16 @@ impl<V: Volume> ChunkStore<V> {
         let index = self.inner.index.lock();
         let wanted = |hash: &&ChunkHash| shard.is_none_or(|shard| hash.shard(count) == shard);
         index.table.iter().map(|line| &line.0).filter(wanted).copied().collect()
+    }
+
+    /// For how long the volume has not ended what was written to it.
+    pub fn stalled(&self) -> Duration {
+        self.inner.writing_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Whether a segment is free outside the reserve.
+    pub fn has_room(&self) -> bool {
+        self.inner.index.lock().has_room()
     }
 
     pub fn usage(&self) -> Usage {

@@ -7,7 +7,7 @@
 pub use fsd_rpc::admin::{Check, Health, Level};
 use raftmeta_types::cluster::RotationStage;
 
-use crate::node::clock::{CLOCK_OFF_MAX, Off};
+use crate::node::skew::{CLOCK_OFF_MAX, Off};
 
 #[cfg(test)]
 mod tests;
@@ -49,7 +49,7 @@ pub struct Facts {
     pub log_failed: Option<String>,
     pub used_bytes: u64,
     pub total_bytes: u64,
-    /// Chunks found damaged since the start.
+    /// Chunks that are known to be damaged somewhere; not any more when they are repaired.
     pub damaged_chunks: u64,
 }
 
@@ -119,7 +119,8 @@ pub fn judge(facts: &Facts) -> Health {
     }
     if facts.damaged_chunks > 0 {
         let detail = format!("{} chunks could not be read as written", facts.damaged_chunks);
-        say("DAMAGED", Level::Err, detail, "cfs admin fsck --read-data");
+        let next = "repaired from another copy where there is one; what is left: `cfs admin scrub`";
+        say("DAMAGED", Level::Err, detail, next);
     }
     if let Some(percent) = used_percent(facts) {
         let detail = format!("{percent} % of the flash is used");

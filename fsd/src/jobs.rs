@@ -6,7 +6,7 @@
 //!     reap        extents that unlinked files left behind
 //!     settle      inline extents older than ten seconds go into chunks
 //!     gc          chunks that nothing references any more are deleted
-//!     sweep       chunks that nothing ever referenced are found (rarely)
+//!     sweep       chunks that nothing ever referenced are found (rarely; each node of its own shards)
 //!     clean       poor segments are copied together
 //!     checkpoint  (hourly)
 //! ```
@@ -17,10 +17,13 @@ mod clean;
 mod expiry;
 mod gc;
 mod reap;
+mod scrub;
 mod settle;
+mod strays;
 mod sweep;
 
 use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -31,9 +34,15 @@ use raftmeta_types::{ChunkHash, ShardId};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use crate::clock;
 use crate::node::Node;
+use crate::replication::Host;
 
 pub use gc::Collected;
+use scrub::Scrub;
+use strays::Strays;
+#[cfg(test)]
+pub(crate) use {gc::collect_in_turn, sweep::Sweep};
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// Between two rounds, however often they are asked for: a round looks at much, and what it frees can wait so long.
@@ -61,6 +70,8 @@ pub(crate) struct Upkeep {
     room_made: Mutex<Option<Instant>>,
     /// Log positions over the last seconds: tells how old an entry is at least.
     positions: Mutex<VecDeque<(Instant, u64)>>,
+    pub scrub: Scrub,
+    pub strays: Strays,
 }
 
 /// Pace of the deletions in a shard.
@@ -71,7 +82,7 @@ struct Shard {
 }
 
 impl Upkeep {
-    pub fn new(shard_count: u32) -> Upkeep {
+    pub fn new(shard_count: u32, data_dir: &Path) -> Upkeep {
         Upkeep {
             kicked: Notify::new(),
             turn: tokio::sync::Mutex::default(),
@@ -80,6 +91,8 @@ impl Upkeep {
             shards: Mutex::new(vec![Shard::default(); shard_count as usize]),
             room_made: Mutex::default(),
             positions: Mutex::default(),
+            scrub: Scrub::new(data_dir),
+            strays: Strays::default(),
         }
     }
 
@@ -97,7 +110,7 @@ impl Upkeep {
     /// A write has to put these chunks again: their shards delete nothing until it had the time to, so
     /// that it cannot be refused for ever.
     pub fn hold_deletions(&self, hashes: &[ChunkHash], shard_count: u32) {
-        let until = Instant::now() + HOLD;
+        let until = clock::now() + HOLD;
         let mut shards = self.shards.lock();
         for hash in hashes {
             if let Some(shard) = shards.get_mut(usize::from(hash.shard(shard_count).0)) {
@@ -108,7 +121,7 @@ impl Upkeep {
 
     /// Whether the shard may delete now; `pause` since its last deletion.
     fn may_delete(&self, shard: ShardId, pause: Duration) -> bool {
-        let now = Instant::now();
+        let now = clock::now();
         let shards = self.shards.lock();
         let Some(shard) = shards.get(usize::from(shard.0)) else { return false };
         shard.held_until.is_none_or(|until| now >= until)
@@ -117,7 +130,7 @@ impl Upkeep {
 
     fn note_deleted(&self, shard: ShardId) {
         if let Some(shard) = self.shards.lock().get_mut(usize::from(shard.0)) {
-            shard.deleted = Some(Instant::now());
+            shard.deleted = Some(clock::now());
         }
     }
 
@@ -141,21 +154,24 @@ impl Upkeep {
 /// The running jobs.
 #[derive(Debug)]
 pub(crate) struct Jobs {
-    task: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Jobs {
     /// Waits for their end, which comes when the node stops.
     pub async fn end(self) {
-        if let Err(error) = self.task.await {
-            tracing::error!(%error, "background work failed");
+        for task in self.tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "background work failed");
+            }
         }
     }
 }
 
 /// Starts them; they end when the node stops.
 pub(crate) fn start(node: &Arc<Node>) -> Jobs {
-    Jobs { task: tokio::spawn(work(Arc::clone(node))) }
+    let (work, scrub) = (work(Arc::clone(node)), scrub::work(Arc::clone(node)));
+    Jobs { tasks: [tokio::spawn(work), tokio::spawn(scrub)] }
 }
 
 /// What rounds remember.
@@ -206,7 +222,7 @@ async fn work(node: Arc<Node>) {
 
 /// Whether a job found something to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
+pub(crate) enum Found {
     Nothing,
     /// In a later round.
     Something,
@@ -219,6 +235,8 @@ impl Rounds {
         self.renew_certificate(node);
         if self.led.is_none() {
             // The rest is the leader's; the store below is this node's own.
+            let swept = self.sweep.step(&**node).await;
+            self.note("sweep", swept);
             let cleaned = clean::round(node).await;
             self.note("clean", cleaned);
             return;
@@ -227,7 +245,7 @@ impl Rounds {
         self.note("expiry", expired.map(|()| Found::Nothing));
         let applied = node.group.status().applied.unwrap_or(0);
         let old = node.upkeep.position_before(applied, settle::AGE);
-        if self.rested_at == Some(applied) && !self.sweep.is_due(node) {
+        if self.rested_at == Some(applied) && !self.sweep.is_due(&**node) {
             return;
         }
         let mut found = Vec::new();
@@ -244,7 +262,7 @@ impl Rounds {
         }
         let collected = gc::round(node).await;
         found.push(self.note("gc", collected));
-        let swept = self.sweep.step(node).await;
+        let swept = self.sweep.step(&**node).await;
         found.push(self.note("sweep", swept));
         let cleaned = clean::round(node).await;
         found.push(self.note("clean", cleaned));
@@ -304,6 +322,18 @@ impl Rounds {
     }
 }
 
+/// For the primary of the shard, which found nothing that references them; what does by now stays.
+pub(crate) async fn delete_unreferenced(
+    node: &impl Host,
+    shard: ShardId,
+    hashes: Vec<ChunkHash>,
+) -> Result<(), Failure> {
+    let _turn = node.upkeep().turn.lock().await;
+    let (chunks, bytes) = gc::delete(node, shard, hashes).await?;
+    tracing::info!(%shard, chunks, bytes, "chunks that nothing referenced are deleted");
+    Ok(())
+}
+
 /// For a writer on a full pool: frees what deleted files have left, at once. Whether anything was freed,
 /// or somebody else has just done the same.
 pub(crate) async fn make_room(node: &Arc<Node>) -> Result<bool, Failure> {
@@ -316,7 +346,7 @@ pub(crate) async fn make_room(node: &Arc<Node>) -> Result<bool, Failure> {
         Some(_) | None => {}
     }
     reap::reap_all(node).await?;
-    let collected = gc::collect(node, Duration::ZERO).await?;
+    let collected = gc::collect(&**node, Duration::ZERO).await?;
     *node.upkeep.room_made.lock() = Some(Instant::now());
     // The store itself copies poor segments together when a put needs it.
     Ok(collected.chunks > 0)
@@ -327,7 +357,7 @@ pub(crate) async fn collect_all(node: &Arc<Node>) -> Result<Collected, Failure> 
     let collected = {
         let _turn = node.upkeep.turn.lock().await;
         reap::reap_all(node).await?;
-        gc::collect(node, Duration::ZERO).await?
+        gc::collect(&**node, Duration::ZERO).await?
     };
     while clean::round(node).await? != Found::Nothing {}
     Ok(collected)
@@ -339,7 +369,8 @@ mod tests {
 
     #[test]
     fn a_position_is_as_old_as_it_says() {
-        let upkeep = Upkeep::new(2);
+        let dir = tempfile::tempdir().unwrap();
+        let upkeep = Upkeep::new(2, dir.path());
         let age = Duration::from_millis(1);
         assert_eq!(upkeep.position_before(5, Duration::from_secs(3600)), None);
         while upkeep.position_before(5, age).is_none() {
@@ -356,7 +387,8 @@ mod tests {
 
     #[test]
     fn a_refused_write_holds_the_deletions_of_its_shards() {
-        let upkeep = Upkeep::new(2);
+        let dir = tempfile::tempdir().unwrap();
+        let upkeep = Upkeep::new(2, dir.path());
         let hash = ChunkHash([0xff; 32]);
         assert!(upkeep.may_delete(ShardId(1), Duration::ZERO));
         upkeep.hold_deletions(&[hash], 2);

@@ -28,6 +28,7 @@
 pub mod admin;
 pub mod authority;
 pub mod chunks;
+mod clock;
 pub mod config;
 pub mod data_dir;
 pub mod events;
@@ -41,4 +42,6 @@ pub mod replication;
 pub mod sd_notify;
 pub mod service;
 pub mod sessions;
+#[cfg(test)]
+mod sim;
 pub mod supervise;

@@ -14,7 +14,7 @@
 //! | `identity` | who the node is, and how far its first start has come |
 //! | `blocks` | the block daemon below, and the volume of it that chunks live on |
 //! | `join` | a new node of a cluster that exists |
-//! | `clock` | the clocks of the nodes, compared |
+//! | `skew` | the clocks of the nodes, compared |
 //! | `open` | from a configuration to a node, also for the first time |
 //! | `data` | chunks, wherever their shards are |
 //! | `peers` | the way to the other nodes |
@@ -25,10 +25,10 @@
 //! | `run` | doors, jobs, signals, the end |
 
 mod blocks;
-pub(crate) mod clock;
 mod data;
 mod devices;
 mod error;
+mod host;
 mod identity;
 mod join;
 mod lead;
@@ -36,12 +36,12 @@ pub(crate) mod members;
 mod open;
 mod peers;
 mod run;
+pub(crate) mod skew;
 mod swim;
 pub(crate) mod trust;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -75,6 +75,7 @@ use crate::service::Order;
 use crate::sessions::Sessions;
 use crate::supervise::{self, Supervisor};
 pub(crate) use peers::Peers;
+pub(crate) use swim::Liveness;
 
 /// See the module. Shared as an `Arc`.
 pub struct Node {
@@ -111,8 +112,6 @@ pub struct Node {
     /// Steers the doors while they are open.
     pub(crate) doors: OnceLock<Control>,
     pub(crate) started: Instant,
-    /// Chunks found damaged since the start.
-    pub(crate) damaged: AtomicU64,
     /// The block daemon, if this node runs it.
     pub(crate) blockd: Option<watch::Receiver<supervise::State>>,
     /// Why the metadata group failed last, if its last command did.
@@ -228,8 +227,8 @@ impl Node {
             (Kind::NoSpace, _) => Failure::NoSpace,
             (Kind::NotFound, Some(hash)) => Failure::NoChunk(hash),
             (Kind::Damaged, Some(hash)) => {
-                self.damaged.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%error, "damaged data");
+                self.upkeep.scrub.kick();
                 Failure::Damaged { hash, reason: error.to_string() }
             }
             (Kind::HashMismatch | Kind::Invalid, _) => Failure::Refused(error.to_string()),
@@ -328,7 +327,34 @@ impl Node {
             log_failed: self.group.failure(),
             used_bytes: total_bytes.saturating_sub(self.available_bytes()),
             total_bytes,
-            damaged_chunks: self.damaged.load(Ordering::Relaxed),
+            damaged_chunks: self.damaged_chunks(),
+        }
+    }
+
+    /// Chunks that are known to be damaged on this node, and where it leads on the others.
+    fn damaged_chunks(&self) -> u64 {
+        let beats = self.beats.lock();
+        let others = beats.values().filter_map(|beat| beat.usage.as_ref());
+        let there: u64 = others.map(|usage| usage.damaged_chunks).sum();
+        self.chunks.damaged_count() as u64 + there
+    }
+
+    /// What the leader is told of this node's store.
+    pub(crate) fn usage(&self) -> NodeUsage {
+        let usage = self.chunks.usage();
+        let stalled = self.chunks.stalled().as_millis();
+        NodeUsage {
+            total_bytes: usage.total,
+            used_bytes: usage.used,
+            available_bytes: self.available_bytes(),
+            reserve_bytes: usage.reserve,
+            chunks: usage.chunks,
+            damaged_chunks: self.chunks.damaged_count() as u64,
+            stalled_ms: u64::try_from(stalled).unwrap_or(u64::MAX),
+            strays: self.upkeep.strays.of(self),
+            clock_ms: skew::clock_now_ms(),
+            instance: self.instance,
+            authority_step: self.authorities().step(),
         }
     }
 
@@ -338,18 +364,6 @@ impl Node {
         // A segment of which more than 7/8 lives is not cleaned.
         let reclaimable = usage.used.saturating_sub(usage.live) / 8 * 7;
         usage.total.min(usage.free + reclaimable)
-    }
-
-    /// The space of this node's store.
-    pub(crate) fn usage(&self) -> NodeUsage {
-        let usage = self.chunks.usage();
-        NodeUsage {
-            total_bytes: usage.total,
-            used_bytes: usage.used,
-            available_bytes: self.available_bytes(),
-            reserve_bytes: usage.reserve,
-            chunks: usage.chunks,
-        }
     }
 
     /// The space of the cluster. Chunks spread evenly over shards, so the node that is full first, for what it
@@ -364,8 +378,8 @@ impl Node {
         let mut space = Space { total: u64::MAX, available: u64::MAX, reserve: u64::MAX };
         let beats = self.beats.lock();
         for (id, held) in held {
-            let told = beats.get(&id).and_then(members::Beat::usage);
-            let Some(usage) = (if id == self.id { Some(own) } else { told }) else { continue };
+            let told = beats.get(&id).and_then(|beat| beat.usage.as_ref());
+            let Some(usage) = (if id == self.id { Some(&own) } else { told }) else { continue };
             let scaled = |bytes: u64| {
                 let all = u128::from(bytes) * shards.len() as u128 / u128::from(held);
                 u64::try_from(all).unwrap_or(u64::MAX)

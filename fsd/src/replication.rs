@@ -12,7 +12,9 @@
 //! | `wire` | what replicas say to each other, and its bytes |
 //! | `remote` | another node's store as the primary's store sees it |
 //! | `courier` | the ops of this node's store, to each node in order |
+//! | `host` | the node below, real or simulated |
 //! | `keeper` | what this node has to do about its shards |
+//! | `mender` | what is damaged in this node's store, put right from the others |
 //! | `director` | what the leader decides about all of them |
 //!
 //! Nothing is acknowledged under an epoch unless every replica in sync in it has it durable. Where one does not
@@ -21,11 +23,15 @@
 
 mod courier;
 mod director;
+mod host;
 mod keeper;
+mod mender;
 mod remote;
 mod wire;
 
 pub(crate) use courier::Courier;
 pub(crate) use director::{Director, direct, new_epoch, reclaim};
+pub(crate) use host::{Host, Telling, Wire, target_in};
 pub(crate) use keeper::{bring_up, forget, keep};
+pub(crate) use mender::{mend_chunk, mend_segment};
 pub(crate) use wire::answer;

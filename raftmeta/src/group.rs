@@ -268,6 +268,16 @@ impl Group {
         }
     }
 
+    /// Ends when more, or less, than this is applied, or when the replica stops.
+    pub async fn applied_beyond(&self, known: Option<u64>) {
+        let mut metrics = self.0.metrics.clone();
+        while metrics.borrow_watched().last_applied.map(|id| id.index) == known {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Why the replica stopped by itself, if it did: its log or store failed. It takes no more commands.
     pub fn failure(&self) -> Option<String> {
         let m = self.0.metrics.borrow_watched();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! short   Status, NodeList, ClientList, Token…, Cert…, Stat     one request, one reply
-//! long    du, fsck, gc     JobStart ─▶ id;  JobPoll(id) ─▶ progress … ─▶ report;  JobCancel(id)
+//! long    du, fsck, gc, scrub  JobStart ─▶ id;  JobPoll(id) ─▶ progress … ─▶ report;  JobCancel(id)
 //! ```
 //! A long job runs on the node, on a view of one moment, and is polled: every reply comes within
 //! [`POLL_WAIT_MS_MAX`], and a job that nobody polls for [`JOB_ABANDONED_SECS`] is cancelled.
@@ -120,6 +120,8 @@ pub enum Job {
     Gc {
         dry_run: bool,
     },
+    /// Every node reads what it holds, and what is damaged is put right.
+    Scrub,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -248,7 +250,7 @@ pub struct DataStatus {
     pub segments_free: u32,
     pub segments_open: u32,
     pub segments_closed: u32,
-    /// Chunks found damaged since the node started.
+    /// Chunks that are known to be damaged on any node.
     pub damaged_chunks: u64,
 }
 
@@ -295,6 +297,7 @@ pub enum JobReport {
     Du(DuReport),
     Fsck(FsckReport),
     Gc(GcReport),
+    Scrub(ScrubReport),
 }
 
 /// What a verb about a node leads to.
@@ -508,6 +511,26 @@ pub struct Finding {
     pub code: String,
     pub detail: String,
     pub repaired: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    pub nodes: Vec<NodeScrub>,
+}
+
+/// What the scrub of one node found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeScrub {
+    pub node: u64,
+    pub name: String,
+    /// Segments that were read, and their bytes.
+    pub segments: u64,
+    pub bytes: u64,
+    /// Segments that were not as they were written, and how many of them are again.
+    pub damaged: u64,
+    pub repaired: u64,
+    /// Why it is not known to the end.
+    pub failed: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -137,8 +137,8 @@ pub enum NodeRequest {
     Sizes { hashes: Vec<ChunkHash> },
     /// To the primary: delete what the state machine has marked under this gc epoch.
     DeleteChunks { shard: ShardId, epoch: Epoch, hashes: Vec<ChunkHash> },
-    /// A sign of life, of what the node holds and how far it is.
-    Beat,
+    /// A sign of life: of what the node holds, and how it does.
+    Usage,
     /// To the leader, from the primary of a shard: a new epoch is needed, without this replica if one is
     /// named, because it does not answer. Refused if the shard has another epoch by now.
     NewEpoch { shard: ShardId, epoch: Epoch, without: Option<NodeId> },
@@ -148,6 +148,10 @@ pub enum NodeRequest {
     BringUp { shard: ShardId, epoch: Epoch, node: NodeId },
     /// To a node that holds the shard no more: what it has of it may go.
     Forget { shard: ShardId, epoch: Epoch },
+    /// To the leader, from the primary of the shard: nothing has referenced these chunks for a while.
+    Unreferenced { shard: ShardId, hashes: Vec<ChunkHash> },
+    /// About the scrub of a node's store.
+    Scrub(ScrubAsk),
 }
 
 /// What a storage node that has none yet shows to get a place in the cluster.
@@ -309,13 +313,14 @@ pub enum Response {
     Joined(Box<Joined>),
     /// The answer to `Request::Raft`, encoded in the data part.
     Raft,
-    Beat(NodeBeat),
+    Usage(NodeUsage),
     /// Answers `NodeRequest::Sizes`, in the order of the hashes.
     Sizes(Vec<Option<ChunkSize>>),
     /// Answers `NodeRequest::Reclaim`: the epochs of all shards.
     Epochs(Vec<(ShardId, Epoch)>),
     /// The answer to `Request::Replica`, encoded in the data part.
     Replica,
+    Scrub(ScrubState),
 }
 
 /// What a chunk is, and what it takes, in bytes.
@@ -325,20 +330,36 @@ pub struct ChunkSize {
     pub stored: u32,
 }
 
-/// What a node says of itself when it is asked for a sign of life.
+/// What a node is to do about its scrub; it answers with the state afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeBeat {
-    pub usage: NodeUsage,
-    /// Its wall clock, in milliseconds since 1970.
-    pub clock_ms: i64,
-    /// See `NodeRequest::Announce`.
-    pub instance: u64,
-    /// The steps in the replacement of authorities that it has taken.
-    pub authority_step: u64,
+pub enum ScrubAsk {
+    Look,
+    /// Begin a new pass, as fast as may be.
+    Hurry,
+    /// Take your time.
+    Relax,
 }
 
-/// Space of one node's chunk store, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How far the scrub of a node's store is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubState {
+    /// Number of the pass; each that begins has a greater one.
+    pub pass: u64,
+    /// Somebody waits for it.
+    pub hurried: bool,
+    /// It is over; the next one has not begun.
+    pub done: bool,
+    pub next_shard: u32,
+    /// Verified in this pass since the node was started.
+    pub segments: u64,
+    pub bytes: u64,
+    /// Segments of them that were not whole, and how many are now.
+    pub damaged: u64,
+    pub mended: u64,
+}
+
+/// Space of one node's chunk store, in bytes, and how it does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeUsage {
     pub total_bytes: u64,
     pub used_bytes: u64,
@@ -346,6 +367,18 @@ pub struct NodeUsage {
     pub available_bytes: u64,
     pub reserve_bytes: u64,
     pub chunks: u64,
+    /// Chunks that are known to be damaged there.
+    pub damaged_chunks: u64,
+    /// For how long its device has not ended what was written, in milliseconds.
+    pub stalled_ms: u64,
+    /// Shards that it has something of and, as far as it knows, does not hold in sync.
+    pub strays: Vec<ShardId>,
+    /// Its wall clock, in milliseconds since 1970.
+    pub clock_ms: i64,
+    /// See `NodeRequest::Announce`.
+    pub instance: u64,
+    /// The steps in the replacement of authorities that it has taken.
+    pub authority_step: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -42,7 +42,10 @@ fn moved(node: &Node, info: &NodeInfo, state: NodeState) -> Result<AdminReply, F
         true => node.chunks.usage().used,
         false => {
             let beats = node.beats.lock();
-            beats.get(&info.id).and_then(|beat| beat.usage()).map_or(0, |usage| usage.used_bytes)
+            beats
+                .get(&info.id)
+                .and_then(|beat| beat.usage.as_ref())
+                .map_or(0, |usage| usage.used_bytes)
         }
     };
     let (name, state) = (info.name.clone(), state.to_string());

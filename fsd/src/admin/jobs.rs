@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use raftmeta_types::Time;
 use tokio::sync::Notify;
 
-use super::{du, fsck, gc, refused};
+use super::{du, fsck, gc, refused, scrub};
 use crate::node::{Node, now};
 
 const ABANDONED: Duration = Duration::from_secs(JOB_ABANDONED_SECS);
@@ -204,6 +204,7 @@ async fn run(node: &Arc<Node>, entry: &Arc<Entry>, job: Job) -> Result<JobReport
         Job::Du { target } => du::du(node, entry, target).await.map(JobReport::Du),
         Job::Fsck(options) => fsck::fsck(node, entry, options).await.map(JobReport::Fsck),
         Job::Gc { dry_run } => gc::gc(node, entry, dry_run).await.map(JobReport::Gc),
+        Job::Scrub => scrub::scrub(node, entry).await.map(JobReport::Scrub),
     }
 }
 
@@ -215,6 +216,7 @@ fn name(job: &Job) -> String {
         Job::Fsck(_) => "fsck".into(),
         Job::Gc { dry_run: true } => "gc --dry-run".into(),
         Job::Gc { dry_run: false } => "gc".into(),
+        Job::Scrub => "scrub".into(),
     }
 }
 

@@ -8,10 +8,11 @@
 //!                  └ the same bytes ─ replicator ────────────────────┘
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use blockd_ipc::volume::Volume;
 use bytes::{Bytes, BytesMut};
@@ -61,7 +62,7 @@ struct Going {
 #[derive(Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Appender {
-    open: HashMap<ShardId, Open>,
+    open: BTreeMap<ShardId, Open>,
     full: Vec<Open>,
 }
 
@@ -213,6 +214,10 @@ impl<V: Volume> Inner<V> {
     }
 
     fn start_segment(&self, shard: ShardId, cleaning: bool) -> Result<Open, Error> {
+        if !cleaning && !self.replicator.has_room(shard) {
+            let why = format!("a replica of shard {shard} is full: delete, or add devices");
+            return Err(Error::new(Kind::NoSpace, why));
+        }
         let (slot, id) = self.index.lock().start_segment(shard, cleaning)?;
         let header = SegmentHeader { cluster: self.device.header.cluster, id };
         let batch = Batch::new(0, Some(header.encode()));
@@ -236,7 +241,13 @@ impl<V: Volume> Inner<V> {
             told.extend(self.numbered(going.id.shard, Some((going.slot, going.id)), op));
         }
         let audience: Vec<_> = told.iter().map(|op| (op.shard, op.epoch)).collect();
-        let (durable, refused) = tokio::join!(self.write_batches(batches), self.replicate(told));
+        let write = async {
+            *self.writing_since.lock() = Some(Instant::now());
+            let done = self.write_batches(batches).await;
+            *self.writing_since.lock() = None;
+            done
+        };
+        let (durable, refused) = tokio::join!(write, self.replicate(told));
         failed.extend(refused);
         if durable.is_err() {
             // The others have what this store may not have.
@@ -297,7 +308,7 @@ impl<V: Volume> Inner<V> {
     /// After a failed write nobody knows what the open segments hold: no more is added to them.
     pub(super) fn abandon(&self, appender: &mut Appender) {
         let mut index = self.index.lock();
-        let open = appender.open.drain().map(|(_, open)| open);
+        let open = std::mem::take(&mut appender.open).into_values();
         for open in open.chain(appender.full.drain(..)) {
             if index.is_open(open.slot, open.id) {
                 index.close(open.slot);

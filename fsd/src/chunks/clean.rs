@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use blockd_ipc::volume::Volume;
 use bytes::Bytes;
+use raftmeta_types::ChunkHash;
 
 use super::error::Error;
 use super::format::{self, RecordHeader, SegmentId};
@@ -62,26 +63,31 @@ impl<V: Volume> ChunkStore<V> {
 }
 
 impl<V: Volume> Inner<V> {
+    /// Whether these could be put now, here and on the other replicas, as far as is known.
+    fn has_room_for(&self, chunks: &[(ChunkHash, Bytes)]) -> bool {
+        let shards = self.device.header.shard_count;
+        self.index.lock().has_room()
+            && chunks.iter().all(|(hash, _)| self.replicator.has_room(hash.shard(shards)))
+    }
+
     /// Makes room for a put that found none; `false` when nothing can be won. `up_to` bounds all
     /// attempts of one put to the segments that there were at its first, so that it ends.
     pub(super) async fn make_room(
         self: &Arc<Self>,
+        chunks: &[(ChunkHash, Bytes)],
         up_to: &mut Option<u64>,
     ) -> Result<bool, Error> {
         let _turn = self.cleaning.lock().await;
         self.free_dead().await?;
-        let newest = {
-            let index = self.index.lock();
-            if index.has_room() {
-                return Ok(true);
-            }
-            *up_to.get_or_insert(index.born)
-        };
+        if self.has_room_for(chunks) {
+            return Ok(true);
+        }
+        let newest = *up_to.get_or_insert(self.index.lock().born);
         let mut progress = false;
         while let Some(slot) = self.victim(newest, Choice::Poorest) {
             self.clean_segment(slot).await?;
             progress |= self.free_dead().await? > 0;
-            if self.index.lock().has_room() {
+            if self.has_room_for(chunks) {
                 return Ok(true);
             }
         }

@@ -15,12 +15,14 @@ use bytes::Bytes;
 use raftmeta_types::{ChunkHash, Epoch, ShardId};
 
 use super::error::{Error, Kind};
-use super::format::{self, BLOCK, Entry, SegmentId};
+use super::format::{
+    self, BLOCK, Entry, Footer, RecordHeader, SegmentHeader, SegmentId, VolumeHeader,
+};
 use super::index::SlotState;
 use super::pack::stopped;
 use super::replica::{Coming, Stream, Tail};
 use super::replicate::SegmentNumber;
-use super::segments::{Extent, check_whole};
+use super::segments::{Extent, Salvaged, SegmentCopy, check_whole, salvage};
 use super::shards::Standing;
 use super::{ChunkStore, Inner};
 
@@ -31,14 +33,17 @@ struct Copy {
     content: Vec<u8>,
     entries: Vec<Entry>,
     footer: Option<Bytes>,
+    /// Chunks whose records in it cannot be read.
+    bad: Vec<ChunkHash>,
+    damaged: bool,
 }
 
 impl<V: Volume> ChunkStore<V> {
-    /// Takes the whole content of a segment, as [`ChunkStore::read_segment`] gives it, in place of its own
-    /// copy. When it returns the copy is durable and in the index.
+    /// Takes all of a segment in place of its own copy. When it returns the copy is durable and in the index.
+    /// Of a damaged one, records that are good here stay good.
     ///
     /// # Errors
-    /// `StaleEpoch`; `Invalid`: the content is damaged or shorter than what is here, or this store takes
+    /// `StaleEpoch`; `Invalid`: the content is not what it says or shorter than what is here, or this store takes
     /// records into that segment as its primary; `NotFound`: the segment was freed meanwhile; `NoSpace`,
     /// `Io`, `Poisoned`. The copy before is there still.
     pub async fn install_segment(
@@ -46,14 +51,13 @@ impl<V: Volume> ChunkStore<V> {
         shard: ShardId,
         epoch: Epoch,
         number: SegmentNumber,
-        content: Bytes,
-        sealed: bool,
+        copy: SegmentCopy,
     ) -> Result<(), Error> {
         self.inner.check_shard(shard)?;
         let inner = Arc::clone(&self.inner);
         let id = SegmentId { shard, number };
         // A task of its own, so a caller that goes away leaves nothing half done.
-        tokio::spawn(async move { inner.install(id, epoch, &content, sealed).await })
+        tokio::spawn(async move { inner.install(id, epoch, copy).await })
             .await
             .map_err(|_| stopped())?
     }
@@ -69,29 +73,35 @@ impl<V: Volume> Inner<V> {
         self: &Arc<Self>,
         id: SegmentId,
         epoch: Epoch,
-        content: &[u8],
-        sealed: bool,
+        copy: SegmentCopy,
     ) -> Result<(), Error> {
         self.check_poison()?;
         let mut stream = self.streams[usize::from(id.shard.0)].lock().await;
         self.check_installable(id, epoch, &stream)?;
         let header = &self.device.header;
-        let (entries, end) =
-            check_whole(content, id, sealed, header).map_err(|why| invalid(id, &why))?;
-        let footer = sealed.then(|| {
-            let len = format::footer_bytes(entries.len());
-            Bytes::copy_from_slice(&content[content.len() - len..])
-        });
-        let mut copy = Copy { id, content: content[..end].to_vec(), entries, footer };
+        let mut copy = match copy.damaged {
+            false => Copy::whole(id, &copy, header),
+            true => Copy::damaged(id, &copy, &self.present(id).await, header),
+        }
+        .map_err(|why| invalid(id, &why))?;
         if let Some(coming) = stream.coming.get(&id.number) {
-            copy.take(coming, header.shard_count)?;
+            copy.take(coming, header)?;
         }
         if stream.tails.get(&id.number).is_some_and(|tail| tail.len > copy.content.len()) {
             return Err(invalid(id, "it has become longer here, read it again"));
         }
-        let slot = self.index.lock().take_slot(id, true).ok_or_else(|| {
-            Error::new(Kind::NoSpace, "no segment is free for a copy: delete, or add devices")
-        })?;
+        let slot = {
+            let mut index = self.index.lock();
+            // The reserve is for what gives a slot back, and for what others wait for.
+            let reserve = index.segments.contains_key(&id)
+                || !matches!(
+                    index.shard(id.shard).standing,
+                    Standing::Replica { next: Some(_), .. }
+                );
+            index.take_slot(id, reserve).ok_or_else(|| {
+                Error::new(Kind::NoSpace, "no segment is free for a copy: delete, or add devices")
+            })?
+        };
         if let Err(error) = self.write_copy(slot, &copy).await {
             self.index.lock().start_freeing(slot);
             // It has no header, or one behind which all is there.
@@ -128,6 +138,16 @@ impl<V: Volume> Inner<V> {
         Err(invalid(id, refused))
     }
 
+    /// What there is of a segment here, whatever it is worth.
+    async fn present(&self, id: SegmentId) -> Vec<u8> {
+        match self.extent(id) {
+            Ok(extent) => {
+                self.content(extent, 0, self.device.segment_bytes()).await.unwrap_or_default()
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+
     async fn write_copy(&self, slot: u32, copy: &Copy) -> Result<(), Error> {
         let start = self.device.slot_start(slot);
         self.device.write(start + BLOCK as u64, &[&copy.content[BLOCK..]]).await?;
@@ -146,7 +166,7 @@ impl<V: Volume> Inner<V> {
         copy: Copy,
         stream: &mut Stream,
     ) -> Result<(), Error> {
-        let Copy { id, content, entries, footer } = copy;
+        let Copy { id, content, entries, footer, bad, .. } = copy;
         let old = match self.extent(id) {
             Ok(extent) => self.entries(extent).await.unwrap_or_default(),
             Err(_) => Vec::new(),
@@ -158,6 +178,11 @@ impl<V: Volume> Inner<V> {
             // What the primary deleted must not come back here alone.
             let all = !matches!(standing, Standing::Primary { .. });
             let before = index.supersede(id, slot, &entries, all);
+            for hash in bad {
+                if index.table.get(&hash).is_some_and(|at| at.slot == slot) {
+                    index.damaged.insert(hash);
+                }
+            }
             let entry = &mut index.slots[slot as usize];
             (entry.len, entry.sealed) = (content.len() as u32, sealed);
             stream.coming.remove(&id.number);
@@ -235,9 +260,52 @@ impl<V: Volume> Inner<V> {
     }
 }
 
+/// Takes records over that are good in `ours` and not in `theirs`.
+fn keep_good(theirs: &mut [u8], ours: &[u8], id: SegmentId, volume: &VolumeHeader) {
+    for entry in format::scan(ours, id, volume.shard_count) {
+        let place = entry.offset as usize..entry.end();
+        let Some(record) = theirs.get_mut(place.clone()) else { continue };
+        if RecordHeader::decode(record, id.number).is_none() {
+            record.copy_from_slice(&ours[place]);
+        }
+    }
+}
+
 impl Copy {
+    fn whole(id: SegmentId, copy: &SegmentCopy, volume: &VolumeHeader) -> Result<Copy, String> {
+        let SegmentCopy { content, sealed, .. } = copy;
+        let (entries, end) = check_whole(content, id, *sealed, volume)?;
+        let footer = sealed.then(|| {
+            let len = format::footer_bytes(entries.len());
+            content.slice(content.len() - len..)
+        });
+        let content = content[..end].to_vec();
+        Ok(Copy { id, content, entries, footer, bad: Vec::new(), damaged: false })
+    }
+
+    /// As much of it as there is, and what is good in the copy that it replaces.
+    fn damaged(
+        id: SegmentId,
+        copy: &SegmentCopy,
+        ours: &[u8],
+        volume: &VolumeHeader,
+    ) -> Result<Copy, String> {
+        let mut content = copy.content.to_vec();
+        keep_good(&mut content, ours, id, volume);
+        // Whatever has become of its header, this is what it was.
+        let header = SegmentHeader { cluster: volume.cluster, id }.encode();
+        match content.get_mut(..BLOCK) {
+            Some(first) => first.copy_from_slice(&header),
+            None => return Err(format!("{} bytes are no segment", content.len())),
+        }
+        let Salvaged { entries, bad, end } = salvage(&content, id, copy.sealed, volume)?;
+        let footer = copy.sealed.then(|| format::encode_footer(id, &entries).into());
+        content.truncate(end);
+        Ok(Copy { id, content, entries, footer, bad, damaged: true })
+    }
+
     /// Adds what the stream brought while the segment was fetched.
-    fn take(&mut self, coming: &Coming, shard_count: u32) -> Result<(), Error> {
+    fn take(&mut self, coming: &Coming, volume: &VolumeHeader) -> Result<(), Error> {
         let id = self.id;
         for (offset, bytes) in &coming.appends {
             let end = offset + bytes.len();
@@ -250,16 +318,22 @@ impl Copy {
             self.content.truncate(*offset);
             self.content.extend_from_slice(bytes);
         }
-        self.entries = match self.footer {
-            Some(_) => std::mem::take(&mut self.entries),
-            None => format::parse(&self.content[BLOCK..], BLOCK, id, shard_count)
-                .map_err(|at| invalid(id, &format!("it is damaged at {at}")))?,
-        };
-        if let (None, Some(footer)) = (&self.footer, &coming.footer) {
-            if *footer != format::encode_footer(id, &self.entries) {
-                return Err(invalid(id, "its footer is another"));
+        if self.footer.is_none() {
+            let (segment_bytes, shards) = (volume.segment_bytes as usize, volume.shard_count);
+            let listed =
+                coming.footer.as_deref().map(|f| format::decode_footer(f, id, segment_bytes));
+            self.entries = match (self.damaged, listed) {
+                (true, Some(Footer::Lines(lines))) => lines,
+                (true, _) => format::scan(&self.content, id, shards),
+                (false, _) => format::parse(&self.content[BLOCK..], BLOCK, id, shards)
+                    .map_err(|at| invalid(id, &format!("it is damaged at {at}")))?,
+            };
+            if let Some(footer) = &coming.footer {
+                if *footer != format::encode_footer(id, &self.entries) {
+                    return Err(invalid(id, "its footer is another"));
+                }
+                self.footer = Some(footer.clone());
             }
-            self.footer = Some(footer.clone());
         }
         Ok(())
     }

@@ -7,16 +7,14 @@ use std::fmt;
 use std::time::Duration;
 
 use blockd_ipc::volume::Volume;
-use bytes::Bytes;
 use raftmeta_types::{Epoch, ShardId};
 
 use super::ChunkStore;
 use super::catch_up::{Plan, Snapshot};
 use super::epoch::{Begun, Settled};
 use super::error::{Error, Kind};
-use super::format::SegmentId;
 use super::replicate::SegmentNumber;
-use super::segments::{SegmentInfo, check_whole};
+use super::segments::{SegmentCopy, SegmentInfo};
 use super::shards::{LiveSum, Role};
 
 /// Comparisons of one beginning. The second one finds what the first one brought; more means that
@@ -60,15 +58,14 @@ pub trait Peer: Send + Sync {
         &self,
         shard: ShardId,
         number: SegmentNumber,
-    ) -> impl Future<Output = Result<(Bytes, bool), Error>> + Send;
+    ) -> impl Future<Output = Result<SegmentCopy, Error>> + Send;
 
     fn install_segment(
         &self,
         shard: ShardId,
         epoch: Epoch,
         number: SegmentNumber,
-        content: Bytes,
-        sealed: bool,
+        copy: SegmentCopy,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
@@ -99,28 +96,6 @@ fn of(peer: usize) -> impl Fn(Error) -> LeadError {
 }
 
 impl<V: Volume> ChunkStore<V> {
-    /// All of a segment that is whole, and whether it is sealed.
-    ///
-    /// # Errors
-    /// `NotFound`: not here, or freed. `Damaged`, `Io`.
-    pub async fn whole_segment(
-        &self,
-        shard: ShardId,
-        number: SegmentNumber,
-    ) -> Result<(Bytes, bool), Error> {
-        self.inner.check_shard(shard)?;
-        let header = &self.inner.device.header;
-        let extent = self.inner.extent(SegmentId { shard, number })?;
-        let content = self.inner.content(extent, 0, header.segment_bytes as usize).await?;
-        let sealed = extent.sealed.is_some();
-        match check_whole(&content, extent.id, sealed, header) {
-            Ok(_) => Ok((content.into(), sealed)),
-            Err(why) => {
-                Err(Error::new(Kind::Damaged, format!("segment {number} of shard {shard}: {why}")))
-            }
-        }
-    }
-
     /// Begins an epoch as its primary: the in-sync replicas become equal, then this store takes puts. It
     /// is the primary when this returns `Ok`, and nothing was acknowledged under the epoch before.
     ///
@@ -175,29 +150,25 @@ impl<V: Volume> ChunkStore<V> {
     ) -> Result<bool, LeadError> {
         let mut changed = false;
         for &SegmentInfo { number, .. } in &settled.extra {
-            let (content, sealed) = match peer.whole_segment(shard, number).await {
+            let copy = match peer.whole_segment(shard, number).await {
                 // Nobody has a good copy, so there is nothing to make equal.
                 Err(error) if error.kind() == Kind::Damaged => continue,
                 read => read.map_err(of(0))?,
             };
-            let install = self.install_segment(shard, epoch, number, content, sealed);
-            install.await.map_err(own)?;
+            self.install_segment(shard, epoch, number, copy).await.map_err(own)?;
             changed = true;
         }
         for &SegmentInfo { number, .. } in settled.missing.iter().chain(&settled.differing) {
             assert!(begun.segments.iter().any(|info| info.number == number), "it was ours");
             match self.whole_segment(shard, number).await {
-                Ok((content, sealed)) => {
-                    let install = peer.install_segment(shard, epoch, number, content, sealed);
+                Ok(copy) => {
+                    let install = peer.install_segment(shard, epoch, number, copy);
                     install.await.map_err(of(0))?;
                 }
                 Err(error) if error.kind() == Kind::Damaged => {
                     tracing::error!(%error, "a replica is asked for a good copy");
-                    let Ok((content, sealed)) = peer.whole_segment(shard, number).await else {
-                        continue;
-                    };
-                    let install = self.install_segment(shard, epoch, number, content, sealed);
-                    install.await.map_err(own)?;
+                    let Ok(copy) = peer.whole_segment(shard, number).await else { continue };
+                    self.install_segment(shard, epoch, number, copy).await.map_err(own)?;
                     changed = true;
                 }
                 Err(error) => return Err(own(error)),
@@ -225,7 +196,7 @@ impl<V: Volume> ChunkStore<V> {
                 // It has not heard yet of a segment that was freed.
                 Err(error) if error.kind() == Kind::Invalid && attempts < FETCHES_MAX => {
                     attempts += 1;
-                    tokio::time::sleep(FETCH_WAIT).await;
+                    crate::clock::sleep(FETCH_WAIT).await;
                 }
                 done => return done.map_err(of(0)),
             }
@@ -241,16 +212,21 @@ impl<V: Volume> ChunkStore<V> {
     ) -> Result<(), LeadError> {
         let mut attempts = 0;
         loop {
-            let (content, sealed) = match self.whole_segment(shard, number).await {
+            // A damaged one goes as it is: who has nothing had better have what is left, and knows what is not.
+            let copy = match self.copy_segment(shard, number).await {
                 Err(error) if error.kind() == Kind::NotFound => return Ok(()),
                 read => read.map_err(own)?,
             };
-            match peer.install_segment(shard, epoch, number, content, sealed).await {
+            if copy.damaged && attempts == 0 {
+                tracing::error!(%shard, %number, "a replica gets a damaged segment: nobody better is known");
+                self.verify_segment(shard, number).await.map_err(own)?;
+            }
+            match peer.install_segment(shard, epoch, number, copy).await {
                 Err(error) if error.kind() == Kind::NotFound => return Ok(()),
                 // The stream is ahead of what is acknowledged.
                 Err(error) if error.kind() == Kind::Invalid && attempts < FETCHES_MAX => {
                     attempts += 1;
-                    tokio::time::sleep(FETCH_WAIT).await;
+                    crate::clock::sleep(FETCH_WAIT).await;
                 }
                 done => return done.map_err(of(0)),
             }

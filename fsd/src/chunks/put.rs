@@ -54,7 +54,7 @@ impl<V: Volume> ChunkStore<V> {
                 // A chunk was deleted before the others were durable.
                 Ok(None) => {}
                 Err(error) if error.kind() == Kind::NoSpace => {
-                    if !self.inner.make_room(&mut cleaned_up_to).await? {
+                    if !self.inner.make_room(&chunks, &mut cleaned_up_to).await? {
                         return Err(error);
                     }
                 }

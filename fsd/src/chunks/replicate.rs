@@ -81,8 +81,10 @@ pub struct ShardOp {
 pub enum ReplicationError {
     /// A replica knows this newer epoch: somebody else may be the primary.
     Deposed(Epoch),
-    /// A replica does not answer, or has no room, and the set of replicas could not be changed in time.
+    /// A replica does not answer, and the set of replicas could not be changed in time.
     NotNow,
+    /// A replica has no free segment.
+    NoSpace,
 }
 
 /// The shards of which not all ops arrived; empty is well.
@@ -94,6 +96,9 @@ pub trait Replicator: Send + Sync + 'static {
     /// Whether the shard has other replicas, in sync or catching up. Without any no bytes are gathered;
     /// the ops are counted all the same. Asked at the beginning of each group.
     fn has_audience(&self, shard: ShardId) -> bool;
+
+    /// Whether all in-sync replicas of the shard can begin a segment, as far as is known.
+    fn has_room(&self, shard: ShardId) -> bool;
 
     /// Ends when every in-sync replica of each shard has its ops durable, with the shards for which that
     /// failed. It ends in bounded time, as nothing else of this store is committed meanwhile.
@@ -107,6 +112,10 @@ pub struct Alone;
 impl Replicator for Alone {
     fn has_audience(&self, _: ShardId) -> bool {
         false
+    }
+
+    fn has_room(&self, _: ShardId) -> bool {
+        true
     }
 
     fn replicate(&self, _: Vec<ShardOp>) -> Replicated {
@@ -145,17 +154,24 @@ impl<V: Volume> Inner<V> {
         let failed = refused.into_iter().map(|(shard, why)| {
             let sent = epochs.iter().filter(|sent| sent.0 == shard);
             sent.for_each(|&(shard, epoch)| index.suspend(shard, epoch));
-            let why = match why {
+            let (kind, why) = match why {
+                ReplicationError::NoSpace => (
+                    Kind::NoSpace,
+                    format!("a replica of shard {shard} is full: delete, or add devices"),
+                ),
                 ReplicationError::Deposed(epoch) => {
                     let known = &mut index.shard_mut(shard).known;
                     *known = epoch.max(*known);
-                    format!("shard {shard} has a newer epoch, {epoch}: ask its primary")
+                    let why = format!("shard {shard} has a newer epoch, {epoch}: ask its primary");
+                    (Kind::NotReplicated, why)
                 }
                 ReplicationError::NotNow => {
-                    format!("the replicas of shard {shard} cannot all be reached: ask again")
+                    let why =
+                        format!("the replicas of shard {shard} cannot all be reached: ask again");
+                    (Kind::NotReplicated, why)
                 }
             };
-            (shard, Error::new(Kind::NotReplicated, why))
+            (shard, Error::new(kind, why))
         });
         failed.collect()
     }

@@ -62,6 +62,28 @@ impl<V: Volume> ChunkStore<V> {
         Ok(Verified { info, whole, bad })
     }
 
+    /// Chunks that are known to be damaged here, so many at most.
+    pub fn damaged(&self, most: usize) -> Vec<ChunkHash> {
+        self.inner.index.lock().damaged.iter().take(most).copied().collect()
+    }
+
+    pub fn damaged_count(&self) -> usize {
+        self.inner.index.lock().damaged.len()
+    }
+
+    /// Numbers of the segments of a shard, in their order.
+    pub fn segment_numbers(&self, shard: ShardId) -> Vec<SegmentNumber> {
+        self.inner.index.lock().segments_of(shard).map(|(number, _)| number).collect()
+    }
+
+    /// Shards of which anything is here.
+    pub fn held_shards(&self) -> Vec<ShardId> {
+        let index = self.inner.index.lock();
+        let mut shards: Vec<ShardId> = index.segments.keys().map(|id| id.shard).collect();
+        shards.dedup();
+        shards
+    }
+
     /// Where a chunk lies, here as on every replica.
     pub fn place_of(&self, hash: &ChunkHash) -> Option<Place> {
         let index = self.inner.index.lock();
@@ -119,6 +141,7 @@ impl<V: Volume> ChunkStore<V> {
         let mut index = inner.index.lock();
         if index.table.get(hash) == Some(at) {
             index.damaged.remove(hash);
+            index.slots[at.slot as usize].stuck = false;
         }
         Ok(())
     }

@@ -8,11 +8,14 @@
 //! What a slot holds behind that is of earlier lives, and nobody's business.
 
 use blockd_ipc::volume::Volume;
-use raftmeta_types::ShardId;
+use bytes::Bytes;
+use raftmeta_types::{ChunkHash, ShardId};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind};
-use super::format::{self, BLOCK, Entry, Footer, Found, SegmentHeader, SegmentId, VolumeHeader};
+use super::format::{
+    self, BLOCK, Entry, Footer, Found, RecordHeader, SegmentHeader, SegmentId, VolumeHeader,
+};
 use super::index::SlotState;
 use super::replicate::SegmentNumber;
 use super::{ChunkStore, Inner};
@@ -27,6 +30,16 @@ pub struct SegmentInfo {
     pub sealed: bool,
     /// Of the footer, or of all bytes while there is none.
     pub digest: u64,
+}
+
+/// All of a segment, for another replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentCopy {
+    /// As [`ChunkStore::read_segment`] gives it.
+    pub content: Bytes,
+    pub sealed: bool,
+    /// Not all of it is as a primary wrote it.
+    pub damaged: bool,
 }
 
 /// Where a segment lies and what of it counts.
@@ -46,6 +59,43 @@ impl<V: Volume> ChunkStore<V> {
     pub async fn segments(&self, shard: ShardId) -> Result<Vec<SegmentInfo>, Error> {
         self.inner.check_shard(shard)?;
         self.inner.segments(shard).await
+    }
+
+    /// All of a segment, and whether it is whole.
+    ///
+    /// # Errors
+    /// `NotFound`: not here, or freed. `Io`.
+    pub async fn copy_segment(
+        &self,
+        shard: ShardId,
+        number: SegmentNumber,
+    ) -> Result<SegmentCopy, Error> {
+        self.inner.check_shard(shard)?;
+        let header = &self.inner.device.header;
+        let extent = self.inner.extent(SegmentId { shard, number })?;
+        let content = self.inner.content(extent, 0, header.segment_bytes as usize).await?;
+        let sealed = extent.sealed.is_some();
+        let damaged = check_whole(&content, extent.id, sealed, header).is_err();
+        Ok(SegmentCopy { content: content.into(), sealed, damaged })
+    }
+
+    /// All of a segment that is whole.
+    ///
+    /// # Errors
+    /// `NotFound`: not here, or freed. `Damaged`, `Io`.
+    pub async fn whole_segment(
+        &self,
+        shard: ShardId,
+        number: SegmentNumber,
+    ) -> Result<SegmentCopy, Error> {
+        let copy = self.copy_segment(shard, number).await?;
+        match copy.damaged {
+            false => Ok(copy),
+            true => {
+                let why = format!("segment {number} of shard {shard} is damaged");
+                Err(Error::new(Kind::Damaged, why))
+            }
+        }
     }
 
     /// Bytes of a segment's content, shorter where that ends. `offset` and `len` are whole blocks.
@@ -213,4 +263,61 @@ pub(super) fn check_whole(
         return Err("its footer lists other records".to_owned());
     }
     Ok((entries, end))
+}
+
+/// What can be told of a segment that is not whole.
+pub(super) struct Salvaged {
+    /// Where records are, or have been.
+    pub entries: Vec<Entry>,
+    /// Those of them that cannot be read.
+    pub bad: Vec<ChunkHash>,
+    /// Up to where records go, in whole blocks.
+    pub end: usize,
+}
+
+/// The records of a damaged segment's content: those that its footer lists, else those that are found.
+///
+/// # Errors
+/// It cannot be a segment of this volume.
+pub(super) fn salvage(
+    content: &[u8],
+    id: SegmentId,
+    sealed: bool,
+    volume: &VolumeHeader,
+) -> Result<Salvaged, String> {
+    let segment_bytes = volume.segment_bytes as usize;
+    let fits = match sealed {
+        true => content.len() == segment_bytes,
+        false => (2 * BLOCK..=segment_bytes).contains(&content.len()),
+    };
+    if !fits || !content.len().is_multiple_of(BLOCK) {
+        return Err(format!("{} bytes are no segment", content.len()));
+    }
+    let footer =
+        if sealed { format::decode_footer(content, id, segment_bytes) } else { Footer::None };
+    let (entries, most) = match footer {
+        Footer::Lines(lines) => {
+            let most = segment_bytes - format::footer_bytes(lines.len());
+            (lines, most)
+        }
+        Footer::Longer(_) | Footer::None => {
+            let found = format::scan(content, id, volume.shard_count);
+            // What is sealed has room for its footer.
+            let footer = if sealed { format::footer_bytes(found.len()) } else { 0 };
+            (found, content.len() - footer)
+        }
+    };
+    let end = match sealed {
+        true => entries.iter().map(Entry::end).max().unwrap_or(BLOCK).next_multiple_of(BLOCK),
+        false => content.len(),
+    };
+    if end > most {
+        return Err("its footer lies in its records".to_owned());
+    }
+    let is_bad = |entry: &&Entry| {
+        let record = content.get(entry.offset as usize..).unwrap_or_default();
+        RecordHeader::decode(record, id.number).is_none_or(|(head, _)| head.hash != entry.hash)
+    };
+    let bad = entries.iter().filter(is_bad).map(|entry| entry.hash).collect();
+    Ok(Salvaged { entries, bad, end })
 }

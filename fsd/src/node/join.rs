@@ -29,10 +29,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::clock::clock_now_ms;
 use super::identity::{Identity, Stage, replace};
 use super::open::{CHECKPOINT_ENTRIES, CLUSTER_KEY, MASTER_KEY};
 use super::peers::Peers;
+use super::skew::clock_now_ms;
 use super::{Node, NodeError};
 use crate::chunks::seal::write_secret;
 use crate::config::Config;

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fsd_rpc::message::{Failure, NodeBeat, NodeRequest, NodeUsage, Response};
+use fsd_rpc::message::{Failure, NodeRequest, NodeUsage, Response};
 use fsd_rpc::nodes::Target;
 use fsd_rpc::server::Peer;
 use raftmeta::group::{GroupError, Member};
@@ -24,12 +24,13 @@ use raftmeta::read;
 use raftmeta_types::cluster::{NodeInfo, NodeState};
 use raftmeta_types::{Command, NodeId};
 
-use super::clock::{CLOCK_OFF_MAX, Off, clock_now_ms, off_ms};
 use super::open::node_info;
+use super::skew::{CLOCK_OFF_MAX, Off, clock_now_ms, off_ms};
 use super::swim::Liveness;
 use super::{Node, trust};
+use crate::clock;
 use crate::refusals::Why;
-use crate::replication;
+use crate::replication::{self, Host};
 use crate::service::storage;
 
 /// Code of the refusal of a second process with the number of a node.
@@ -50,12 +51,12 @@ const LAG_MAX: u64 = 64;
 /// The last sign of life of each node, and what it said of its space.
 pub(crate) type Beats = BTreeMap<NodeId, Beat>;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Beat {
     /// Or when this node began to listen.
     pub seen: Instant,
     /// What it said last.
-    pub told: Option<NodeBeat>,
+    pub usage: Option<NodeUsage>,
     /// How far its clock is from this node's, in milliseconds.
     pub clock_off_ms: i64,
     /// It has been asked and has not answered yet.
@@ -71,38 +72,34 @@ pub(crate) struct Beat {
 impl Beat {
     fn new() -> Beat {
         let swim = Liveness::Unknown;
-        let seen = Instant::now();
-        let (told, odd_since) = (None, None);
-        Beat { seen, told, clock_off_ms: 0, asked: false, failed: 0, swim, odd_since }
+        let seen = clock::now();
+        let odd_since = None;
+        Beat { seen, usage: None, clock_off_ms: 0, asked: false, failed: 0, swim, odd_since }
     }
 
     /// It may be gone: the nodes suspect it and it is late here, too; or it was not heard here for a while; or
     /// nobody is there to be asked, twice.
     pub fn is_suspect(&self) -> bool {
-        self.is_suspect_after(self.seen.elapsed())
+        self.is_suspect_after(clock::elapsed(self.seen))
     }
 
     /// It is gone: the nodes hold it for down and it does not answer here, or it has not answered for long.
     pub fn is_silent(&self) -> bool {
-        self.is_silent_after(self.seen.elapsed())
-    }
-
-    pub fn usage(&self) -> Option<NodeUsage> {
-        self.told.map(|told| told.usage)
+        self.is_silent_after(clock::elapsed(self.seen))
     }
 
     /// It answers the leader, and its datagrams have been missing for long: something is between the nodes.
     pub fn lacks_datagrams(&self) -> bool {
-        self.odd_since.is_some_and(|since| since.elapsed() > SILENCE_MAX)
+        self.odd_since.is_some_and(|since| clock::elapsed(since) > SILENCE_MAX)
     }
 
     /// What is known now by SWIM.
     fn observe(&mut self, swim: Liveness) {
         self.swim = swim;
         let missed = matches!(swim, Liveness::Down | Liveness::Unknown);
-        let answers = self.told.is_some() && self.seen.elapsed() < SUSPECT_AFTER;
+        let answers = self.usage.is_some() && clock::elapsed(self.seen) < SUSPECT_AFTER;
         self.odd_since = match missed && answers {
-            true => self.odd_since.or_else(|| Some(Instant::now())),
+            true => self.odd_since.or_else(|| Some(clock::now())),
             false => None,
         };
     }
@@ -230,6 +227,7 @@ async fn look_after(node: &Arc<Node>) -> Done {
         .filter(|other| other.id != node.id && other.state != NodeState::Removed)
         .collect();
     listen(node, &others);
+    note_clocks(node);
     // None of these keeps the others from being done: shards are rescued whatever happens.
     let members = node.group.members();
     let mut failed = Vec::new();
@@ -279,11 +277,11 @@ async fn finish_leaving(node: &Arc<Node>, nodes: &[NodeInfo]) -> Done {
 }
 
 /// Asks all of them that do not owe an answer.
-fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
+pub(crate) fn listen<H: Host>(node: &Arc<H>, others: &[&NodeInfo]) {
     for other in others {
         {
-            let mut beats = node.beats.lock();
-            let swim = node.membership.seen(other.id);
+            let mut beats = node.beats().lock();
+            let swim = node.liveness(other.id);
             let beat = beats.entry(other.id).or_insert_with(Beat::new);
             beat.observe(swim);
             if std::mem::replace(&mut beat.asked, true) {
@@ -294,36 +292,28 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
         let node = Arc::clone(node);
         tokio::spawn(async move {
             let asked = clock_now_ms();
-            let told = node.peers.ask(&target, NodeRequest::Beat, &[], ANSWER_WITHIN).await;
+            let told = node.ask(&target, NodeRequest::Usage, ANSWER_WITHIN).await;
             let answered = clock_now_ms();
-            if let Some(beat) = node.beats.lock().get_mut(&target.node) {
+            if let Some(beat) = node.beats().lock().get_mut(&target.node) {
                 beat.asked = false;
                 beat.failed += 1;
-                if let Ok((Response::Beat(told), _)) = told {
-                    (beat.seen, beat.told) = (Instant::now(), Some(told));
+                if let Ok(Response::Usage(usage)) = told {
+                    beat.clock_off_ms = off_ms(asked, usage.clock_ms, answered);
+                    (beat.seen, beat.usage) = (clock::now(), Some(usage));
                     beat.failed = 0;
-                    beat.clock_off_ms = off_ms(asked, told.clock_ms, answered);
-                    note_clock(&node, &target, beat.clock_off_ms);
                 }
             }
         });
     }
 }
 
-fn note_clock(node: &Node, target: &Target, off_ms: i64) {
-    if off_ms.unsigned_abs() > CLOCK_OFF_MAX.as_millis() as u64 {
-        let what = format!("its clock is {}: set it (NTP)", Off(off_ms));
-        node.refusals.note(Why::Clock, &format!("node {}", target.node), &what);
-    }
-}
-
-/// What this node says of itself when it is asked.
-pub(crate) fn own_beat(node: &Node) -> NodeBeat {
-    NodeBeat {
-        usage: node.usage(),
-        clock_ms: clock_now_ms(),
-        instance: node.instance,
-        authority_step: node.authorities().step(),
+/// Says of whom the clock is far off.
+fn note_clocks(node: &Node) {
+    for (id, beat) in &*node.beats.lock() {
+        if beat.clock_off_ms.unsigned_abs() > CLOCK_OFF_MAX.as_millis() as u64 {
+            let what = format!("its clock is {}: set it (NTP)", Off(beat.clock_off_ms));
+            node.refusals.note(Why::Clock, &format!("node {id}"), &what);
+        }
     }
 }
 
@@ -339,8 +329,8 @@ pub(crate) async fn refuse_twin(
     let known = known.filter(|known| !known.address.is_empty() && known.address != told.address);
     let Some(known) = known else { return Ok(()) };
     let target = Target { node: told.id, address: known.address };
-    let there = node.peers.ask(&target, NodeRequest::Beat, &[], ANSWER_WITHIN).await;
-    let Ok((Response::Beat(there), _)) = there else { return Ok(()) };
+    let there = node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await;
+    let Ok((Response::Usage(there), _)) = there else { return Ok(()) };
     if there.instance == instance {
         return Ok(());
     }
@@ -358,30 +348,38 @@ pub(crate) async fn refuse_twin(
 
 /// Takes a node in, or notes that it has gone or come back.
 async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> Done {
-    let beat = node.beats.lock().get(&other.id).copied();
-    let silent = beat.is_none_or(|beat| beat.is_silent());
-    let heard = beat.is_some_and(|beat| beat.told.is_some() && !beat.is_silent());
+    let beat = node.beats.lock().get(&other.id).cloned();
     let caught_up = member.and_then(|member| member.lag).is_some_and(|lag| lag <= LAG_MAX);
-    let to = match other.state {
-        NodeState::Joining if member.is_none() => {
-            let added = node.group.add_learner(other.id.0, &other.address).await;
-            return added.map_err(|error| error.to_string());
-        }
-        NodeState::Joining if heard && caught_up => NodeState::Up,
-        NodeState::Up if silent => NodeState::Down,
-        NodeState::Down if heard && caught_up => NodeState::Up,
-        NodeState::Joining
-        | NodeState::Up
-        | NodeState::Down
-        | NodeState::Draining
-        | NodeState::Drained
-        | NodeState::Removed => return Ok(()),
-    };
+    if other.state == NodeState::Joining && member.is_none() {
+        let added = node.group.add_learner(other.id.0, &other.address).await;
+        return added.map_err(|error| error.to_string());
+    }
+    let Some(to) = next_state(other.state, beat, caught_up) else { return Ok(()) };
     let from = other.state;
     let command = Command::SetNodeState { node: other.id, from, to };
     node.command(command, true).await.map_err(|failure| failure.to_string())?;
     tracing::info!(node = %other.id, name = other.name, %from, %to, "a node changes its state");
     Ok(())
+}
+
+/// What a node becomes, from what was heard of it and whether its replica of the metadata has caught up.
+pub(crate) fn next_state(
+    state: NodeState,
+    beat: Option<Beat>,
+    caught_up: bool,
+) -> Option<NodeState> {
+    let silent = beat.as_ref().is_none_or(Beat::is_silent);
+    let heard = beat.is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
+    match state {
+        NodeState::Joining | NodeState::Down if heard && caught_up => Some(NodeState::Up),
+        NodeState::Up if silent => Some(NodeState::Down),
+        NodeState::Joining
+        | NodeState::Up
+        | NodeState::Down
+        | NodeState::Draining
+        | NodeState::Drained
+        | NodeState::Removed => None,
+    }
 }
 
 /// How many voters a cluster of so many nodes has.

@@ -116,7 +116,7 @@ async fn assemble(
         transport,
     })
     .await?;
-    let courier = Arc::new(Courier::default());
+    let courier = Courier::new();
     let opened =
         data(&config, identity, &at(MASTER_KEY), &group, Data { volume, keys, ours }, &courier)
             .await;
@@ -134,7 +134,7 @@ async fn assemble(
     let keys = authorities.membership_keys();
     let membership = Membership::new(starts, &keys, identity.cluster);
     let metrics = Metrics::new().map_err(|error| NodeError::Metrics(error.to_string()))?;
-    let upkeep = Upkeep::new(cluster.shard_count);
+    let upkeep = Upkeep::new(cluster.shard_count, directory.path());
     let node = Node {
         id: identity.node_id(),
         cluster,
@@ -157,7 +157,6 @@ async fn assemble(
         admin: Default::default(),
         doors: OnceLock::new(),
         started: Instant::now(),
-        damaged: Default::default(),
         blockd: supervisor.map(Supervisor::state),
         metadata_failure: Mutex::new(None),
         devices: Mutex::default(),

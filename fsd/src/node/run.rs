@@ -139,7 +139,7 @@ async fn at_work(
         }
     };
     let metrics = tokio::spawn(node.metrics.clone().serve(listener, refresh));
-    node.courier.attach(node);
+    node.courier.attach(Arc::downgrade(node) as _);
     let devices = tokio::spawn(devices::watch(Arc::downgrade(node)));
     let jobs = jobs::start(node);
     let mut site = vec![

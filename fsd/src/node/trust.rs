@@ -92,7 +92,7 @@ pub(crate) fn waited(node: &Node) -> Result<Waited, raftmeta::KvError> {
         true => node.authorities().step() != step,
         false => {
             let beat = beats.get(&other.id);
-            let told = beat.filter(|beat| !beat.is_silent()).and_then(|beat| beat.told);
+            let told = beat.filter(|beat| !beat.is_silent()).and_then(|beat| beat.usage.as_ref());
             told.is_none_or(|told| told.authority_step != step)
         }
     };

@@ -2,17 +2,17 @@
 //!
 //! A frame's data part holds 8 MiB, a segment 2 MiB; of ops as many go as fit.
 
-use blockd_ipc::RemoteVolume;
+use blockd_ipc::volume::Volume;
 use bytes::Bytes;
-use raftmeta_types::{Epoch, NodeId, ShardId};
+use raftmeta_types::{ChunkHash, Epoch, NodeId, ShardId};
 use serde::{Deserialize, Serialize};
 
 use fsd_rpc::frame::DATA_LEN_MAX;
 use fsd_rpc::message::Failure;
 
 use crate::chunks::{
-    Applied, ApplyError, ChunkStore, Error, Kind, LiveSum, OpNumber, Plan, SegmentInfo,
-    SegmentNumber, Settled, ShardOp, Snapshot,
+    Applied, ApplyError, ChunkStore, Error, Kind, LiveSum, OpNumber, Plan, SegmentCopy,
+    SegmentInfo, SegmentNumber, Settled, ShardOp, Snapshot,
 };
 
 /// Bytes of ops in one message, about: what surrounds them is small.
@@ -27,20 +27,24 @@ pub(super) enum Ask {
     Compare { shard: ShardId, theirs: Snapshot },
     CaughtUp { shard: ShardId, epoch: Epoch },
     WholeSegment { shard: ShardId, number: SegmentNumber },
-    Install { shard: ShardId, epoch: Epoch, number: SegmentNumber, content: Bytes, sealed: bool },
+    Record { hash: ChunkHash },
+    Install { shard: ShardId, epoch: Epoch, number: SegmentNumber, copy: SegmentCopy },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Told {
     Done,
-    /// Each shard of the ops, with its last op or why none was applied.
-    Applied(Vec<(ShardId, Result<OpNumber, Refused>)>),
+    Applied {
+        /// Each shard of the ops, with its last op or why none was applied.
+        shards: Vec<(ShardId, Result<OpNumber, Refused>)>,
+        /// There are free segments outside the reserve.
+        room: bool,
+    },
     Settled(Settled),
     Plan(Plan),
-    Segment {
-        content: Bytes,
-        sealed: bool,
-    },
+    Segment(SegmentCopy),
+    /// Of a chunk, byte by byte.
+    Record(Bytes),
     Failed {
         kind: Kind,
         why: String,
@@ -51,6 +55,7 @@ pub(super) enum Told {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Refused {
     StaleEpoch(Epoch),
+    NoSpace,
     Other(String),
 }
 
@@ -75,8 +80,8 @@ pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Error
 }
 
 /// `Request::Replica`: what another node, the primary of a shard, asks the store of this one.
-pub(crate) async fn answer(
-    store: &ChunkStore<RemoteVolume>,
+pub(crate) async fn answer<V: Volume>(
+    store: &ChunkStore<V>,
     from: NodeId,
     data: &[u8],
 ) -> Result<Bytes, Failure> {
@@ -91,9 +96,12 @@ pub(crate) async fn answer(
     encode(&told).map_err(|error| Failure::Storage(error.to_string()))
 }
 
-async fn perform(store: &ChunkStore<RemoteVolume>, ask: Ask) -> Result<Told, Error> {
+async fn perform<V: Volume>(store: &ChunkStore<V>, ask: Ask) -> Result<Told, Error> {
     Ok(match ask {
-        Ask::Apply { ops } => Told::Applied(store.apply(ops).await.into_iter().map(told).collect()),
+        Ask::Apply { ops } => {
+            let shards = store.apply(ops).await.into_iter().map(told).collect();
+            Told::Applied { shards, room: store.has_room() }
+        }
         Ask::Settle { shard, epoch, theirs } => {
             Told::Settled(store.settle(shard, epoch, &theirs).await?)
         }
@@ -107,11 +115,11 @@ async fn perform(store: &ChunkStore<RemoteVolume>, ask: Ask) -> Result<Told, Err
             Told::Done
         }
         Ask::WholeSegment { shard, number } => {
-            let (content, sealed) = store.whole_segment(shard, number).await?;
-            Told::Segment { content, sealed }
+            Told::Segment(store.whole_segment(shard, number).await?)
         }
-        Ask::Install { shard, epoch, number, content, sealed } => {
-            store.install_segment(shard, epoch, number, content, sealed).await?;
+        Ask::Record { hash } => Told::Record(store.read_record(&hash).await?.into()),
+        Ask::Install { shard, epoch, number, copy } => {
+            store.install_segment(shard, epoch, number, copy).await?;
             Told::Done
         }
     })
@@ -120,6 +128,7 @@ async fn perform(store: &ChunkStore<RemoteVolume>, ask: Ask) -> Result<Told, Err
 fn told(Applied { shard, result }: Applied) -> (ShardId, Result<OpNumber, Refused>) {
     let refused = |error: ApplyError| match error {
         ApplyError::StaleEpoch(epoch) => Refused::StaleEpoch(epoch),
+        ApplyError::NoSpace => Refused::NoSpace,
         other => Refused::Other(other.to_string()),
     };
     (shard, result.map_err(refused))

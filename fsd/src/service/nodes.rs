@@ -15,7 +15,8 @@ use super::read::storage;
 use super::{Answer, data, plain};
 use crate::authority::Issued;
 use crate::config::check_node_name;
-use crate::node::clock::{CLOCK_OFF_MAX, Off, clock_now_ms};
+use crate::jobs;
+use crate::node::skew::{CLOCK_OFF_MAX, Off, clock_now_ms};
 use crate::node::{Node, members, now};
 use crate::refusals::Why;
 use crate::replication;
@@ -92,13 +93,19 @@ pub(super) async fn answer(
             plain(Response::Done)
         }
         NodeRequest::Forget { shard, epoch } => {
-            replication::forget(node, shard, epoch).await?;
+            replication::forget(&**node, shard, epoch).await?;
             plain(Response::Done)
         }
         NodeRequest::Sizes { hashes } => {
             plain(Response::Sizes(hashes.iter().map(|hash| node.size_here(hash)).collect()))
         }
-        NodeRequest::Beat => plain(Response::Beat(members::own_beat(node))),
+        NodeRequest::Usage => plain(Response::Usage(node.usage())),
+        NodeRequest::Unreferenced { shard, hashes } => {
+            node.may_answer()?;
+            jobs::delete_unreferenced(&**node, shard, hashes).await?;
+            plain(Response::Done)
+        }
+        NodeRequest::Scrub(ask) => plain(Response::Scrub(node.upkeep.scrub.answer(ask))),
     }
 }
 

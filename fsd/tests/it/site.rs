@@ -120,24 +120,34 @@ impl Site {
         until("a leader", || self.list(asked).iter().position(|node| node.role == "leader"))
     }
 
-    /// Reads everything, wherever it lies: there is nothing to find.
-    fn is_clean(&self, asked: usize) {
-        let options = FsckOptions { repair: false, read_data: true };
-        let AdminReply::JobStarted { job } =
-            self.ask(asked, AdminRequest::JobStart(Job::Fsck(options)))
-        else {
+    fn run(&self, asked: usize, job: Job) -> JobReport {
+        let AdminReply::JobStarted { job } = self.ask(asked, AdminRequest::JobStart(job)) else {
             panic!("no job");
         };
-        let report = until("the check ends", || {
+        until("the job ends", || {
             match self.ask(asked, AdminRequest::JobPoll { job, wait_ms: 1000 }) {
                 AdminReply::Job(state) => match *state {
-                    JobState::Finished(JobReport::Fsck(report)) => Some(report),
-                    JobState::Finished(_) => panic!("another report"),
+                    JobState::Finished(report) => Some(report),
                     JobState::Running(_) => None,
                 },
                 _ => panic!("no state"),
             }
-        });
+        })
+    }
+
+    /// What the scrub of all nodes found, by node.
+    fn scrub(&self, asked: usize) -> Vec<admin::NodeScrub> {
+        let JobReport::Scrub(report) = self.run(asked, Job::Scrub) else { panic!("no report") };
+        assert_eq!(report.nodes.len(), self.nodes.len());
+        report.nodes
+    }
+
+    /// Reads everything, wherever it lies: there is nothing to find.
+    fn is_clean(&self, asked: usize) {
+        let options = FsckOptions { repair: false, read_data: true };
+        let JobReport::Fsck(report) = self.run(asked, Job::Fsck(options)) else {
+            panic!("no report");
+        };
         assert!(report.findings.is_empty(), "{report:?}");
         assert!(report.chunks_read > 0, "{report:?}");
     }
@@ -252,6 +262,48 @@ fn data_is_on_several_nodes_and_outlives_each_of_them() {
     site.is_clean(0);
     let total: u64 = site.list(0).iter().map(|node| u64::from(node.shards_primary)).sum();
     assert_eq!(total, 4);
+}
+
+/// Flips bytes in every record of a node's pool, as a bad disk would; how many.
+fn damage(node: &Node) -> u64 {
+    use std::os::unix::fs::FileExt;
+    let path = node.path("pool");
+    let pool = std::fs::read(&path).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let starts = (0..pool.len()).step_by(16).filter(|at| pool[*at..].starts_with(b"CFRC"));
+    let mut damaged = 0;
+    for at in starts {
+        let flipped: Vec<u8> = pool[at + 100..at + 108].iter().map(|byte| !byte).collect();
+        file.write_all_at(&flipped, at as u64 + 100).unwrap();
+        damaged += 1;
+    }
+    damaged
+}
+
+#[test]
+fn what_a_bad_disk_did_is_found_and_repaired_from_another_node() {
+    let site = Site::of(3, 2);
+    let client = site.client();
+    fill(&client, 0..24);
+    assert!(damage(&site.nodes[1]) > 2);
+    let found = site.scrub(0);
+    for (at, node) in found.iter().enumerate() {
+        assert_eq!((node.failed.as_deref(), node.damaged > 0), (None, at == 1), "{found:?}");
+        assert_eq!(node.repaired, node.damaged, "{found:?}");
+    }
+    assert!(site.scrub(2).iter().all(|node| node.damaged == 0));
+    // Reads go on and repair what they find.
+    let leader = site.leader(0);
+    damage(&site.nodes[leader]);
+    check(&client, 0..24);
+    until("nothing is known to be damaged any more", || {
+        let AdminReply::Status(status) = site.ask(0, AdminRequest::Status) else {
+            panic!("no status");
+        };
+        (status.data.damaged_chunks == 0).then_some(())
+    });
+    site.scrub(0);
+    site.is_clean(0);
 }
 
 #[test]

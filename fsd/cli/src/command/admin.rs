@@ -9,6 +9,7 @@ mod du;
 mod fsck;
 mod gc;
 mod node;
+mod scrub;
 mod stat;
 mod status;
 mod token;
@@ -53,6 +54,8 @@ enum Verb {
     Fsck(fsck::Fsck),
     /// Free what nothing needs any more, or say what is pending
     Gc(gc::Gc),
+    /// Read all copies of everything now, and repair what is damaged
+    Scrub(scrub::Scrub),
     /// What a file or directory takes: logical and stored bytes, dedup and compression ratio
     Du(du::Du),
     /// Attributes and extents of one file, and where its chunks are
@@ -95,6 +98,7 @@ impl Admin {
             Verb::Node(node) => node.run(&context),
             Verb::Fsck(fsck) => fsck.run(&context),
             Verb::Gc(gc) => gc.run(&context),
+            Verb::Scrub(scrub) => scrub.run(&context),
             Verb::Du(du) => du.run(&context),
             Verb::Stat(stat) => stat.run(&context),
             Verb::Token(token) => token.run(&context),

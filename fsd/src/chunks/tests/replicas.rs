@@ -15,6 +15,10 @@ impl Replicator for Tape {
         shard == SHARD
     }
 
+    fn has_room(&self, _: ShardId) -> bool {
+        true
+    }
+
     fn replicate(&self, ops: Vec<ShardOp>) -> Replicated {
         self.0.lock().extend(ops);
         Box::pin(std::future::ready(Vec::new()))
@@ -26,6 +30,10 @@ struct Refusing(ReplicationError);
 
 impl Replicator for Refusing {
     fn has_audience(&self, _: ShardId) -> bool {
+        true
+    }
+
+    fn has_room(&self, _: ShardId) -> bool {
         true
     }
 
@@ -159,7 +167,7 @@ impl Peer for NoPeer {
         match *self {}
     }
 
-    async fn whole_segment(&self, _: ShardId, _: SegmentNumber) -> Result<(Bytes, bool), Error> {
+    async fn whole_segment(&self, _: ShardId, _: SegmentNumber) -> Result<SegmentCopy, Error> {
         match *self {}
     }
 
@@ -168,8 +176,7 @@ impl Peer for NoPeer {
         _: ShardId,
         _: Epoch,
         _: SegmentNumber,
-        _: Bytes,
-        _: bool,
+        _: SegmentCopy,
     ) -> Result<(), Error> {
         match *self {}
     }
@@ -268,6 +275,7 @@ async fn a_primary_that_cannot_replicate_promises_nothing_and_needs_a_new_epoch(
         let kind = match why {
             ReplicationError::NotNow => Kind::Invalid,
             ReplicationError::Deposed(_) => Kind::StaleEpoch,
+            ReplicationError::NoSpace => Kind::NoSpace,
         };
         assert_eq!(again.kind(), kind);
         let begun = store.begin_epoch(SHARD, Epoch(6), Epoch(3)).await.unwrap();
@@ -362,8 +370,8 @@ async fn a_replica_that_is_cut_anywhere_keeps_what_it_answered() {
         }
         let plan = store.compare(SHARD, &snapshot).await.unwrap();
         for info in plan.fetch {
-            let (content, sealed) = first.whole_segment(SHARD, info.number).await.unwrap();
-            store.install_segment(SHARD, Epoch(1), info.number, content, sealed).await.unwrap();
+            let copy = first.whole_segment(SHARD, info.number).await.unwrap();
+            store.install_segment(SHARD, Epoch(1), info.number, copy).await.unwrap();
         }
         store.caught_up(SHARD, Epoch(1)).await.unwrap();
         assert_equal(&first, &store).await;
@@ -400,15 +408,14 @@ async fn a_torn_installation_is_never_believed_and_loses_nothing() {
     };
     let volume = volume.reopen();
     let least = readable(&store_of(volume.fork()).await).await;
-    let (content, sealed) = first.whole_segment(SHARD, info.number).await.unwrap();
+    let copy = first.whole_segment(SHARD, info.number).await.unwrap();
     let mut whole = 0;
     for cut in 0..40 {
         let volume = volume.fork();
         let store = store_of(volume.clone()).await;
         store.set_role(SHARD, Role::Replica { epoch: Epoch(1) }).unwrap();
         volume.halt_after(cut);
-        let content = content.clone();
-        let done = store.install_segment(SHARD, Epoch(1), info.number, content, sealed).await;
+        let done = store.install_segment(SHARD, Epoch(1), info.number, copy.clone()).await;
         let store = store_of(volume.power_cut(cut)).await;
         let count = readable(&store).await;
         assert!(count >= least, "cut {cut}: {count} of {least} readable");
@@ -454,6 +461,160 @@ async fn a_scrub_finds_damage_and_a_good_copy_repairs_it() {
         assert!(store.verify_segment(SHARD, place.number).await.unwrap().whole);
     }
     assert_equal(&first, &store).await;
+}
+
+/// Another store in this process.
+struct Near(ChunkStore<SimVolume>);
+
+impl Peer for Near {
+    async fn settle(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        theirs: Vec<SegmentInfo>,
+    ) -> Result<Settled, Error> {
+        self.0.settle(shard, epoch, &theirs).await
+    }
+
+    async fn follow(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        gc_epoch: Epoch,
+        live: LiveSum,
+    ) -> Result<(), Error> {
+        self.0.follow(shard, epoch, gc_epoch, live).await
+    }
+
+    async fn compare(&self, shard: ShardId, theirs: Snapshot) -> Result<Plan, Error> {
+        self.0.compare(shard, &theirs).await
+    }
+
+    async fn caught_up(&self, shard: ShardId, epoch: Epoch) -> Result<(), Error> {
+        self.0.caught_up(shard, epoch).await
+    }
+
+    async fn whole_segment(
+        &self,
+        shard: ShardId,
+        number: SegmentNumber,
+    ) -> Result<SegmentCopy, Error> {
+        self.0.whole_segment(shard, number).await
+    }
+
+    async fn install_segment(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        number: SegmentNumber,
+        copy: SegmentCopy,
+    ) -> Result<(), Error> {
+        self.0.install_segment(shard, epoch, number, copy).await
+    }
+}
+
+/// Damages a record of every third chunk, the header of one segment and the footer of another one.
+async fn damage(store: &ChunkStore<SimVolume>, chunks: &[(ChunkHash, Bytes)]) -> Vec<ChunkHash> {
+    let volume = &store.inner.device.volume;
+    let bad: Vec<ChunkHash> = chunks.iter().step_by(3).map(|chunk| chunk.0).collect();
+    for hash in &bad {
+        let place = store.place_of(hash).unwrap();
+        let slot = store.inner.index.lock().table.get(hash).unwrap().slot;
+        let at = store.inner.device.slot_start(slot) + u64::from(place.offset) + 90;
+        volume.corrupt(at / 4096, at as usize % 4096, 8);
+    }
+    let infos = store.segments(SHARD).await.unwrap();
+    let sealed = infos.iter().find(|info| info.sealed).unwrap();
+    let other = infos.iter().find(|info| info.number != sealed.number).unwrap();
+    let start = |info: &SegmentInfo| {
+        let id = format::SegmentId { shard: SHARD, number: info.number };
+        let slot = store.inner.index.lock().segments[&id];
+        store.inner.device.slot_start(slot) / 4096
+    };
+    volume.corrupt(start(other), 8, 8);
+    volume.corrupt(start(sealed) + 15, 4090, 4);
+    bad
+}
+
+#[tokio::test]
+async fn a_replica_is_brought_up_by_a_primary_with_damage_and_nothing_good_is_lost() {
+    // One that has nothing gets what there is, and knows what is not.
+    let (first, _, chunks) = primary().await;
+    let bad = damage(&first, &chunks).await;
+    let (volume, store) = blank().await;
+    first.bring_up(SHARD, &Near(store.clone())).await.unwrap();
+    assert!(first.damaged_count() >= bad.len(), "{} are known", first.damaged_count());
+    let check = async |store: &ChunkStore<SimVolume>| {
+        for (hash, bytes) in &chunks {
+            match store.get(hash).await {
+                Ok(got) => assert!(got == *bytes && !bad.contains(hash)),
+                Err(error) => assert!(bad.contains(hash), "{error}"),
+            }
+        }
+    };
+    check(&store).await;
+    // A new epoch begins all the same.
+    first.lead(SHARD, Epoch(2), Epoch(1), &[Near(store)]).await.unwrap();
+    check(&member(volume.reopen(), Arc::new(Alone)).await).await;
+
+    // One that was away keeps what is good on it, and gives it back.
+    let (first, tape, chunks) = primary().await;
+    let (_, store) = follower().await;
+    let ops = tape.0.lock().clone();
+    // It left before the last segment was sealed.
+    let seal = ops.iter().rposition(|op| matches!(op.op, Op::Seal { .. })).unwrap();
+    store.apply(ops[..seal].to_vec()).await.pop().unwrap().result.unwrap();
+    let had: Vec<ChunkHash> = store.iter_hashes(Some(SHARD));
+    damage(&first, &chunks).await;
+    first.bring_up(SHARD, &Near(store.clone())).await.unwrap();
+    let (mut kept, mut mended) = (0, 0);
+    for (hash, bytes) in chunks.iter().filter(|chunk| had.contains(&chunk.0)) {
+        if store.place_of(hash) == first.place_of(hash) && store.get(hash).await.is_ok() {
+            kept += 1;
+            if first.get(hash).await.is_err() {
+                let record = store.read_record(hash).await.unwrap();
+                first.repair(hash, Epoch(1), &record).await.unwrap();
+                assert_eq!(&first.get(hash).await.unwrap(), bytes);
+                mended += 1;
+            }
+        }
+    }
+    assert!(kept > 0 && mended > 0, "{kept} kept, {mended} mended");
+}
+
+/// Says that everything arrived, and that there is no more room.
+struct Full;
+
+impl Replicator for Full {
+    fn has_audience(&self, _: ShardId) -> bool {
+        true
+    }
+
+    fn has_room(&self, _: ShardId) -> bool {
+        false
+    }
+
+    fn replicate(&self, _: Vec<ShardOp>) -> Replicated {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+}
+
+#[tokio::test]
+async fn a_full_replica_is_a_full_store() {
+    let (volume, _) = fresh(40).await;
+    let store = member(volume, Arc::new(Full)).await;
+    store.set_role(SHARD, Role::Primary { epoch: Epoch(1), gc_epoch: Epoch(0) }).unwrap();
+    let chunk = (0..).map(|seed| Dice(seed).chunk(3000)).find(|c| c.0.shard(2) == SHARD).unwrap();
+    let refused = store.put(vec![chunk]).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::NoSpace);
+    assert_eq!(store.leads(SHARD), Some(Epoch(1)), "nothing was sent");
+
+    let (volume, _) = fresh(40).await;
+    let store = member(volume, Arc::new(Refusing(ReplicationError::NoSpace))).await;
+    store.set_role(SHARD, Role::Primary { epoch: Epoch(1), gc_epoch: Epoch(0) }).unwrap();
+    let chunk = (0..).map(|seed| Dice(seed).chunk(3000)).find(|c| c.0.shard(2) == SHARD).unwrap();
+    store.put(vec![chunk]).await.unwrap_err();
+    assert_eq!(store.leads(SHARD), None, "who has what is not known");
 }
 
 #[tokio::test]

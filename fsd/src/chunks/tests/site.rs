@@ -157,6 +157,10 @@ impl Replicator for Wires {
         true
     }
 
+    fn has_room(&self, _: ShardId) -> bool {
+        true
+    }
+
     fn replicate(&self, ops: Vec<ShardOp>) -> Replicated {
         Box::pin(Wires::tell(Arc::clone(&self.site), self.node, ops))
     }
@@ -230,7 +234,7 @@ impl Peer for Link {
         &self,
         shard: ShardId,
         number: SegmentNumber,
-    ) -> Result<(Bytes, bool), Error> {
+    ) -> Result<SegmentCopy, Error> {
         self.call(|store| async move { store.whole_segment(shard, number).await }).await
     }
 
@@ -239,13 +243,12 @@ impl Peer for Link {
         shard: ShardId,
         epoch: Epoch,
         number: SegmentNumber,
-        content: Bytes,
-        sealed: bool,
+        copy: SegmentCopy,
     ) -> Result<(), Error> {
-        let content = &content;
-        self.call(|store| async move {
-            store.install_segment(shard, epoch, number, content.clone(), sealed).await
-        })
+        let copy = &copy;
+        self.call(
+            |store| async move { store.install_segment(shard, epoch, number, copy.clone()).await },
+        )
         .await
     }
 }

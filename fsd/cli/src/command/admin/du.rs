@@ -50,7 +50,9 @@ impl Du {
         let job = Job::Du { target: location.target() };
         let report = match progress::run(&admin, &doing, job)? {
             JobReport::Du(report) => report,
-            JobReport::Fsck(_) | JobReport::Gc(_) => return Err(unexpected(&doing).into()),
+            JobReport::Fsck(_) | JobReport::Gc(_) | JobReport::Scrub(_) => {
+                return Err(unexpected(&doing).into());
+            }
         };
         let missing = report.missing_chunks;
         output::print(context.format, &View::new(location.path.display().to_string(), report))?;

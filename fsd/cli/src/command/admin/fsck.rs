@@ -34,7 +34,9 @@ impl Fsck {
         let options = FsckOptions { repair: self.repair, read_data: self.read_data };
         let report = match progress::run(&context.connect()?, doing, Job::Fsck(options))? {
             JobReport::Fsck(report) => report,
-            JobReport::Du(_) | JobReport::Gc(_) => return Err(unexpected(doing).into()),
+            JobReport::Du(_) | JobReport::Gc(_) | JobReport::Scrub(_) => {
+                return Err(unexpected(doing).into());
+            }
         };
         let view = View(report);
         output::print(context.format, &view)?;

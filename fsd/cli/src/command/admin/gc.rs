@@ -30,7 +30,9 @@ impl Gc {
         let job = Job::Gc { dry_run: self.dry_run };
         let report = match progress::run(&context.connect()?, doing, job)? {
             JobReport::Gc(report) => report,
-            JobReport::Du(_) | JobReport::Fsck(_) => return Err(unexpected(doing).into()),
+            JobReport::Du(_) | JobReport::Fsck(_) | JobReport::Scrub(_) => {
+                return Err(unexpected(doing).into());
+            }
         };
         output::print(context.format, &View(report))?;
         Ok(Exit::Ok)

@@ -1,0 +1,30 @@
+//! The clock, and waiting by it, as the protocols between nodes see it: the machine's, or in a simulation of a whole
+//! site a simulated one. What is measured for people and what clients wait for takes the machine's directly.
+
+use std::time::{Duration, Instant};
+
+#[cfg(test)]
+pub(crate) mod simulated;
+
+/// This moment.
+pub(crate) fn now() -> Instant {
+    #[cfg(test)]
+    if let Some(now) = simulated::now() {
+        return now;
+    }
+    Instant::now()
+}
+
+/// Time since a moment that [`now`] gave.
+pub(crate) fn elapsed(since: Instant) -> Duration {
+    now().saturating_duration_since(since)
+}
+
+/// Waits that long.
+pub(crate) async fn sleep(duration: Duration) {
+    #[cfg(test)]
+    if simulated::now().is_some() {
+        return simulated::sleep(duration).await;
+    }
+    tokio::time::sleep(duration).await;
+}
