@@ -86,7 +86,7 @@ pub fn judge(facts: &Facts) -> Health {
             true => Level::Err,
             false => Level::Warn,
         };
-        let detail = format!("the clock of {name} is {} of the leader's", Off(*off_ms));
+        let detail = format!("the clock of {name} is {} the leader's", Off(*off_ms));
         say("CLOCK_SKEW", level, detail, "let NTP set the clocks of all nodes");
     }
     if facts.rotation.is_some() {

@@ -311,7 +311,7 @@ pub(crate) fn listen<H: Host>(node: &Arc<H>, others: &[&NodeInfo]) {
 fn note_clocks(node: &Node) {
     for (id, beat) in &*node.beats.lock() {
         if beat.clock_off_ms.unsigned_abs() > CLOCK_OFF_MAX.as_millis() as u64 {
-            let what = format!("its clock is {}: set it (NTP)", Off(beat.clock_off_ms));
+            let what = format!("its clock is {} the leader's: set it (NTP)", Off(beat.clock_off_ms));
             node.refusals.note(Why::Clock, &format!("node {id}"), &what);
         }
     }

@@ -35,7 +35,7 @@ pub(crate) struct Off(pub i64);
 
 impl std::fmt::Display for Off {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let side = if self.0 < 0 { "behind" } else { "ahead" };
+        let side = if self.0 < 0 { "behind" } else { "ahead of" };
         let secs = self.0.unsigned_abs().div_ceil(1000);
         match secs {
             0..120 => write!(f, "{secs} s {side}"),
@@ -77,9 +77,9 @@ mod tests {
     fn a_difference_is_told_in_words() {
         for (ms, text) in [
             (-1500, "2 s behind"),
-            (5000, "5 s ahead"),
+            (5000, "5 s ahead of"),
             (-600_000, "10 min behind"),
-            (3 * 3_600_000, "3 h ahead"),
+            (3 * 3_600_000, "3 h ahead of"),
         ] {
             assert_eq!(Off(ms).to_string(), text);
         }

@@ -139,7 +139,7 @@ fn check_clock(node: &Node, peer: &Peer, name: &str, clock_ms: i64) -> Result<()
         return Ok(());
     }
     let why = format!(
-        "the clock of node {name} is {} from the leader's: set it (NTP), then join again with the same token",
+        "the clock of node {name} is {} the leader's: set it (NTP), then join again with the same token",
         Off(off_ms)
     );
     node.refusals.note(Why::Clock, &peer.source(), &why);
