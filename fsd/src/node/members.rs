@@ -180,11 +180,8 @@ async fn announce(node: &Arc<Node>) -> Option<u64> {
         false => {
             let NodeInfo { name, address, capacity_bytes, .. } = own;
             let instance = node.instance;
-            let request = NodeRequest::Announce { name, address, capacity_bytes, instance };
-            match node.leader() {
-                Ok(leader) => node.peers.ask(&leader, request, &[], ANSWER_WITHIN).await.map(drop),
-                Err(failure) => Err(failure),
-            }
+            tell_leader(node, NodeRequest::Announce { name, address, capacity_bytes, instance })
+                .await
         }
     };
     match told {
@@ -198,6 +195,25 @@ async fn announce(node: &Arc<Node>) -> Option<u64> {
             None
         }
     }
+}
+
+/// Asks the leader, or, while it is not known here, all others in turn: a node that has moved is not found by the
+/// leader until it has said where it is.
+async fn tell_leader(node: &Arc<Node>, request: NodeRequest) -> Result<(), Failure> {
+    if let Ok(leader) = node.leader() {
+        return node.peers.ask(&leader, request, &[], ANSWER_WITHIN).await.map(drop);
+    }
+    let nodes = read::nodes(&node.group.view()).map_err(storage)?;
+    let mut last = Failure::NotReady("no other node is known".into());
+    for other in nodes.into_iter().filter(|other| other.id != node.id && is_heard(other)) {
+        let target = Target { node: other.id, address: other.address };
+        match node.peers.ask(&target, request.clone(), &[], LATE_AFTER).await {
+            Ok(_) => return Ok(()),
+            Err(failure @ Failure::Admin { .. }) => return Err(failure),
+            Err(failure) => last = failure,
+        }
+    }
+    Err(last)
 }
 
 /// `NodeRequest::Announce`: enters what is news. The state is the leader's to change.
@@ -311,7 +327,8 @@ pub(crate) fn listen<H: Host>(node: &Arc<H>, others: &[&NodeInfo]) {
 fn note_clocks(node: &Node) {
     for (id, beat) in &*node.beats.lock() {
         if beat.clock_off_ms.unsigned_abs() > CLOCK_OFF_MAX.as_millis() as u64 {
-            let what = format!("its clock is {} the leader's: set it (NTP)", Off(beat.clock_off_ms));
+            let what =
+                format!("its clock is {} the leader's: set it (NTP)", Off(beat.clock_off_ms));
             node.refusals.note(Why::Clock, &format!("node {id}"), &what);
         }
     }

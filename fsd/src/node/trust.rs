@@ -67,7 +67,8 @@ impl Node {
         if let Some(doors) = self.doors.get() {
             doors.set_tls(shown);
             doors.recheck();
-            if self.leads() {
+            let signer = self.authorities().signer().fingerprint();
+            if self.leads() && signer != before.signer().fingerprint() {
                 // Clients hear of the signer when they come again.
                 doors.send_away();
             }

@@ -60,6 +60,7 @@ fn advance(state: &mut State<'_>, from: RotationStage) -> Step<Reply> {
             state.put(keys::ROTATION, &Rotation { stage: RotationStage::Showing, ..now })?;
         }
         RotationStage::Showing => {
+            revoke_old_certificates(state)?;
             state.put(keys::AUTHORITY, &now.sealed)?;
             state.delete(keys::ROTATION)?;
             state.delete_range(&keys::class(keys::OLD_CERTIFICATE))?;
@@ -74,6 +75,17 @@ fn mark_old_certificates(state: &mut State<'_>) -> Step<()> {
         let info: CertificateInfo = state.get(&key)?.ok_or(MetaError::NotFound)?;
         if !info.revoked && info.subject.starts_with("client:") && info.expires > state.now {
             state.put(&keys::old_certificate(info.serial), &())?;
+        }
+    }
+    Ok(())
+}
+
+/// Those that nobody has renewed: connections that were made with them end.
+fn revoke_old_certificates(state: &mut State<'_>) -> Step<()> {
+    for (key, _) in state.scan(&keys::class(keys::OLD_CERTIFICATE), usize::MAX, false)? {
+        let key = keys::certificate(keys::first_number(&key));
+        if let Some(info) = state.get::<CertificateInfo>(&key)? {
+            state.put(&key, &CertificateInfo { revoked: true, ..info })?;
         }
     }
     Ok(())
