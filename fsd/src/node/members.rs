@@ -207,7 +207,7 @@ async fn tell_leader(node: &Arc<Node>, request: NodeRequest) -> Result<(), Failu
     let mut last = Failure::NotReady("no other node is known".into());
     for other in nodes.into_iter().filter(|other| other.id != node.id && is_heard(other)) {
         let target = Target { node: other.id, address: other.address };
-        match node.peers.ask(&target, request.clone(), &[], LATE_AFTER).await {
+        match node.peers.ask(&target, request.clone(), &[], ANSWER_WITHIN * 2).await {
             Ok(_) => return Ok(()),
             Err(failure @ Failure::Admin { .. }) => return Err(failure),
             Err(failure) => last = failure,
