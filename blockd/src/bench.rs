@@ -237,7 +237,6 @@ fn drive(lane: &mut dyn Lane, course: &mut Course<'_>, end: Instant) -> Result<C
     let mut patience = Patience::new(SPIN);
     while in_flight > 0 {
         lane.poll(&mut done)?;
-        let now = Instant::now();
         if done.is_empty() {
             if !patience.look_again() {
                 lane.sleep()?;
@@ -246,6 +245,7 @@ fn drive(lane: &mut dyn Lane, course: &mut Course<'_>, end: Instant) -> Result<C
             continue;
         }
         patience.found();
+        let now = Instant::now();
         let ended = done.len();
         for slot in done.drain(..) {
             let (since, write) = flights[slot].take().expect("a completion has its flight");

@@ -18,6 +18,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fuse", &["fsd-rpc", "raftmeta-types"]),
     // The binaries take plain data (`-types`) and errors of the door along with fsd and fuse.
     ("fsd-cli", &["fsd", "fuse", "fsd-rpc", "raftmeta-types"]),
+    // It uses the programs, and asks them through the door.
+    ("cfs-dev", &["fsd-rpc"]),
     ("benches", &[]),
     (
         "fuzz",

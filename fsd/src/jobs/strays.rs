@@ -18,6 +18,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 pub(crate) struct Strays(Mutex<Option<(u64, Instant, Vec<ShardId>)>>);
 
 impl Strays {
+    /// Something was let go.
+    pub fn forget(&self) {
+        *self.0.lock() = None;
+    }
+
     pub fn of(&self, node: &impl Host) -> Vec<ShardId> {
         let view = node.view();
         let Ok(version) = read::map_version(&view) else { return Vec::new() };

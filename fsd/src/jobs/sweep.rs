@@ -112,5 +112,7 @@ async fn look(node: &impl Host, shard: ShardId) -> Result<Vec<ChunkHash>, Failur
         // Nine tenths of the time for others.
         clock::sleep(clock::elapsed(since) * 9).await;
     }
+    // The store names them in no order.
+    unreferenced.sort_unstable();
     Ok(unreferenced)
 }

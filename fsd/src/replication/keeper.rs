@@ -145,9 +145,13 @@ impl Keeper {
         if self.least.is_some() || self.asked.is_some_and(|at| clock::elapsed(at) < PAUSE) {
             return;
         }
+        let known = read::nodes(&node.view()).unwrap_or_default();
+        if !known.iter().any(|info| info.id == node.id()) {
+            // It has not heard of itself yet.
+            return;
+        }
         self.asked = Some(clock::now());
-        let alone = read::nodes(&node.view()).is_ok_and(|nodes| nodes.len() < 2);
-        let asked = match (alone, node.leads()) {
+        let asked = match (known.len() == 1, node.leads()) {
             (true, _) => Ok(Vec::new()),
             (false, true) => director::reclaim(node, node.id()).await,
             (false, false) => match node.leader() {
@@ -318,5 +322,7 @@ pub(crate) async fn forget(node: &impl Host, shard: ShardId, epoch: Epoch) -> Re
         return Err(Failure::NotReady(format!("shard {shard} is held here as far as is known")));
     }
     let failed = |error: Error| Failure::NotReady(error.to_string());
-    node.chunks().forget(shard, info.epoch).await.map_err(failed)
+    let forgotten = node.chunks().forget(shard, info.epoch).await.map_err(failed);
+    node.upkeep().strays.forget();
+    forgotten
 }

@@ -354,6 +354,7 @@ impl Node {
         let socket = dir.path().join("fsd.sock");
         let tls = server_config(&ca.identity("node:1", GOOD)).unwrap();
         let config = ServerConfig {
+            protocols: fsd_rpc::message::PROTOCOLS,
             unix: Some(socket.clone()),
             allowed_uids: vec![],
             tcp: Some((address, tls)),

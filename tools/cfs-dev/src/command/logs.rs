@@ -1,0 +1,54 @@
+//! `cfs-dev logs`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{Place, print};
+use crate::agent::Agent;
+use crate::cluster;
+use crate::error::Result;
+
+const POLL: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Everything that was logged is shown, sorted by time, and then what comes, until Ctrl-C; with --no-follow only
+what is there. A line begins with the node or client that wrote it.")]
+pub struct Logs {
+    /// Only one node or client
+    #[arg(value_name = "NODE")]
+    member: Option<String>,
+    /// Only what this part of the system says
+    #[arg(long, value_enum, ignore_case = true)]
+    agent: Option<Agent>,
+    /// End when all is shown that is there
+    #[arg(long)]
+    no_follow: bool,
+}
+
+impl Logs {
+    pub(super) fn run(self, place: &Place) -> Result<ExitCode> {
+        let directory = place.directory()?;
+        let state = cluster::view(&directory)?;
+        if let Some(member) = &self.member
+            && !state.members().any(|known| known.name == *member)
+        {
+            return Err(cluster::unknown(&state, member));
+        }
+        let mut logs =
+            crate::logs::Logs::of(&directory, &state, self.member.as_deref(), self.agent);
+        loop {
+            for line in logs.next()? {
+                if !print(&(line + "\n"))? {
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+            if self.no_follow {
+                return Ok(ExitCode::SUCCESS);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
