@@ -167,7 +167,7 @@ async fn talk_locally<H: Handler>(
     let mut stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
     let sent_away = shared.sent_away();
     let ended = match greet_in_time(shared, &mut stream, &peer, id).await {
-        Some(Greeted::Here(ended)) => Arc::new(ended),
+        Some(Greeted::Here(ended)) => Arc::new(*ended),
         Some(Greeted::There(upstream)) => return pass_on(&mut stream, *upstream, sent_away).await,
         None => return,
     };
@@ -276,7 +276,7 @@ impl<H: Handler> Drop for Ended<H> {
 
 /// Who has greeted is served here or by another node.
 enum Greeted<H: Handler> {
-    Here(Ended<H>),
+    Here(Box<Ended<H>>),
     There(Box<Upstream>),
 }
 
@@ -466,7 +466,7 @@ async fn welcome<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     let conn = Conn { id, peer: peer.clone(), session, protocol, hello };
     let ended = Ended { shared: shared.clone(), conn };
     reply(stream, &Response::Welcome(welcome), &[]).await?;
-    Ok(Some(Greeted::Here(ended)))
+    Ok(Some(Greeted::Here(Box::new(ended))))
 }
 
 async fn refuse<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
