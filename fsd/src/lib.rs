@@ -39,6 +39,7 @@ pub mod node;
 pub mod placement;
 mod refusals;
 pub mod replication;
+pub mod sd_notify;
 pub mod service;
 pub mod sessions;
 #[cfg(test)]

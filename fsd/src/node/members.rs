@@ -18,18 +18,23 @@ use std::time::{Duration, Instant};
 
 use fsd_rpc::message::{Failure, NodeRequest, NodeUsage, Response};
 use fsd_rpc::nodes::Target;
+use fsd_rpc::server::Peer;
 use raftmeta::group::{GroupError, Member};
 use raftmeta::read;
 use raftmeta_types::cluster::{NodeInfo, NodeState};
 use raftmeta_types::{Command, NodeId};
 
-use super::Node;
 use super::open::node_info;
+use super::skew::{CLOCK_OFF_MAX, Off, clock_now_ms, off_ms};
 use super::swim::Liveness;
+use super::{Node, trust};
 use crate::clock;
+use crate::refusals::Why;
 use crate::replication::{self, Host};
 use crate::service::storage;
 
+/// Code of the refusal of a second process with the number of a node.
+const TWIN: &str = "TWIN";
 const EVERY: Duration = Duration::from_millis(500);
 /// A node that did not answer the leader for this long is down.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -50,7 +55,10 @@ pub(crate) type Beats = BTreeMap<NodeId, Beat>;
 pub(crate) struct Beat {
     /// Or when this node began to listen.
     pub seen: Instant,
+    /// What it said last.
     pub usage: Option<NodeUsage>,
+    /// How far its clock is from this node's, in milliseconds.
+    pub clock_off_ms: i64,
     /// It has been asked and has not answered yet.
     asked: bool,
     /// How often it could not be asked since it was heard last.
@@ -65,7 +73,8 @@ impl Beat {
     fn new() -> Beat {
         let swim = Liveness::Unknown;
         let seen = clock::now();
-        Beat { seen, usage: None, asked: false, failed: 0, swim, odd_since: None }
+        let odd_since = None;
+        Beat { seen, usage: None, clock_off_ms: 0, asked: false, failed: 0, swim, odd_since }
     }
 
     /// It may be gone: the nodes suspect it and it is late here, too; or it was not heard here for a while; or
@@ -113,6 +122,7 @@ pub(super) async fn keep(node: Arc<Node>) {
     loop {
         let work = async {
             meet(&node)?;
+            node.follow_authority().map_err(|error| error.to_string())?;
             if announced != Some(node.group.status().term) {
                 announced = announce(&node).await;
             }
@@ -169,20 +179,41 @@ async fn announce(node: &Arc<Node>) -> Option<u64> {
         true => enter(node, own).await,
         false => {
             let NodeInfo { name, address, capacity_bytes, .. } = own;
-            let request = NodeRequest::Announce { name, address, capacity_bytes };
-            match node.leader() {
-                Ok(leader) => node.peers.ask(&leader, request, &[], ANSWER_WITHIN).await.map(drop),
-                Err(failure) => Err(failure),
-            }
+            let instance = node.instance;
+            tell_leader(node, NodeRequest::Announce { name, address, capacity_bytes, instance })
+                .await
         }
     };
     match told {
         Ok(()) => Some(term),
+        Err(Failure::Admin { code, what, why, next }) if code == TWIN => {
+            node.fail(format!("{what}: {why}; {next}"));
+            None
+        }
         Err(failure) => {
             tracing::debug!(%failure, "announcing this node");
             None
         }
     }
+}
+
+/// Asks the leader, or, while it is not known here, all others in turn: a node that has moved is not found by the
+/// leader until it has said where it is.
+async fn tell_leader(node: &Arc<Node>, request: NodeRequest) -> Result<(), Failure> {
+    if let Ok(leader) = node.leader() {
+        return node.peers.ask(&leader, request, &[], ANSWER_WITHIN).await.map(drop);
+    }
+    let nodes = read::nodes(&node.group.view()).map_err(storage)?;
+    let mut last = Failure::NotReady("no other node is known".into());
+    for other in nodes.into_iter().filter(|other| other.id != node.id && is_heard(other)) {
+        let target = Target { node: other.id, address: other.address };
+        match node.peers.ask(&target, request.clone(), &[], ANSWER_WITHIN * 2).await {
+            Ok(_) => return Ok(()),
+            Err(failure @ Failure::Admin { .. }) => return Err(failure),
+            Err(failure) => last = failure,
+        }
+    }
+    Err(last)
 }
 
 /// `NodeRequest::Announce`: enters what is news. The state is the leader's to change.
@@ -212,6 +243,7 @@ async fn look_after(node: &Arc<Node>) -> Done {
         .filter(|other| other.id != node.id && other.state != NodeState::Removed)
         .collect();
     listen(node, &others);
+    note_clocks(node);
     // None of these keeps the others from being done: shards are rescued whatever happens.
     let members = node.group.members();
     let mut failed = Vec::new();
@@ -226,6 +258,7 @@ async fn look_after(node: &Arc<Node>) -> Done {
         let directed = replication::direct(node).await;
         failed.extend(directed.err().map(|failure| failure.to_string()));
     }
+    failed.extend(trust::advance(node).await.err());
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
@@ -287,17 +320,60 @@ pub(crate) fn listen<H: Host>(node: &Arc<H>, others: &[&NodeInfo]) {
         let target = Target { node: other.id, address: other.address.clone() };
         let node = Arc::clone(node);
         tokio::spawn(async move {
+            let asked = clock_now_ms();
             let told = node.ask(&target, NodeRequest::Usage, ANSWER_WITHIN).await;
+            let answered = clock_now_ms();
             if let Some(beat) = node.beats().lock().get_mut(&target.node) {
                 beat.asked = false;
                 beat.failed += 1;
                 if let Ok(Response::Usage(usage)) = told {
+                    beat.clock_off_ms = off_ms(asked, usage.clock_ms, answered);
                     (beat.seen, beat.usage) = (clock::now(), Some(usage));
                     beat.failed = 0;
                 }
             }
         });
     }
+}
+
+/// Says of whom the clock is far off.
+fn note_clocks(node: &Node) {
+    for (id, beat) in &*node.beats.lock() {
+        if beat.clock_off_ms.unsigned_abs() > CLOCK_OFF_MAX.as_millis() as u64 {
+            let what =
+                format!("its clock is {} the leader's: set it (NTP)", Off(beat.clock_off_ms));
+            node.refusals.note(Why::Clock, &format!("node {id}"), &what);
+        }
+    }
+}
+
+/// Two processes with one number, of a data directory that was copied, must not both be heard: the one stays that
+/// answers where the number is known to be.
+pub(crate) async fn refuse_twin(
+    node: &Arc<Node>,
+    peer: &Peer,
+    told: &NodeInfo,
+    instance: u64,
+) -> Result<(), Failure> {
+    let known = read::node(&node.group.view(), told.id).map_err(storage)?;
+    let known = known.filter(|known| !known.address.is_empty() && known.address != told.address);
+    let Some(known) = known else { return Ok(()) };
+    let target = Target { node: told.id, address: known.address };
+    let there = node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await;
+    let Ok((Response::Usage(there), _)) = there else { return Ok(()) };
+    if there.instance == instance {
+        return Ok(());
+    }
+    let failure = Failure::Admin {
+        code: TWIN.into(),
+        what: format!("node {} at {}", told.id, told.address),
+        why: format!("another process is this node already, at {}", target.address),
+        next:
+            "a copy of a data directory is no new node: stop this one, and let it join with a token"
+                .into(),
+    };
+    node.refusals.note(Why::Twin, &peer.source(), &failure);
+    Err(failure)
 }
 
 /// Takes a node in, or notes that it has gone or come back.
