@@ -202,7 +202,7 @@ pub(crate) async fn enter(node: &Arc<Node>, told: NodeInfo) -> Result<(), Failur
     Ok(())
 }
 
-type Done = Result<(), String>;
+pub(crate) type Done = Result<(), String>;
 
 /// One round of the leader.
 async fn look_after(node: &Arc<Node>) -> Done {
@@ -215,6 +215,7 @@ async fn look_after(node: &Arc<Node>) -> Done {
     // None of these keeps the others from being done: shards are rescued whatever happens.
     let members = node.group.members();
     let mut failed = Vec::new();
+    failed.extend(rise(&**node, &nodes).await.err());
     failed.extend(finish_leaving(node, &nodes).await.err());
     for other in &others {
         let member = members.iter().find(|member| member.id == other.id.0);
@@ -301,6 +302,17 @@ async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> 
     node.command(command, true).await.map_err(|failure| failure.to_string())?;
     tracing::info!(node = %other.id, name = other.name, %from, %to, "a node changes its state");
     Ok(())
+}
+
+/// Who leads is up, whatever an earlier leader said of it.
+pub(crate) async fn rise(node: &impl Host, nodes: &[NodeInfo]) -> Done {
+    let own = nodes.iter().find(|info| info.id == node.id());
+    let Some(from) = own.map(|own| own.state) else { return Ok(()) };
+    if !matches!(from, NodeState::Joining | NodeState::Down) {
+        return Ok(());
+    }
+    let command = Command::SetNodeState { node: node.id(), from, to: NodeState::Up };
+    node.command(command, true).await.map(drop).map_err(|failure| failure.to_string())
 }
 
 /// What a node becomes, from what was heard of it and whether its replica of the metadata has caught up.

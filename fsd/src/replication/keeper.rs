@@ -146,7 +146,8 @@ impl Keeper {
             return;
         }
         self.asked = Some(clock::now());
-        let alone = read::nodes(&node.view()).is_ok_and(|nodes| nodes.len() < 2);
+        // Whoever does not lead may see the cluster as it was before it grew.
+        let alone = node.leads() && read::nodes(&node.view()).is_ok_and(|nodes| nodes.len() < 2);
         let asked = match (alone, node.leads()) {
             (true, _) => Ok(Vec::new()),
             (false, true) => director::reclaim(node, node.id()).await,

@@ -119,6 +119,7 @@ impl Seen {
 pub(super) async fn settle(world: &Arc<World>) {
     let start = since_start();
     loop {
+        undrain(world).await;
         let Some(why) = unsettled(world).await else {
             let took = since_start() - start;
             return world.note(format_args!("settled after {took:?}"));
@@ -126,6 +127,24 @@ pub(super) async fn settle(world: &Arc<World>) {
         world.note(format_args!("not yet: {why}"));
         assert!(since_start() - start < SETTLED_WITHIN, "it does not settle: {why}");
         clock::sleep(SETTLE_EVERY).await;
+    }
+}
+
+/// An administrator takes back what was to be drained: there may be too few nodes without it.
+async fn undrain(world: &Arc<World>) {
+    let leader = world.log(|log, _, _| log.leader()).and_then(|id| world.life(id));
+    let Some(leader) = leader.filter(|life| life.leads()) else { return };
+    for info in read::nodes(&leader.view()).expect("memory does not fail") {
+        let lost = world.net.lock().machines[&info.id].volume.is_none();
+        match info.state {
+            NodeState::Draining if lost => {
+                leader.set_state(info.id, info.state, NodeState::Down).await;
+            }
+            NodeState::Draining | NodeState::Drained if !lost => {
+                leader.set_state(info.id, info.state, NodeState::Up).await;
+            }
+            _ => {}
+        }
     }
 }
 
@@ -140,11 +159,9 @@ async fn unsettled(world: &Arc<World>) -> Option<String> {
     for info in &nodes {
         let lost = world.net.lock().machines[&info.id].volume.is_none();
         let known = match info.state {
-            NodeState::Up | NodeState::Drained => !lost && world.life(info.id).is_some(),
-            NodeState::Down => lost,
-            // It cannot be drained any further if it is gone.
-            NodeState::Draining => lost,
-            NodeState::Joining | NodeState::Removed => false,
+            NodeState::Up => !lost && world.life(info.id).is_some(),
+            NodeState::Down | NodeState::Drained => lost,
+            NodeState::Draining | NodeState::Joining | NodeState::Removed => false,
         };
         if !known {
             return Some(format!("node {} is {}", info.id, info.state));
@@ -167,7 +184,7 @@ async fn unsettled(world: &Arc<World>) -> Option<String> {
     let planned = placement::plan(&places, usize::from(replicas), &held);
     let referenced = referenced(world, &view);
     for (shard, planned) in shards.iter().zip(planned) {
-        if let Some(why) = unsettled_shard(world, &leader, shard, &planned).await {
+        if let Some(why) = unsettled_shard(world, shard, &planned).await {
             return Some(why);
         }
         let garbage = read::garbage(&view, shard.id, 1).expect("memory does not fail");
@@ -191,12 +208,7 @@ fn held(shard: &ShardInfo) -> Held {
     Held { shard: shard.id, by: std::iter::once(shard.primary).chain(others).collect() }
 }
 
-async fn unsettled_shard(
-    world: &Arc<World>,
-    leader: &Life,
-    shard: &ShardInfo,
-    planned: &Held,
-) -> Option<String> {
+async fn unsettled_shard(world: &Arc<World>, shard: &ShardInfo, planned: &Held) -> Option<String> {
     let ShardInfo { id, epoch, primary, .. } = *shard;
     let wanted: BTreeSet<NodeId> = planned.by.iter().copied().collect();
     let present: BTreeSet<NodeId> = shard.in_sync.iter().copied().collect();
@@ -207,16 +219,14 @@ async fn unsettled_shard(
     if first.chunks.leads(id) != Some(epoch) {
         return Some(format!("epoch {epoch} of shard {id} is not begun"));
     }
-    let segments = first.chunks.segments(id).await.expect("its disk is well");
-    for life in world.lives() {
-        let theirs = life.chunks.segments(id).await.expect("its disk is well");
-        let same = match present.contains(&life.id) {
-            true => theirs == segments,
-            false => theirs.is_empty(),
-        };
-        if !same {
-            let leader = leader.id;
-            return Some(format!("node {} has other segments of shard {id} ({leader})", life.id));
+    let Ok(segments) = first.chunks.segments(id).await else {
+        return Some(format!("the disk of {primary} fails"));
+    };
+    // Who was taken out for its silence keeps what it has: it may be the next to be brought up.
+    for life in shard.in_sync.iter().filter_map(|id| world.life(*id)) {
+        let theirs = life.chunks.segments(id).await;
+        if theirs.ok().as_ref() != Some(&segments) {
+            return Some(format!("node {} has other segments of shard {id}", life.id));
         }
     }
     None

@@ -45,12 +45,6 @@ pub(super) async fn rage(world: &Arc<World>, storm: Duration) {
             machine.starts = machine.volume.is_some().then_some(now);
         }
     }
-    // Whoever's disk has failed is started again by whoever watches over it.
-    for life in world.lives() {
-        if life.is_sick() {
-            end_life(world, life.id, End::Killed, Duration::ZERO);
-        }
-    }
 }
 
 async fn strike(world: &Arc<World>) {
@@ -100,11 +94,10 @@ async fn strike(world: &Arc<World>) {
             }
         }
     }
-    restart_sick(world);
 }
 
 /// A store that cannot go on ends its node, which is started again.
-fn restart_sick(world: &Arc<World>) {
+pub(super) fn restart_sick(world: &Arc<World>) {
     for life in world.lives() {
         if life.is_sick() {
             let absence = world.roll(|dice| dice.up_to(Duration::from_secs(4)));
