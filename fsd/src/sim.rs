@@ -88,11 +88,16 @@ impl Drop for Named {
 
 /// One simulation, to its end.
 fn run(seed: u64) -> Tally {
+    simulate(seed, false)
+}
+
+/// One in which primaries may be careless.
+fn simulate(seed: u64, careless: bool) -> Tally {
     let _named = Named(seed);
     note_panics();
     let print = std::env::var_os("CLAUDEFS_SIM_TRACE").is_some();
     let tally = simulated::run(async {
-        let world = found(seed, print).await;
+        let world = found(seed, print, careless).await;
         let ids: Vec<NodeId> = world.net.lock().machines.keys().copied().collect();
         for id in ids {
             world.start(id).await;
@@ -119,11 +124,11 @@ fn run(seed: u64) -> Tally {
 }
 
 /// A new site: node 1 holds everything, and the others have just been taken in.
-async fn found(seed: u64, print: bool) -> Arc<World> {
+async fn found(seed: u64, print: bool, careless: bool) -> Arc<World> {
     let nodes = 3 + seed % 3;
     let replicas = 2 + (seed / 3 % 2) as u8;
     let ids: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
-    let world = Arc::new(World::new(seed, &ids, print));
+    let world = Arc::new(World::new(seed, &ids, print, careless));
     world.note(format_args!("{nodes} nodes, {replicas} replicas"));
     let blocks = 16 + SLOTS * u64::from(SEGMENT_BYTES / 4096);
     for id in &ids {
@@ -187,6 +192,7 @@ async fn tick(world: Arc<World>) {
             log.term()
         });
         world.tally.lock().terms = term;
+        nemesis::restart_sick(&world);
         let due = world.due(now);
         for id in due {
             world.start(id).await;
@@ -199,7 +205,8 @@ impl World {
     async fn start(self: &Arc<World>, id: NodeId) {
         let volume = self.net.lock().machines[&id].volume.clone();
         let Some(volume) = volume else { return };
-        self.log(|log, dice, _| log.restarted(id, simulated::since_start(), dice));
+        let power_cut = self.net.lock().machines[&id].silent;
+        self.log(|log, dice, _| log.restarted(id, simulated::since_start(), power_cut, dice));
         let begun = Life::begin(self, id, volume).await;
         self.note(format_args!("node {id} starts: {:?}", begun.as_ref().err()));
         let life = begun.expect("whatever happened to a volume, it can be opened");
@@ -266,4 +273,11 @@ fn the_same_seed_is_the_same_run() {
         assert_eq!(once, again, "seed {seed}");
     }
     assert_ne!(run(0).digest, run(3).digest);
+}
+
+/// Whether a mistake would be seen: primaries that answer before their replicas have it lose what they answered.
+#[test]
+fn a_primary_that_does_not_wait_for_its_replicas_is_found_out() {
+    let passes = |seed| std::panic::catch_unwind(|| simulate(seed, true)).is_ok();
+    assert!(!(0..40).all(passes), "nobody noticed");
 }

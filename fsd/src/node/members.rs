@@ -247,7 +247,7 @@ async fn look_after(node: &Arc<Node>) -> Done {
     // None of these keeps the others from being done: shards are rescued whatever happens.
     let members = node.group.members();
     let mut failed = Vec::new();
-    failed.extend(return_leading(&**node, &nodes).await.err());
+    failed.extend(rise(&**node, &nodes).await.err());
     failed.extend(finish_leaving(node, &nodes).await.err());
     for other in &others {
         let member = members.iter().find(|member| member.id == other.id.0);
@@ -260,18 +260,6 @@ async fn look_after(node: &Arc<Node>) -> Done {
     }
     failed.extend(trust::advance(node).await.err());
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
-}
-
-/// A node that was down and came back leads now: nobody else would say that it is up.
-pub(crate) async fn return_leading(node: &impl Host, nodes: &[NodeInfo]) -> Done {
-    if !nodes.iter().any(|own| own.id == node.id() && own.state == NodeState::Down) {
-        return Ok(());
-    }
-    let (from, to) = (NodeState::Down, NodeState::Up);
-    let command = Command::SetNodeState { node: node.id(), from, to };
-    node.command(command, true).await.map_err(|failure| failure.to_string())?;
-    tracing::info!("this node was taken for down, and leads now");
-    Ok(())
 }
 
 /// A node that drains and holds nothing any more is drained; one that was removed leaves the metadata group.
@@ -390,6 +378,17 @@ async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> 
     node.command(command, true).await.map_err(|failure| failure.to_string())?;
     tracing::info!(node = %other.id, name = other.name, %from, %to, "a node changes its state");
     Ok(())
+}
+
+/// Who leads is up, whatever an earlier leader said of it.
+pub(crate) async fn rise(node: &impl Host, nodes: &[NodeInfo]) -> Done {
+    let own = nodes.iter().find(|info| info.id == node.id());
+    let Some(from) = own.map(|own| own.state) else { return Ok(()) };
+    if !matches!(from, NodeState::Joining | NodeState::Down) {
+        return Ok(());
+    }
+    let command = Command::SetNodeState { node: node.id(), from, to: NodeState::Up };
+    node.command(command, true).await.map(drop).map_err(|failure| failure.to_string())
 }
 
 /// What a node becomes, from what was heard of it and whether its replica of the metadata has caught up.

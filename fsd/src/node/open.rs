@@ -255,7 +255,9 @@ async fn data(
     let chunks = ChunkStore::open_member(volume, params, replicator).await?;
     let own = identity.node_id();
     // Nobody else can have taken them over meanwhile. In a larger cluster all are begun anew, see `replication`.
-    let alone = read::nodes(&group.view())?.len() < 2;
+    // One of several voters may see the cluster as it was before it grew.
+    let voters = group.members().iter().filter(|member| member.voter).count();
+    let alone = voters < 2 && read::nodes(&group.view())?.len() < 2;
     let sole = |shard: &&ShardInfo| alone && shard.primary == own && shard.in_sync == [own];
     for ShardInfo { id, epoch, gc_epoch, .. } in shards.iter().filter(sole).cloned() {
         courier.begin(id, epoch, &[]);

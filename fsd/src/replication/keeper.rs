@@ -151,7 +151,9 @@ impl Keeper {
             return;
         }
         self.asked = Some(clock::now());
-        let asked = match (known.len() == 1, node.leads()) {
+        // Whoever does not lead may see the cluster as it was before it grew.
+        let alone = node.leads() && known.len() == 1;
+        let asked = match (alone, node.leads()) {
             (true, _) => Ok(Vec::new()),
             (false, true) => director::reclaim(node, node.id()).await,
             (false, false) => match node.leader() {

@@ -9,7 +9,6 @@ use raftmeta_types::cluster::{NodeState, ShardInfo};
 use raftmeta_types::{ChunkHash, Epoch, ExtentData, NodeId, ShardId};
 
 use super::history::Moment;
-use super::nemesis;
 use super::node::Life;
 use super::world::World;
 use super::{SEGMENT_BYTES, SHARDS};
@@ -120,8 +119,7 @@ impl Seen {
 pub(super) async fn settle(world: &Arc<World>) {
     let start = since_start();
     loop {
-        // A fault of a disk may have waited for its turn.
-        nemesis::restart_sick(world);
+        undrain(world).await;
         let Some(why) = unsettled(world).await else {
             let took = since_start() - start;
             return world.note(format_args!("settled after {took:?}"));
@@ -129,6 +127,24 @@ pub(super) async fn settle(world: &Arc<World>) {
         world.note(format_args!("not yet: {why}"));
         assert!(since_start() - start < SETTLED_WITHIN, "it does not settle: {why}");
         clock::sleep(SETTLE_EVERY).await;
+    }
+}
+
+/// An administrator takes back what was to be drained: there may be too few nodes without it.
+async fn undrain(world: &Arc<World>) {
+    let leader = world.log(|log, _, _| log.leader()).and_then(|id| world.life(id));
+    let Some(leader) = leader.filter(|life| life.leads()) else { return };
+    for info in read::nodes(&leader.view()).expect("memory does not fail") {
+        let lost = world.net.lock().machines[&info.id].volume.is_none();
+        match info.state {
+            NodeState::Draining if lost => {
+                leader.set_state(info.id, info.state, NodeState::Down).await;
+            }
+            NodeState::Draining | NodeState::Drained if !lost => {
+                leader.set_state(info.id, info.state, NodeState::Up).await;
+            }
+            _ => {}
+        }
     }
 }
 
@@ -140,17 +156,12 @@ async fn unsettled(world: &Arc<World>) -> Option<String> {
     };
     let view = leader.view();
     let nodes = read::nodes(&view).expect("memory does not fail");
-    let replicas = usize::from(read::protection(&view).expect("memory does not fail").replicas);
-    let up = nodes.iter().filter(|info| info.state == NodeState::Up).count();
     for info in &nodes {
         let lost = world.net.lock().machines[&info.id].volume.is_none();
         let known = match info.state {
             NodeState::Up => !lost && world.life(info.id).is_some(),
-            NodeState::Drained => lost || world.life(info.id).is_some(),
-            NodeState::Down => lost,
-            // It cannot be drained any further if it is gone, or the others are too few by now.
-            NodeState::Draining => lost || up < replicas,
-            NodeState::Joining | NodeState::Removed => false,
+            NodeState::Down | NodeState::Drained => lost,
+            NodeState::Draining | NodeState::Joining | NodeState::Removed => false,
         };
         if !known {
             return Some(format!("node {} is {}", info.id, info.state));
@@ -169,10 +180,11 @@ async fn unsettled(world: &Arc<World>) -> Option<String> {
         .collect();
     let shards = read::shards(&view).expect("memory does not fail");
     let held: Vec<Held> = shards.iter().map(held).collect();
-    let planned = placement::plan(&places, replicas, &held);
+    let replicas = read::protection(&view).expect("memory does not fail").replicas;
+    let planned = placement::plan(&places, usize::from(replicas), &held);
     let referenced = referenced(world, &view);
     for (shard, planned) in shards.iter().zip(planned) {
-        if let Some(why) = unsettled_shard(world, &leader, shard, &planned, replicas).await {
+        if let Some(why) = unsettled_shard(world, shard, &planned).await {
             return Some(why);
         }
         let garbage = read::garbage(&view, shard.id, 1).expect("memory does not fail");
@@ -196,38 +208,25 @@ fn held(shard: &ShardInfo) -> Held {
     Held { shard: shard.id, by: std::iter::once(shard.primary).chain(others).collect() }
 }
 
-async fn unsettled_shard(
-    world: &Arc<World>,
-    leader: &Life,
-    shard: &ShardInfo,
-    planned: &Held,
-    replicas: usize,
-) -> Option<String> {
+async fn unsettled_shard(world: &Arc<World>, shard: &ShardInfo, planned: &Held) -> Option<String> {
     let ShardInfo { id, epoch, primary, .. } = *shard;
     let wanted: BTreeSet<NodeId> = planned.by.iter().copied().collect();
     let present: BTreeSet<NodeId> = shard.in_sync.iter().copied().collect();
-    // With too few nodes for all copies nobody is left out, not even one that is to be drained.
-    let right = match wanted.len() < replicas {
-        true => wanted.is_subset(&present),
-        false => wanted == present,
-    };
-    if !right || planned.by.first() != Some(&primary) {
+    if wanted != present || planned.by.first() != Some(&primary) {
         return Some(format!("shard {id} is in {present:?}, and shall be in {:?}", planned.by));
     }
     let first = world.life(primary)?;
     if first.chunks.leads(id) != Some(epoch) {
         return Some(format!("epoch {epoch} of shard {id} is not begun"));
     }
-    let segments = first.chunks.segments(id).await.expect("its disk is well");
-    for life in world.lives() {
-        let theirs = life.chunks.segments(id).await.expect("its disk is well");
-        let same = match present.contains(&life.id) {
-            true => theirs == segments,
-            false => theirs.is_empty(),
-        };
-        if !same {
-            let leader = leader.id;
-            return Some(format!("node {} has other segments of shard {id} ({leader})", life.id));
+    let Ok(segments) = first.chunks.segments(id).await else {
+        return Some(format!("the disk of {primary} fails"));
+    };
+    // Who was taken out for its silence keeps what it has: it may be the next to be brought up.
+    for life in shard.in_sync.iter().filter_map(|id| world.life(*id)) {
+        let theirs = life.chunks.segments(id).await;
+        if theirs.ok().as_ref() != Some(&segments) {
+            return Some(format!("node {} has other segments of shard {id}", life.id));
         }
     }
     None

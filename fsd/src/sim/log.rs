@@ -27,6 +27,9 @@ const LAG_MAX: Duration = Duration::from_millis(30);
 /// Or so long.
 const LAG_MAX_RARELY: Duration = Duration::from_secs(2);
 
+/// Entries without which no node starts: a cluster with its first node.
+const FOUNDED: Applied = 2;
+
 /// One replica.
 struct Member {
     voter: bool,
@@ -292,14 +295,15 @@ impl Log {
     }
 
     /// A replica was started: it has its log, and knows neither who leads nor how much of it is committed.
-    pub fn restarted(&mut self, id: NodeId, now: Duration, dice: &mut Dice) {
+    /// What it had applied may be lost with the power.
+    pub fn restarted(&mut self, id: NodeId, now: Duration, power_cut: bool, dice: &mut Dice) {
         if self.leader == Some(id) {
             self.depose(now, dice);
         }
-        let back = dice.below(30);
+        let back = if power_cut { dice.below(30) } else { 0 };
         let member = self.member(id);
         (member.leads, member.follows, member.notices) = (None, None, None);
         member.coming.clear();
-        member.applied = member.applied.saturating_sub(back);
+        member.applied = member.applied.saturating_sub(back).max(FOUNDED.min(member.applied));
     }
 }

@@ -45,7 +45,6 @@ pub(super) async fn rage(world: &Arc<World>, storm: Duration) {
             machine.starts = machine.volume.is_some().then_some(now);
         }
     }
-    restart_sick(world);
 }
 
 async fn strike(world: &Arc<World>) {
@@ -95,10 +94,9 @@ async fn strike(world: &Arc<World>) {
             }
         }
     }
-    restart_sick(world);
 }
 
-/// A store that cannot go on ends its node, which is started again by whoever watches over it.
+/// A store that cannot go on ends its node, which is started again.
 pub(super) fn restart_sick(world: &Arc<World>) {
     for life in world.lives() {
         if life.is_sick() {

@@ -21,7 +21,7 @@ use super::history::Moment;
 use super::log::Reach;
 use super::world::World;
 use super::{CLUSTER, SHARDS};
-use crate::chunks::{ChunkStore, Error, Keys, Kind, OpenParams, Replicator};
+use crate::chunks::{ChunkStore, Error, Keys, Kind, OpenParams, Replicated, Replicator, ShardOp};
 use crate::clock::{self, simulated::since_start};
 use crate::jobs::{self, Upkeep};
 use crate::node::Liveness;
@@ -72,7 +72,10 @@ impl Life {
         let epochs = shards.iter().map(|shard| (shard.id, shard.gc_epoch)).collect();
         let params = OpenParams { cluster_uuid: CLUSTER, keys: Keys::new(1, &[9; 32]), epochs };
         let courier = Courier::new();
-        let replicator = Arc::clone(&courier) as Arc<dyn Replicator>;
+        let replicator: Arc<dyn Replicator> = match world.careless {
+            true => Arc::new(Careless(Arc::clone(&courier))),
+            false => Arc::clone(&courier) as _,
+        };
         let chunks = ChunkStore::open_member(volume, params, replicator).await?;
         let life = Arc::new(Life {
             world: Arc::clone(world),
@@ -155,11 +158,11 @@ impl Life {
             return;
         }
         let nodes = read::nodes(&self.view()).expect("memory does not fail");
+        if let Err(why) = members::rise(&**self, &nodes).await {
+            self.world.note(format_args!("{} does not rise: {why}", self.id));
+        }
         let others: Vec<_> = nodes.iter().filter(|other| other.id != self.id).collect();
         members::listen(self, &others);
-        if let Err(why) = members::return_leading(&**self, &nodes).await {
-            self.world.note(format_args!("{} returns: {why}", self.id));
-        }
         for other in others {
             let beat = self.beats.lock().get(&other.id).cloned();
             if let Some(to) = members::next_state(other.state, beat, true) {
@@ -177,7 +180,7 @@ impl Life {
         }
     }
 
-    async fn set_state(&self, node: NodeId, from: NodeState, to: NodeState) {
+    pub async fn set_state(&self, node: NodeId, from: NodeState, to: NodeState) {
         let set = self.command(Command::SetNodeState { node, from, to }, true).await;
         self.world.note(format_args!("{} says that {node} is {to}: {set:?}", self.id));
     }
@@ -290,6 +293,24 @@ impl Life {
         }
         let put = self.world.call(self, primary, "put", ANSWER_WITHIN, put);
         put.await.map_err(Failure::NotReady)?
+    }
+}
+
+/// A mistake, to see that it is found: it answers before the replicas have what was put.
+struct Careless(Arc<Courier>);
+
+impl Replicator for Careless {
+    fn has_audience(&self, shard: ShardId) -> bool {
+        self.0.has_audience(shard)
+    }
+
+    fn has_room(&self, shard: ShardId) -> bool {
+        self.0.has_room(shard)
+    }
+
+    fn replicate(&self, ops: Vec<ShardOp>) -> Replicated {
+        tokio::spawn(self.0.replicate(ops));
+        Box::pin(std::future::ready(Vec::new()))
     }
 }
 
@@ -517,6 +538,7 @@ fn named(command: &Command, done: bool) -> String {
             format!("shards{}", changes.iter().map(change).collect::<String>())
         }
         Command::BeginDelete { shard, epoch, hashes } => {
+            let hashes: std::collections::BTreeSet<_> = hashes.iter().collect();
             format!("deletion {epoch} of {shard}: {hashes:?}")
         }
         Command::EndDelete { shard, epoch } => format!("the end of deletion {epoch} of {shard}"),

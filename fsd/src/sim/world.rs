@@ -74,6 +74,8 @@ struct Trace {
 }
 
 pub(super) struct World {
+    /// Primaries make a mistake, see [`super::node`].
+    pub careless: bool,
     dice: Mutex<Dice>,
     pub net: Mutex<Net>,
     log: Mutex<Log>,
@@ -117,9 +119,10 @@ impl Tally {
 }
 
 impl World {
-    pub fn new(seed: u64, nodes: &[NodeId], print: bool) -> World {
+    pub fn new(seed: u64, nodes: &[NodeId], print: bool, careless: bool) -> World {
         let trace = Trace { line: String::new(), digest: DefaultHasher::new(), lines: 0, print };
         World {
+            careless,
             dice: Mutex::new(Dice::new(seed)),
             net: Mutex::default(),
             log: Mutex::new(Log::new(nodes)),
