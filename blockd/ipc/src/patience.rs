@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// Looks for each reading of the clock: it may be a call into the kernel, and on machines without a usable TSC it goes on to
 /// a device. What is found before the first one was not waited for.
-const LOOKS: u32 = 4;
+const LOOKS: u32 = 8;
 /// Between two readings so much time passes only if the core was given to somebody else: there are too few of them for
 /// looking. (Yielding would ask more directly, but Linux makes who yields wait for milliseconds.)
 const CROWDED: Duration = Duration::from_micros(50);
@@ -45,17 +45,15 @@ impl Patience {
 
     /// There was none: whether to look again rather than to sleep.
     pub fn look_again(&mut self) -> bool {
-        self.looks += 1;
+        // Once: on some machines, and on every emulated one, it takes its time.
+        std::hint::spin_loop();
+        self.looks = self.looks.wrapping_add(1);
         if !self.looks.is_multiple_of(LOOKS) && !self.max.is_zero() {
-            std::hint::spin_loop();
             return true;
         }
         let now = Instant::now();
         let (since, last) = *self.since.get_or_insert((now, now));
         self.since = Some((since, now));
-        for _ in 0..32 {
-            std::hint::spin_loop();
-        }
         now - since < self.window && now - last < CROWDED.max(self.max / CROWDED_SHARE)
     }
 

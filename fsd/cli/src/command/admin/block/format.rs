@@ -86,7 +86,7 @@ impl Format {
             _ => failed,
         })?;
         let formatted = Formatted { path: name, dry_run: self.dry_run, done };
-        Ok(output::print(context.format, &formatted)?)
+        output::print(context.format, &formatted)
     }
 
     /// What the controller is asked for; null for nothing.
