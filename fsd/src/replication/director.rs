@@ -156,7 +156,7 @@ pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
         }
     }
     if left == 0 {
-        let_go(node, &shards, &plan);
+        let_go(node, &nodes, &shards, &plan);
     }
     node.director().lock().note(left + changes.len());
     let leaving: Vec<(ShardId, NodeId)> = shards
@@ -173,7 +173,7 @@ pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
 }
 
 /// What nodes have left of shards that are whole without them, and that they are not to get.
-fn let_go<H: Host>(node: &Arc<H>, shards: &[ShardInfo], plan: &[Held]) {
+fn let_go<H: Host>(node: &Arc<H>, nodes: &Nodes, shards: &[ShardInfo], plan: &[Held]) {
     let told: Vec<(NodeId, Vec<ShardId>)> = {
         let beats = node.beats().lock();
         let strays = |(id, beat): (&NodeId, &members::Beat)| {
@@ -182,7 +182,9 @@ fn let_go<H: Host>(node: &Arc<H>, shards: &[ShardInfo], plan: &[Held]) {
         beats.iter().filter_map(strays).collect()
     };
     let own = (node.id(), node.upkeep().strays.of(&**node));
-    for (id, strays) in told.into_iter().chain([own]) {
+    // Who does not answer is told when it does.
+    let told = told.into_iter().filter(|(id, _)| nodes.alive.contains(id));
+    for (id, strays) in told.chain([own]) {
         for stray in strays {
             let needed = shards.iter().zip(plan).any(|(shard, planned)| {
                 shard.id == stray && (shard.in_sync.contains(&id) || planned.by.contains(&id))

@@ -36,6 +36,9 @@ pub(super) async fn rage(world: &Arc<World>, storm: Duration) {
         clock::sleep(world.roll(|dice| dice.up_to(PAUSE_MAX))).await;
     }
     world.note(format_args!("it is calm"));
+    for life in world.lives() {
+        life.chunks.volume().clear_faults();
+    }
     {
         let mut net = world.net.lock();
         net.cut.clear();
