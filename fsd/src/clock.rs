@@ -1,5 +1,5 @@
-//! The clock, and waiting by it, as the protocols between nodes see it: the machine's, or in a simulation of a whole
-//! site a simulated one. What is measured for people and what clients wait for takes the machine's directly.
+//! The clock, waiting by it, and chance, as the protocols between nodes see them: the machine's, or in a simulation of a
+//! whole site simulated ones. What is measured for people and what clients wait for takes the machine's directly.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,15 @@ pub(crate) fn now() -> Instant {
 /// Time since a moment that [`now`] gave.
 pub(crate) fn elapsed(since: Instant) -> Duration {
     now().saturating_duration_since(since)
+}
+
+/// Something that nobody could have foreseen; in a simulation the same every time.
+pub(crate) fn chance() -> u32 {
+    #[cfg(test)]
+    if let Some(chance) = simulated::chance() {
+        return chance;
+    }
+    uuid::Uuid::new_v4().as_fields().0
 }
 
 /// Waits that long.

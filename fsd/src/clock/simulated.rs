@@ -57,6 +57,15 @@ pub(super) fn now() -> Option<Instant> {
     with(|clock| clock.start + clock.now)
 }
 
+/// See [`super::chance`].
+pub(super) fn chance() -> Option<u32> {
+    with(|clock| {
+        clock.next += 1;
+        let seen = clock.next ^ clock.now.as_nanos() as u64;
+        (seen.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+    })
+}
+
 /// Simulated time since the start.
 pub(crate) fn since_start() -> Duration {
     with(|clock| clock.now).unwrap_or_default()

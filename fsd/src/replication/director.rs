@@ -30,9 +30,9 @@ const MOVES_MAX: usize = 16;
 const MOVES_TO_ONE_MAX: usize = 4;
 /// Longest time for one of them.
 const BRING_UP_WITHIN: Duration = Duration::from_secs(1800);
-const FORGET_WITHIN: Duration = Duration::from_secs(60);
+const FORGET_WITHIN: Duration = Duration::from_secs(10);
 /// How often a node is told that it may forget a shard.
-const FORGET_TRIES: usize = 30;
+const FORGET_TRIES: usize = 3;
 /// Before a move that failed is tried again.
 const PAUSE: Duration = Duration::from_secs(2);
 /// A node whose device has not ended a write for so long is no primary while others can be.

@@ -80,7 +80,7 @@ fn an_authority_is_replaced_while_clients_work() {
 
     client.make(Ino::ROOT, "after", FileKind::Regular);
     assert_eq!(client.session(), session, "the mount has gone on");
-    let refused = connect(&idle).err().expect("an old certificate is refused").to_string();
+    let refused = connect(&idle).expect_err("an old certificate is refused").to_string();
     assert!(refused.contains("authority was replaced"), "{refused}");
     // Everything that is new is of the new one.
     let fresh = enrolled(&site, "fresh");
