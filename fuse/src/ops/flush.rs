@@ -193,7 +193,7 @@ impl Core {
             let mut retry = Retry::default();
             let sent = self.commit_pieces(file.ino, pieces_now, change, durable, &mut retry);
             match sent {
-                Ok(inode) => self.committed(file, &inode),
+                Ok(inode) => self.committed(file, &inode, !pieces_now.is_empty()),
                 Err(error) => {
                     let left = pieces[at..].iter().map(|piece| (piece.offset, piece.data));
                     return Err(Failed { error, left: left.chain(tail).collect() });
@@ -241,10 +241,16 @@ impl Core {
         }
     }
 
-    fn committed(&self, file: &File, inode: &Inode) {
-        self.seen.lock().insert(file.ino, inode.data_version);
+    fn committed(&self, file: &File, inode: &Inode, with_data: bool) {
+        // Attributes alone, such as an access time, say nothing of the pages that the kernel has: another mount may
+        // have written since they were read.
+        if with_data {
+            self.seen.lock().insert(file.ino, inode.data_version);
+        }
         let mut state = file.state.lock();
-        state.forget_layout();
+        if with_data {
+            state.forget_layout();
+        }
         state.adopt(inode);
     }
 

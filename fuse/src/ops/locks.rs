@@ -42,7 +42,8 @@ impl Core {
         }
         let seen = self.seen.lock().get(&lock.ino).copied();
         let inode = self.getattr(lock.ino)?;
-        if seen.is_none_or(|seen| seen == inode.data_version) {
+        // Nothing seen: a change elsewhere was heard of, and the kernel may not have been told yet.
+        if seen == Some(inode.data_version) {
             return Ok(Locked::Fresh);
         }
         self.seen.lock().insert(lock.ino, inode.data_version);
