@@ -108,6 +108,15 @@ impl std::fmt::Debug for Nodes {
     }
 }
 
+/// A connection that nothing comes through any more ends, also while only an answer is waited for.
+fn notice_silence(tcp: &TcpStream) -> rustix::io::Result<()> {
+    let unheard = Duration::from_millis(UNHEARD_MS_MAX.into());
+    rustix::net::sockopt::set_tcp_user_timeout(tcp, UNHEARD_MS_MAX)?;
+    rustix::net::sockopt::set_tcp_keepidle(tcp, unheard)?;
+    rustix::net::sockopt::set_tcp_keepintvl(tcp, Duration::from_secs(1))?;
+    rustix::net::sockopt::set_socket_keepalive(tcp, true)
+}
+
 impl Nodes {
     /// Connections of node `own`, which shows this identity.
     pub fn new(own: NodeId, identity: &Identity) -> Result<Nodes, TlsError> {
@@ -239,8 +248,7 @@ impl Nodes {
             FrameError::Io(io::Error::new(error.kind(), why))
         })?;
         tcp.set_nodelay(true).map_err(FrameError::Io)?;
-        rustix::net::sockopt::set_tcp_user_timeout(&tcp, UNHEARD_MS_MAX)
-            .map_err(|error| FrameError::Io(error.into()))?;
+        notice_silence(&tcp).map_err(|error| FrameError::Io(error.into()))?;
         let shaken = timeout(DIAL_MAX, connector.connect(tls::server_name(), tcp)).await;
         let shaken = shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let tls = shaken.map_err(|error| crate::client::pool::distrust(FrameError::Io(error)))?;

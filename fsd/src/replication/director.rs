@@ -432,8 +432,15 @@ pub(crate) async fn new_epoch(
     }
     let stays = |id: &NodeId| Some(*id) != without || *id == from;
     let in_sync: Vec<NodeId> = info.in_sync.iter().copied().filter(stays).collect();
-    if in_sync.len() < info.in_sync.len() && in_sync.len() < least {
-        let why = format!("shard {shard} would have {} of {least} replicas", in_sync.len());
+    // Who does not answer does not count: with too few others the shard would never get a primary again.
+    let answering = {
+        let beats = node.beats().lock();
+        let answers =
+            |id: &&NodeId| **id == from || beats.get(id).is_none_or(|beat| !beat.is_suspect());
+        in_sync.iter().filter(answers).count()
+    };
+    if in_sync.len() < info.in_sync.len() && answering < least {
+        let why = format!("shard {shard} would have {answering} of {least} replicas");
         return Err(Failure::NotReady(why));
     }
     tracing::info!(%shard, %epoch, ?without, "a primary gets a new epoch");

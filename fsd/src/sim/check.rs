@@ -194,9 +194,8 @@ async fn unsettled(world: &Arc<World>) -> Option<String> {
         let primary = world.life(shard.primary)?;
         let mut hashes = primary.chunks.iter_hashes(Some(shard.id));
         hashes.sort_unstable();
-        // What was never committed the leader finds only in its own shards.
         let unknown = hashes.iter().filter(|hash| !referenced[&shard.id].contains(*hash)).count();
-        if shard.primary == leader.id && unknown > 0 {
+        if unknown > 0 {
             return Some(format!("{unknown} chunks of shard {} have no name", shard.id));
         }
     }
@@ -222,11 +221,16 @@ async fn unsettled_shard(world: &Arc<World>, shard: &ShardInfo, planned: &Held) 
     let Ok(segments) = first.chunks.segments(id).await else {
         return Some(format!("the disk of {primary} fails"));
     };
-    // Who was taken out for its silence keeps what it has: it may be the next to be brought up.
-    for life in shard.in_sync.iter().filter_map(|id| world.life(*id)) {
-        let theirs = life.chunks.segments(id).await;
-        if theirs.ok().as_ref() != Some(&segments) {
-            return Some(format!("node {} has other segments of shard {id}", life.id));
+    for life in world.lives() {
+        let holds = present.contains(&life.id);
+        match life.chunks.segments(id).await {
+            Ok(theirs) if holds && theirs == segments => {}
+            Ok(theirs) if !holds && theirs.is_empty() => {}
+            Ok(theirs) => {
+                let (id, count) = (life.id, theirs.len());
+                return Some(format!("node {id} has {count} segments of {shard:?}: {holds}"));
+            }
+            Err(error) => return Some(format!("the disk of {}: {error}", life.id)),
         }
     }
     None

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   call ─ refused? cut? ─ delay ─▶ served by whoever runs there, to its end ─ delay ─ cut? ─▶ answer
-//!             └─ nobody answers: in vain until the deadline        └─ a lost connection: done, and not answered
+//!             └─ nobody answers: in vain for some time             └─ a lost connection: done, and not answered
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +32,9 @@ const DELAY_MAX: Duration = Duration::from_millis(2);
 const DELAY_MAX_RARELY: Duration = Duration::from_millis(300);
 /// In bad weather, longer than anybody waits.
 const DELAY_MAX_BADLY: Duration = Duration::from_secs(7);
+
+/// A connection through which nothing comes any more ends so late.
+const UNHEARD: Duration = Duration::from_secs(10);
 
 /// A machine, whether a node runs on it or not.
 #[derive(Default)]
@@ -253,14 +256,16 @@ impl World {
         let lost = || Err("the connection was lost".to_owned());
         clock::sleep(self.delay()).await;
         if self.is_cut(from, to) {
-            std::future::pending::<()>().await;
+            clock::sleep(UNHEARD).await;
+            return lost();
         }
         if self.is_lost() {
             return lost();
         }
         let Some(life) = self.life(to) else {
             if self.net.lock().machines[&to].silent {
-                std::future::pending::<()>().await;
+                clock::sleep(UNHEARD).await;
+                return lost();
             }
             return Err("connection refused".to_owned());
         };
@@ -271,7 +276,7 @@ impl World {
             biased;
             () = life.over() => {
                 if self.net.lock().machines[&to].silent {
-                    std::future::pending::<()>().await;
+                    clock::sleep(UNHEARD).await;
                 }
                 return lost();
             }
@@ -279,7 +284,8 @@ impl World {
         };
         clock::sleep(self.delay()).await;
         if self.is_cut(to, from) {
-            std::future::pending::<()>().await;
+            clock::sleep(UNHEARD).await;
+            return lost();
         }
         if self.is_lost() || life.is_over() { lost() } else { Ok(answer) }
     }
