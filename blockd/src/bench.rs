@@ -5,7 +5,7 @@
 //! plan ─► lane (a volume through shared memory, or an engine's queue) ─► completions ─► histogram ─► report
 //! ```
 //!
-//! The thread that submits looks and sleeps as a reactor does ([`Patience`]). Nothing that holds
+//! The thread that submits looks and sleeps as a reactor does ([`Patience`]), or never sleeps. Nothing that holds
 //! data is written to unless its name is given once more.
 
 use std::path::PathBuf;
@@ -86,6 +86,9 @@ pub struct Plan {
     pub seconds: u64,
     #[serde(default = "seventy")]
     pub read_percent: u64,
+    /// Looks for what has ended without ever sleeping, as SPDK's bdevperf and fio's hipri do. Else as a reactor.
+    #[serde(default)]
+    pub polled: bool,
     /// Name of the volume, or path of the device, that may be written to although it holds data.
     pub confirm: Option<String>,
 }
@@ -223,6 +226,7 @@ fn drive(lane: &mut dyn Lane, course: &mut Course<'_>, end: Instant) -> Result<C
     let mut counts = Counts::default();
     let mut flights: Vec<Option<(Instant, bool)>> = vec![None; lane.slots()];
     let mut in_flight = 0;
+    let polled = course.plan.polled;
     let mut start = |lane: &mut dyn Lane, flights: &mut Vec<Option<(Instant, bool)>>, now| {
         let (write, offset) = course.step();
         let slot = lane.submit(write, offset)?;
@@ -237,15 +241,17 @@ fn drive(lane: &mut dyn Lane, course: &mut Course<'_>, end: Instant) -> Result<C
     let mut patience = Patience::new(SPIN);
     while in_flight > 0 {
         lane.poll(&mut done)?;
-        let now = Instant::now();
         if done.is_empty() {
-            if !patience.look_again() {
+            if polled {
+                std::hint::spin_loop();
+            } else if !patience.look_again() {
                 lane.sleep()?;
                 patience.slept();
             }
             continue;
         }
         patience.found();
+        let now = Instant::now();
         let ended = done.len();
         for slot in done.drain(..) {
             let (since, write) = flights[slot].take().expect("a completion has its flight");

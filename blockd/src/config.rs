@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -122,9 +123,9 @@ pub struct DeviceConfig {
     pub engine: EngineKind,
     /// For `passthru`: polled queues of the kernel's driver. Without it they are used if there are some.
     pub polled: Option<bool>,
-    /// For `passthru` and `vfio`: an operation that the device has not done by then ends with an error.
-    #[serde(default = "thirty_seconds")]
-    pub timeout_ms: u64,
+    /// An operation that the device has not done by then ends with an error. Without it 30 s on `passthru` and `vfio`; 120 s on
+    /// others, where the kernel may try for long and nobody can take the operation back.
+    pub timeout_ms: Option<u64>,
     /// Bytes of a device of RAM, or of a file that is made.
     pub size: Option<u64>,
     /// Makes the file if it is missing, and a pool if the device is blank.
@@ -156,11 +157,21 @@ impl DeviceConfig {
             path: path.to_owned(),
             engine,
             polled: None,
-            timeout_ms: thirty_seconds(),
+            timeout_ms: None,
             size,
             create: false,
             fault: None,
         }
+    }
+
+    /// How long an operation may take on this engine.
+    #[must_use]
+    pub fn timeout(&self, driver: EngineKind) -> Duration {
+        let usual_ms = match driver {
+            EngineKind::Passthru | EngineKind::Vfio => 30_000,
+            EngineKind::Auto | EngineKind::Uring | EngineKind::Mem | EngineKind::Fault => 120_000,
+        };
+        Duration::from_millis(self.timeout_ms.unwrap_or(usual_ms))
     }
 
     /// The engine that drives it, or that the fault engine wraps: what the path is decides where nothing is said.
@@ -213,10 +224,6 @@ fn one() -> usize {
     1
 }
 
-fn thirty_seconds() -> u64 {
-    30_000
-}
-
 fn idle_us() -> u64 {
     200
 }
@@ -263,7 +270,7 @@ impl Config {
             if device.polled.is_some() && driver != EngineKind::Passthru {
                 return wrong(format!("device {path}: polled is for engine \"passthru\""));
             }
-            if !TIMEOUT_MS.contains(&device.timeout_ms) {
+            if device.timeout_ms.is_some_and(|ms| !TIMEOUT_MS.contains(&ms)) {
                 let (low, high) = (TIMEOUT_MS.start(), TIMEOUT_MS.end());
                 return wrong(format!("device {path}: timeout_ms is {low} to {high}"));
             }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::{Config, DeviceConfig, EngineKind, VolumeConfig};
-use crate::engine::{BLOCK_BYTES, Device, Fault, Mem, Memory, Passthru, Uring, Vfio};
+use crate::engine::{BLOCK_BYTES, Device, Fault, Mem, Memory, Passthru, Uring, Vfio, Watched};
 use crate::error::{Error, Result};
 use crate::nvme::address::Place;
 use crate::nvmet;
@@ -202,17 +202,23 @@ impl Daemon {
 
 /// Opens a device of the configuration with its engine.
 pub fn open(config: &DeviceConfig) -> Result<Arc<dyn Device>> {
-    let inner = open_plain(config)?;
-    let Some(fault) = &config.fault else { return Ok(inner) };
-    let wrapped = Fault::new(inner, fault.rates.clone());
-    let wrapped = wrapped.map_err(|e| device_error(config, "opening a queue", e))?;
-    Ok(Arc::new(wrapped))
+    let driver = config.driver().map_err(|e| Error::Config(e.to_owned()))?;
+    let mut device = open_plain(config, driver)?;
+    if let Some(fault) = &config.fault {
+        let wrapped = Fault::new(device, fault.rates.clone());
+        device = Arc::new(wrapped.map_err(|e| device_error(config, "opening a queue", e))?);
+    } else if matches!(driver, EngineKind::Mem | EngineKind::Passthru | EngineKind::Vfio) {
+        // RAM does not hang, and the NVMe engines see to that themselves.
+        return Ok(device);
+    }
+    let path = config.path.display().to_string();
+    Ok(Arc::new(Watched::new(path, device, config.timeout(driver))))
 }
 
-fn open_plain(config: &DeviceConfig) -> Result<Arc<dyn Device>> {
-    let timeout = Duration::from_millis(config.timeout_ms);
+fn open_plain(config: &DeviceConfig, driver: EngineKind) -> Result<Arc<dyn Device>> {
+    let timeout = config.timeout(driver);
     let shared = |device| -> Arc<dyn Device> { device };
-    let opened = match config.driver().map_err(|e| Error::Config(e.to_owned()))? {
+    let opened = match driver {
         EngineKind::Mem => {
             let bytes = config.size.unwrap_or(0) / BLOCK_BYTES * BLOCK_BYTES;
             return Ok(Arc::new(Mem::new(bytes)));

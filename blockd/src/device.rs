@@ -19,8 +19,12 @@ use crate::nvme::address::Place;
 use crate::pool::format::{SUPERBLOCK_BYTES, Superblock};
 use crate::pool::{Pool, erase};
 
+mod raw;
+mod reformat;
 mod sysfs;
 
+pub use raw::{Raw, raw_of};
+pub use reformat::{Reformatted, Wish, reformat};
 pub use sysfs::Nvme;
 
 /// How much of a device's start is looked at for signatures.
@@ -39,6 +43,9 @@ pub struct Identity {
     pub used_by: Option<String>,
     /// Of the kernel's NVMe namespaces.
     pub nvme: Option<Nvme>,
+    /// The structures that the controller fills, if they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub raw: Option<Raw>,
 }
 
 /// What is on a device.
@@ -53,6 +60,18 @@ pub enum Contents {
     DamagedPool { why: String },
     /// Something of others.
     Foreign { signature: String },
+}
+
+impl Contents {
+    /// Whether nothing is lost with it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Contents::Blank => true,
+            Contents::Pool { volumes, .. } => volumes.is_empty(),
+            Contents::DamagedPool { .. } | Contents::Foreign { .. } => false,
+        }
+    }
 }
 
 impl std::fmt::Display for Contents {
@@ -141,21 +160,26 @@ impl Spare {
         Ok(Spare { path: path.display().to_string(), device })
     }
 
+    /// The structures that its controller fills, where it is an NVMe namespace of our engines.
+    pub fn raw(&self) -> Result<Raw> {
+        raw_of(&self.path, self.device.as_ref())
+    }
+
+    /// What is on it.
+    pub fn contents(&self) -> Result<Contents> {
+        contents(&self.path, &self.device)
+    }
+
     /// What it is and what is on it.
     pub fn identify(&self) -> Result<Identity> {
-        let found = contents(&self.path, &self.device)?;
+        let found = self.contents()?;
         Ok(identity_of(&self.path, &self.device, found, None))
     }
 
     /// Makes a pool without volumes. With anything on the device only if `force`.
     pub fn format(&self, force: bool) -> Result<()> {
-        let found = contents(&self.path, &self.device)?;
-        let empty = match &found {
-            Contents::Blank => true,
-            Contents::Pool { volumes, .. } => volumes.is_empty(),
-            Contents::DamagedPool { .. } | Contents::Foreign { .. } => false,
-        };
-        if !empty && !force {
+        let found = self.contents()?;
+        if !found.is_empty() && !force {
             return Err(Error::NotBlank { path: self.path.clone(), what: found.to_string() });
         }
         // A device that is too small is refused before it is touched.
@@ -194,6 +218,7 @@ pub fn identity_of(
         contents,
         used_by,
         nvme: if kind == "block device" { sysfs::nvme(number) } else { None },
+        raw: None,
     }
 }
 

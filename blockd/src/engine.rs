@@ -4,6 +4,7 @@
 //! completions. An engine never lies about durability: a write with FUA, or a flush, is durable when its
 //! completion arrives. Memory of an operation belongs to it from `submit` to its completion.
 
+mod admin;
 mod facts;
 mod fault;
 mod fixed;
@@ -15,10 +16,12 @@ pub mod socket;
 mod sysfs;
 mod uring;
 mod vfio;
+mod watched;
 
 use std::io;
 use std::os::fd::RawFd;
 
+pub use admin::{Admin, claim};
 pub use facts::{ControllerFacts, DeviceFacts, Health, HealthCell};
 pub use fault::{Fault, FaultSettings};
 pub use mem::Mem;
@@ -26,9 +29,13 @@ pub use memory::Memory;
 pub use passthru::Passthru;
 pub use uring::Uring;
 pub use vfio::Vfio;
+pub use watched::Watched;
 
 /// Tries for the lock, 20 ms apart; then the device counts as in use.
 const LOCK_TRIES: u32 = 500;
+
+/// Who waits for an operation looks at its device at least this often, so that one that hangs is seen to.
+pub const LOOK_MS: i32 = 1000;
 
 /// Smallest unit of I/O of a device, in bytes; offsets and lengths are multiples of it.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -114,6 +121,11 @@ pub trait Device: Send + Sync {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// The admin commands of the NVMe controller beneath, where the engine speaks to one itself.
+    fn admin(&self) -> Option<&dyn Admin> {
+        None
+    }
+
     /// Called once, after the last operation: the device is told that it may lose power. Nothing is served afterwards.
     fn shut_down(&self) {}
 
@@ -135,7 +147,7 @@ pub fn run(queue: &mut dyn Queue, action: Action) -> io::Result<()> {
         }
         match queue.wait_fd() {
             Some(fd) => {
-                wait_readable(&[fd], None)?;
+                wait_readable(&[fd], Some(LOOK_MS))?;
             }
             None => std::thread::yield_now(),
         }
@@ -157,6 +169,13 @@ pub fn wait_readable(fds: &[RawFd], timeout_ms: Option<i32>) -> io::Result<bool>
         }
     }
     Ok(polled.first().is_some_and(|polled| polled.revents != 0))
+}
+
+/// Milliseconds of a clock that costs little to read wherever it comes from, and does not run while the machine is suspended.
+/// It steps by some.
+fn coarse_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 /// The kernel takes rings down, and with them their registered files, some time after their process has ended: a

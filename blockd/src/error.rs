@@ -45,6 +45,9 @@ pub enum Error {
     /// The device holds what would be lost, and nobody said that it may be.
     #[error("device {path} holds {what}; nothing was changed")]
     NotBlank { path: String, what: String },
+    /// The device cannot be formatted so.
+    #[error("device {path} cannot be formatted: {why}")]
+    NoFormat { path: String, why: String },
     /// Not enough free extents.
     #[error("no space: {wanted} extents of 4 MiB wanted, {free} free")]
     NoSpace { wanted: u64, free: u64 },
@@ -69,6 +72,7 @@ impl Error {
             Error::Exists(_) => "EXISTS",
             Error::Exported { .. } => "EXPORTED",
             Error::NotBlank { .. } => "NOT_BLANK",
+            Error::NoFormat { .. } => "UNSUPPORTED",
             Error::NoSpace { .. } => "NO_SPACE",
             Error::Ipc(error) => match error.kind() {
                 Kind::NotFound => "NOT_FOUND",

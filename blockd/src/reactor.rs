@@ -30,7 +30,7 @@ use std::time::Duration;
 use blockd_ipc::Patience;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::engine::{Action, Completion, Memory, Op, Queue, wait_readable};
+use crate::engine::{Action, Completion, LOOK_MS, Memory, Op, Queue, wait_readable};
 use crate::pool::format::EXTENT_BYTES;
 use crate::pool::{Job, Mapper, Pool, Want};
 use crate::volume::Volume;
@@ -493,6 +493,7 @@ impl Reactor {
     fn sleep(&mut self) {
         self.bury();
         let mut fds = vec![self.wake.as_raw_fd()];
+        let is_waiting = self.queues.iter().any(|queue| queue.in_flight() > 0);
         for queue in &self.queues {
             match queue.wait_fd() {
                 Some(fd) => fds.push(fd),
@@ -507,7 +508,7 @@ impl Reactor {
         }
         if !work {
             count(&self.stats.sleeps, 1);
-            match wait_readable(&fds, None) {
+            match wait_readable(&fds, is_waiting.then_some(LOOK_MS)) {
                 // Empties the counter.
                 Ok(true) => drop(rustix::io::read(&*self.wake, &mut [0_u8; 8])),
                 Ok(false) => {}

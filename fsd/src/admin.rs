@@ -1,5 +1,6 @@
 //! Answers what administrators ask (`cfs admin …`): one file per verb, and `jobs` for what takes long.
 
+mod authority;
 mod clients;
 mod drain;
 mod du;
@@ -46,6 +47,8 @@ pub async fn answer(
             security::create_token(node, conn, ttl_secs, uses, purpose).await
         }
         AdminRequest::TokenList => security::tokens(node),
+        AdminRequest::CaStatus => authority::status(node),
+        AdminRequest::CaRotate { finish } => authority::rotate(node, conn, finish).await,
         AdminRequest::Stat { target, from_offset_bytes, extents_max } => {
             stat::stat(node, &target, from_offset_bytes, extents_max).await
         }

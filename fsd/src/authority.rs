@@ -11,6 +11,7 @@
 //! given to every call; only keys, serial numbers and tokens are drawn. The commands that make what is
 //! issued here known (`CreateToken`, `UseToken`) are the caller's.
 
+mod authorities;
 mod key;
 mod request;
 mod seal;
@@ -33,6 +34,7 @@ use rcgen::{
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+pub use self::authorities::Authorities;
 use self::key::Key;
 use crate::chunks::seal::random;
 

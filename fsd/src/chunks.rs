@@ -74,6 +74,8 @@ use pack::Packer;
 use queue::Queue;
 use replica::Stream;
 
+use crate::clock;
+
 /// Bytes of puts in flight at most; further ones wait.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 
@@ -197,6 +199,12 @@ impl<V: Volume> ChunkStore<V> {
         self.inner.device.header.shard_count
     }
 
+    /// Whether a flush failed, after which nothing is written any more.
+    #[cfg(test)]
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.inner.check_poison().is_err()
+    }
+
     /// Whether the chunk is here and, as far as is known, whole.
     pub fn contains(&self, hash: &ChunkHash) -> bool {
         self.inner.index.lock().knows(hash)
@@ -234,7 +242,7 @@ impl<V: Volume> ChunkStore<V> {
 
     /// For how long the volume has not ended what was written to it.
     pub fn stalled(&self) -> Duration {
-        self.inner.writing_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
+        self.inner.writing_since.lock().map_or(Duration::ZERO, clock::elapsed)
     }
 
     /// Whether a segment is free outside the reserve.

@@ -5,6 +5,9 @@
 //! than configured; what is configured without redundancy is said as a note.
 
 pub use fsd_rpc::admin::{Check, Health, Level};
+use raftmeta_types::cluster::RotationStage;
+
+use crate::node::skew::{CLOCK_OFF_MAX, Off};
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +35,10 @@ pub struct Facts {
     pub nodes_down: Vec<String>,
     /// Names of nodes that answer, and whose datagrams do not arrive.
     pub nodes_without_datagrams: Vec<String>,
+    /// Nodes whose clocks are far from the leader's, in milliseconds.
+    pub clocks_off: Vec<(String, i64)>,
+    /// The certificate authority is being replaced.
+    pub rotation: Option<RotationStage>,
     /// Why the block daemon is not running, if so.
     pub blockd_down: Option<String>,
     /// The devices of the block daemon that are not well.
@@ -73,6 +80,18 @@ pub fn judge(facts: &Facts) -> Health {
         let detail = format!("no datagrams (UDP) from {names}, who answer over TCP");
         let next = "let UDP pass between the nodes, to the port of door.tcp (9400)";
         say("DATAGRAMS", Level::Warn, detail, next);
+    }
+    for (name, off_ms) in &facts.clocks_off {
+        let level = match off_ms.unsigned_abs() > CLOCK_OFF_MAX.as_millis() as u64 {
+            true => Level::Err,
+            false => Level::Warn,
+        };
+        let detail = format!("the clock of {name} is {} the leader's", Off(*off_ms));
+        say("CLOCK_SKEW", level, detail, "let NTP set the clocks of all nodes");
+    }
+    if facts.rotation.is_some() {
+        let detail = "the certificate authority is being replaced";
+        say("CA_ROTATION", Level::Ok, detail.into(), "cfs admin ca status");
     }
     if let Some(why) = &facts.blockd_down {
         let detail = format!("the block daemon is not running: {why}");

@@ -34,11 +34,15 @@ use raftmeta_types::{ChunkHash, ShardId};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use crate::clock;
 use crate::node::Node;
+use crate::replication::Host;
 
 pub use gc::Collected;
 use scrub::Scrub;
 use strays::Strays;
+#[cfg(test)]
+pub(crate) use {gc::collect_in_turn, sweep::Sweep};
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// Between two rounds, however often they are asked for: a round looks at much, and what it frees can wait so long.
@@ -106,7 +110,7 @@ impl Upkeep {
     /// A write has to put these chunks again: their shards delete nothing until it had the time to, so
     /// that it cannot be refused for ever.
     pub fn hold_deletions(&self, hashes: &[ChunkHash], shard_count: u32) {
-        let until = Instant::now() + HOLD;
+        let until = clock::now() + HOLD;
         let mut shards = self.shards.lock();
         for hash in hashes {
             if let Some(shard) = shards.get_mut(usize::from(hash.shard(shard_count).0)) {
@@ -117,7 +121,7 @@ impl Upkeep {
 
     /// Whether the shard may delete now; `pause` since its last deletion.
     fn may_delete(&self, shard: ShardId, pause: Duration) -> bool {
-        let now = Instant::now();
+        let now = clock::now();
         let shards = self.shards.lock();
         let Some(shard) = shards.get(usize::from(shard.0)) else { return false };
         shard.held_until.is_none_or(|until| now >= until)
@@ -126,7 +130,7 @@ impl Upkeep {
 
     fn note_deleted(&self, shard: ShardId) {
         if let Some(shard) = self.shards.lock().get_mut(usize::from(shard.0)) {
-            shard.deleted = Some(Instant::now());
+            shard.deleted = Some(clock::now());
         }
     }
 
@@ -218,7 +222,7 @@ async fn work(node: Arc<Node>) {
 
 /// Whether a job found something to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
+pub(crate) enum Found {
     Nothing,
     /// In a later round.
     Something,
@@ -231,7 +235,7 @@ impl Rounds {
         self.renew_certificate(node);
         if self.led.is_none() {
             // The rest is the leader's; the store below is this node's own.
-            let swept = self.sweep.step(node).await;
+            let swept = self.sweep.step(&**node).await;
             self.note("sweep", swept);
             let cleaned = clean::round(node).await;
             self.note("clean", cleaned);
@@ -241,7 +245,7 @@ impl Rounds {
         self.note("expiry", expired.map(|()| Found::Nothing));
         let applied = node.group.status().applied.unwrap_or(0);
         let old = node.upkeep.position_before(applied, settle::AGE);
-        if self.rested_at == Some(applied) && !self.sweep.is_due(node) {
+        if self.rested_at == Some(applied) && !self.sweep.is_due(&**node) {
             return;
         }
         let mut found = Vec::new();
@@ -258,7 +262,7 @@ impl Rounds {
         }
         let collected = gc::round(node).await;
         found.push(self.note("gc", collected));
-        let swept = self.sweep.step(node).await;
+        let swept = self.sweep.step(&**node).await;
         found.push(self.note("sweep", swept));
         let cleaned = clean::round(node).await;
         found.push(self.note("clean", cleaned));
@@ -320,11 +324,11 @@ impl Rounds {
 
 /// For the primary of the shard, which found nothing that references them; what does by now stays.
 pub(crate) async fn delete_unreferenced(
-    node: &Arc<Node>,
+    node: &impl Host,
     shard: ShardId,
     hashes: Vec<ChunkHash>,
 ) -> Result<(), Failure> {
-    let _turn = node.upkeep.turn.lock().await;
+    let _turn = node.upkeep().turn.lock().await;
     let (chunks, bytes) = gc::delete(node, shard, hashes).await?;
     tracing::info!(%shard, chunks, bytes, "chunks that nothing referenced are deleted");
     Ok(())
@@ -342,7 +346,7 @@ pub(crate) async fn make_room(node: &Arc<Node>) -> Result<bool, Failure> {
         Some(_) | None => {}
     }
     reap::reap_all(node).await?;
-    let collected = gc::collect(node, Duration::ZERO).await?;
+    let collected = gc::collect(&**node, Duration::ZERO).await?;
     *node.upkeep.room_made.lock() = Some(Instant::now());
     // The store itself copies poor segments together when a put needs it.
     Ok(collected.chunks > 0)
@@ -353,7 +357,7 @@ pub(crate) async fn collect_all(node: &Arc<Node>) -> Result<Collected, Failure> 
     let collected = {
         let _turn = node.upkeep.turn.lock().await;
         reap::reap_all(node).await?;
-        gc::collect(node, Duration::ZERO).await?
+        gc::collect(&**node, Duration::ZERO).await?
     };
     while clean::round(node).await? != Found::Nothing {}
     Ok(collected)

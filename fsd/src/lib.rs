@@ -28,6 +28,7 @@
 pub mod admin;
 pub mod authority;
 pub mod chunks;
+mod clock;
 pub mod config;
 pub mod data_dir;
 pub mod events;
@@ -38,6 +39,9 @@ pub mod node;
 pub mod placement;
 mod refusals;
 pub mod replication;
+pub mod sd_notify;
 pub mod service;
 pub mod sessions;
+#[cfg(test)]
+mod sim;
 pub mod supervise;

@@ -14,18 +14,21 @@
 //! | `identity` | who the node is, and how far its first start has come |
 //! | `blocks` | the block daemon below, and the volume of it that chunks live on |
 //! | `join` | a new node of a cluster that exists |
+//! | `skew` | the clocks of the nodes, compared |
 //! | `open` | from a configuration to a node, also for the first time |
 //! | `data` | chunks, wherever their shards are |
 //! | `peers` | the way to the other nodes |
 //! | `lead` | what changes when this node begins or ceases to lead |
 //! | `members` | what the leader does about nodes: voters, who is up, who is down |
 //! | `swim` | who is alive, as the nodes find out among themselves |
+//! | `trust` | authorities and certificates, and their replacement |
 //! | `run` | doors, jobs, signals, the end |
 
 mod blocks;
 mod data;
 mod devices;
 mod error;
+mod host;
 mod identity;
 mod join;
 mod lead;
@@ -33,7 +36,9 @@ pub(crate) mod members;
 mod open;
 mod peers;
 mod run;
+pub(crate) mod skew;
 mod swim;
+pub(crate) mod trust;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -57,7 +62,6 @@ pub use join::join;
 pub(crate) use join::{address, raft};
 pub use run::{Ready, log_to_stderr, serve};
 
-use crate::authority::Authority;
 use crate::chunks::{ChunkStore, Kind};
 use crate::config::Config;
 use crate::data_dir::DataDir;
@@ -71,6 +75,7 @@ use crate::service::Order;
 use crate::sessions::Sessions;
 use crate::supervise::{self, Supervisor};
 pub(crate) use peers::Peers;
+pub(crate) use swim::Liveness;
 
 /// See the module. Shared as an `Arc`.
 pub struct Node {
@@ -98,7 +103,10 @@ pub struct Node {
     pub(crate) metrics: Metrics,
     /// What the background work knows.
     pub(crate) upkeep: Upkeep,
-    pub(crate) authority: Authority,
+    /// Authorities, and the certificate of this node.
+    trust: trust::Trust,
+    /// Drawn at this start: tells two processes with one number apart.
+    pub(crate) instance: u64,
     /// What administrators have under way.
     pub(crate) admin: crate::admin::Jobs,
     /// Steers the doors while they are open.
@@ -265,14 +273,6 @@ impl Node {
         }
     }
 
-    /// A new certificate of this node for its network door, and for the doors of others; its key never leaves
-    /// this process.
-    pub(crate) fn tls(&self) -> Result<Arc<rustls::ServerConfig>, NodeError> {
-        let (identity, _) = self.authority.node_identity(self.id, now())?;
-        self.peers.show(&identity)?;
-        Ok(fsd_rpc::tls::server_config(&identity)?)
-    }
-
     /// What a node that joins needs to open what is sealed: the master key, and the cluster's key wrapped by it.
     pub(crate) fn keys(&self) -> Result<(zeroize::Zeroizing<[u8; 32]>, bytes::Bytes), Failure> {
         let failed = |why: String| Failure::Storage(format!("the keys of this node: {why}"));
@@ -322,6 +322,8 @@ impl Node {
                 let named = nodes.iter().filter(|node| node.state != NodeState::Removed);
                 named.filter(|node| silent(node.id)).map(|node| node.name.clone()).collect()
             },
+            clocks_off: self.clocks_off(&nodes),
+            rotation: read::rotation(&view).ok().flatten().map(|rotation| rotation.stage),
             log_failed: self.group.failure(),
             used_bytes: total_bytes.saturating_sub(self.available_bytes()),
             total_bytes,
@@ -350,6 +352,9 @@ impl Node {
             damaged_chunks: self.chunks.damaged_count() as u64,
             stalled_ms: u64::try_from(stalled).unwrap_or(u64::MAX),
             strays: self.upkeep.strays.of(self),
+            clock_ms: skew::clock_now_ms(),
+            instance: self.instance,
+            authority_step: self.authorities().step(),
         }
     }
 

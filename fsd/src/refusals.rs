@@ -16,17 +16,38 @@ const KNOWN_MAX: usize = 1024;
 /// Why somebody was refused; the label of `claudefs_refused_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Why {
+    /// A token that is misspelt, unknown, expired or used.
+    Token,
+    /// A certificate of another CA, out of date or unreadable: the handshake failed.
+    Handshake,
+    /// A certificate that was revoked, or is another one's than said.
+    Certificate,
+    /// Bytes that are no request.
+    Garbage,
+    /// Versions of the protocol that do not meet.
+    Protocol,
     /// A datagram that is none of the cluster's.
     Datagram,
     /// A node that is not, or not any more, of the cluster.
     Stranger,
+    /// A node whose clock is far from this one's.
+    Clock,
+    /// A second node with the number of another one.
+    Twin,
 }
 
 impl Why {
     fn name(self) -> &'static str {
         match self {
+            Why::Token => "token",
+            Why::Handshake => "handshake",
+            Why::Certificate => "certificate",
+            Why::Garbage => "garbage",
+            Why::Protocol => "protocol",
             Why::Datagram => "datagram",
             Why::Stranger => "stranger",
+            Why::Clock => "clock",
+            Why::Twin => "twin",
         }
     }
 }
@@ -68,15 +89,16 @@ mod tests {
         for _ in 0..3 {
             refusals.note(Why::Datagram, &"192.0.2.1", &"noise");
         }
-        refusals.note(Why::Stranger, &"192.0.2.1", &"unknown");
+        refusals.note(Why::Token, &"192.0.2.1", &"unknown");
         for number in 0..2 * KNOWN_MAX {
-            refusals.note(Why::Stranger, &number, &"noise");
+            refusals.note(Why::Garbage, &number, &"noise");
         }
         assert_eq!(refusals.known.lock().len(), KNOWN_MAX);
         let text = metrics.render();
         for line in [
             "claudefs_refused_total{why=\"datagram\"} 3",
-            "claudefs_refused_total{why=\"stranger\"} 2049",
+            "claudefs_refused_total{why=\"token\"} 1",
+            "claudefs_refused_total{why=\"garbage\"} 2048",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

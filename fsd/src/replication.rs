@@ -12,6 +12,7 @@
 //! | `wire` | what replicas say to each other, and its bytes |
 //! | `remote` | another node's store as the primary's store sees it |
 //! | `courier` | the ops of this node's store, to each node in order |
+//! | `host` | the node below, real or simulated |
 //! | `keeper` | what this node has to do about its shards |
 //! | `mender` | what is damaged in this node's store, put right from the others |
 //! | `director` | what the leader decides about all of them |
@@ -22,6 +23,7 @@
 
 mod courier;
 mod director;
+mod host;
 mod keeper;
 mod mender;
 mod remote;
@@ -29,6 +31,7 @@ mod wire;
 
 pub(crate) use courier::Courier;
 pub(crate) use director::{Director, direct, new_epoch, reclaim};
+pub(crate) use host::{Host, Telling, Wire, target_in};
 pub(crate) use keeper::{bring_up, forget, keep};
 pub(crate) use mender::{mend_chunk, mend_segment};
 pub(crate) use wire::answer;

@@ -26,7 +26,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use fsd_rpc::message::{Enrolment, Event, Failure, Hello, Join, Request, Response, Role, Welcome};
 use fsd_rpc::nodes::Upstream;
-use fsd_rpc::server::{Conn, Handler, Peer};
+use fsd_rpc::server::{Conn, Handler, Peer, Refusal};
 use fsd_rpc::tls::Facts;
 use raftmeta_types::{Command, MetaError, SessionId};
 use tokio::sync::mpsc;
@@ -36,6 +36,7 @@ pub(crate) use read::storage;
 
 use crate::metrics::Operation;
 use crate::node::Node;
+use crate::refusals::Why;
 
 /// Answers for one node.
 pub struct Service {
@@ -185,6 +186,16 @@ impl Handler for Service {
         self.node.leads()
     }
 
+    fn refused(&self, source: &str, refusal: Refusal, why: &dyn std::fmt::Display) {
+        let kind = match refusal {
+            Refusal::Handshake => Why::Handshake,
+            Refusal::Certificate => Why::Certificate,
+            Refusal::Garbage => Why::Garbage,
+            Refusal::Protocol => Why::Protocol,
+        };
+        self.node.refusals.note(kind, &source, why);
+    }
+
     async fn route(&self, peer: &Peer, hello: &Hello) -> Result<Upstream, Failure> {
         self.node.pass_on(peer, hello).await
     }
@@ -277,6 +288,8 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         | Command::JoinNode { .. }
         | Command::SetNodeState { .. }
         | Command::SetProtection(_)
-        | Command::SetShards(_) => Operation::Admin,
+        | Command::SetShards(_)
+        | Command::Rotate(_)
+        | Command::RenewCertificate { .. } => Operation::Admin,
     }
 }

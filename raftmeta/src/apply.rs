@@ -16,6 +16,7 @@ mod nodes;
 mod reap;
 mod rename;
 mod repair;
+mod rotation;
 mod sessions;
 mod setattr;
 mod settle;
@@ -114,5 +115,9 @@ fn run(state: &mut State<'_>, command: &Command) -> Step<Reply> {
         Command::SetNodeState { node, from, to } => nodes::set_state(state, *node, *from, *to),
         Command::SetProtection(protection) => nodes::set_protection(state, *protection),
         Command::SetShards(changes) => nodes::set_shards(state, changes),
+        Command::Rotate(step) => rotation::rotate(state, step),
+        Command::RenewCertificate { replaced, certificate } => {
+            rotation::renew(state, *replaced, certificate)
+        }
     }
 }

@@ -22,13 +22,16 @@
 //! T <token hash>             enrolment token of a client
 //! t <token hash>             enrolment token of a node
 //! C <serial>                 certificate
-//! M <name>                   single records: cluster, authority, counters, next inode, protection, map version
+//! c <serial>                 certificate of a client of which the authority is being replaced
+//! M <name>                   single records: cluster, authority, its replacement, counters, next inode, …
 //! ```
 
 use raftmeta_types::{ChunkHash, Epoch, Ino, NodeId, SessionId, ShardId};
 
 pub const CLUSTER: &[u8] = b"Mcluster";
 pub const AUTHORITY: &[u8] = b"Mauthority";
+pub const AUTHORITY_STEP: &[u8] = b"Mauthority_step";
+pub const ROTATION: &[u8] = b"Mrotation";
 pub const COUNTERS: &[u8] = b"Mcounters";
 pub const NEXT_INO: &[u8] = b"Mnext_ino";
 pub const PROTECTION: &[u8] = b"Mprotection";
@@ -171,6 +174,12 @@ pub fn node_token(hash: &[u8; 32]) -> Vec<u8> {
 
 pub fn certificate(serial: u64) -> Vec<u8> {
     key(b'C', &[&serial.to_be_bytes()])
+}
+
+pub const OLD_CERTIFICATE: u8 = b'c';
+
+pub fn old_certificate(serial: u64) -> Vec<u8> {
+    key(OLD_CERTIFICATE, &[&serial.to_be_bytes()])
 }
 
 /// The number after the class byte of an `I`, `E`, `O`, … key; the first of them.

@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 
 use raftmeta_types::cluster::{
-    CertificateInfo, ClusterInfo, NodeInfo, Protection, SessionInfo, ShardInfo, TokenInfo,
+    CertificateInfo, ClusterInfo, NodeInfo, Protection, Rotation, SessionInfo, ShardInfo, TokenInfo,
 };
 use raftmeta_types::lock::Lock;
 use raftmeta_types::{
@@ -155,6 +155,22 @@ pub fn cluster(kv: &impl KvRead) -> Result<Option<ClusterInfo>, KvError> {
 /// The sealed key of the cluster's certificate authority.
 pub fn authority(kv: &impl KvRead) -> Result<Option<Vec<u8>>, KvError> {
     records::get(kv, keys::AUTHORITY)
+}
+
+/// The replacement of the authority, if one is under way.
+pub fn rotation(kv: &impl KvRead) -> Result<Option<Rotation>, KvError> {
+    records::get(kv, keys::ROTATION)
+}
+
+/// Counts the steps of all replacements of the authority.
+pub fn authority_step(kv: &impl KvRead) -> Result<u64, KvError> {
+    Ok(records::get(kv, keys::AUTHORITY_STEP)?.unwrap_or(0))
+}
+
+/// Serials of certificates of clients that the authority which is being replaced has signed.
+pub fn old_certificates(kv: &impl KvRead) -> Result<Vec<u64>, KvError> {
+    let found = class::<()>(kv, keys::OLD_CERTIFICATE)?;
+    Ok(found.iter().map(|(key, ())| keys::first_number(key)).collect())
 }
 
 pub fn shard(kv: &impl KvRead, shard: ShardId) -> Result<Option<ShardInfo>, KvError> {

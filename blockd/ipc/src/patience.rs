@@ -5,9 +5,14 @@
 
 use std::time::{Duration, Instant};
 
-/// Between two looks so much time passes only if the core was given to somebody else: there are too few of them for
+/// Looks for each reading of the clock: it may be a call into the kernel, and on machines without a usable TSC it goes on to
+/// a device. What is found before the first one was not waited for.
+const LOOKS: u32 = 8;
+/// Between two readings so much time passes only if the core was given to somebody else: there are too few of them for
 /// looking. (Yielding would ask more directly, but Linux makes who yields wait for milliseconds.)
 const CROWDED: Duration = Duration::from_micros(50);
+/// The same as a part of the longest wait: who has cores for looking says so by a long one.
+const CROWDED_SHARE: u32 = 4;
 /// The window does not fall below this part of its maximum, so that it can grow again.
 const SHARE_MIN: u32 = 16;
 
@@ -18,7 +23,8 @@ const SHARE_MIN: u32 = 16;
 pub struct Patience {
     max: Duration,
     window: Duration,
-    /// Since when there was nothing, and the last look.
+    looks: u32,
+    /// Since when there was nothing, and the last reading of the clock.
     since: Option<(Instant, Instant)>,
 }
 
@@ -26,11 +32,12 @@ impl Patience {
     /// Looks for `max` at most; zero always sleeps.
     #[must_use]
     pub fn new(max: Duration) -> Patience {
-        Patience { max, window: max, since: None }
+        Patience { max, window: max, looks: 0, since: None }
     }
 
     /// There was work.
     pub fn found(&mut self) {
+        self.looks = 0;
         if let Some((since, _)) = self.since.take() {
             self.learn(since.elapsed());
         }
@@ -38,13 +45,16 @@ impl Patience {
 
     /// There was none: whether to look again rather than to sleep.
     pub fn look_again(&mut self) -> bool {
+        // Once: on some machines, and on every emulated one, it takes its time.
+        std::hint::spin_loop();
+        self.looks = self.looks.wrapping_add(1);
+        if !self.looks.is_multiple_of(LOOKS) && !self.max.is_zero() {
+            return true;
+        }
         let now = Instant::now();
         let (since, last) = *self.since.get_or_insert((now, now));
         self.since = Some((since, now));
-        for _ in 0..32 {
-            std::hint::spin_loop();
-        }
-        now - since < self.window && now - last < CROWDED
+        now - since < self.window && now - last < CROWDED.max(self.max / CROWDED_SHARE)
     }
 
     /// A sleep is over, with or without work.

@@ -99,6 +99,13 @@ impl SimVolume {
         self.state().flush_fails = true;
     }
 
+    /// Nothing that was to fail later fails.
+    pub fn clear_faults(&self) {
+        let mut state = self.state();
+        state.failing.clear();
+        state.flush_fails = false;
+    }
+
     /// Lets `ops` more operations pass, then everything fails with `Disconnected`: the moment to
     /// call [`SimVolume::power_cut`] at.
     pub fn halt_after(&self, ops: u64) {

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::Answer;
 use crate::daemon::Daemon;
-use crate::device::{Spare, contents, identity_of};
+use crate::device::{Contents, Spare, Wish, contents, identity_of, raw_of, reformat};
 use crate::engine::Health;
+use crate::error::Error;
 use crate::pool::Pool;
 
 #[derive(Deserialize)]
@@ -20,11 +21,25 @@ pub struct Named {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Identify {
+    path: PathBuf,
+    /// With the structures as the controller fills them.
+    #[serde(default)]
+    raw: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Format {
     path: PathBuf,
     /// Whatever is on the device.
     #[serde(default)]
     force: bool,
+    /// Only says what would be done.
+    #[serde(default)]
+    dry_run: bool,
+    /// Has the controller format the namespace before.
+    nvme: Option<Wish>,
 }
 
 #[derive(Deserialize)]
@@ -87,36 +102,57 @@ pub fn reset(Named { path }: &Named, daemon: &Daemon) -> Answer {
     Ok(Value::Null)
 }
 
-pub fn identify(Named { path }: &Named, pools: &[Arc<Pool>]) -> Answer {
-    let identity = match open(path, pools) {
-        None => Spare::open(path)?.identify()?,
+pub fn identify(Identify { path, raw }: &Identify, pools: &[Arc<Pool>]) -> Answer {
+    let mut identity;
+    match open(path, pools) {
+        None => {
+            let spare = Spare::open(path)?;
+            identity = spare.identify()?;
+            identity.raw = raw.then(|| spare.raw()).transpose()?;
+        }
         Some(pool) => {
             let name = pool.status().path;
             let found = contents(&name, pool.device())?;
-            identity_of(&name, pool.device(), found, Some("this blockd".to_owned()))
+            identity = identity_of(&name, pool.device(), found, Some("this blockd".to_owned()));
+            identity.raw = raw.then(|| raw_of(&name, pool.device().as_ref())).transpose()?;
         }
-    };
+    }
     Ok(json!(identity))
 }
 
-pub fn format(Format { path, force }: &Format, pools: &[Arc<Pool>]) -> Answer {
-    match open(path, pools) {
-        None => Spare::open(path)?.format(*force)?,
-        Some(pool) => {
-            let volumes = pool.volumes();
-            if !volumes.is_empty() && !force {
-                let names: Vec<&str> = volumes.iter().map(|v| v.name.as_str()).collect();
-                return Err(crate::Error::NotBlank {
-                    path: pool.status().path,
-                    what: format!("a pool with the volumes {}", names.join(", ")),
-                }
-                .into());
+/// Answers with what was, or would be, done.
+pub fn format(format: &Format, pools: &[Arc<Pool>]) -> Answer {
+    let Format { path, force, dry_run, nvme } = format;
+    let pool = open(path, pools);
+    match (nvme, pool) {
+        (Some(_), Some(pool)) => {
+            let by = "it is a pool of this blockd; take it out of the configuration and restart blockd first".into();
+            Err(Error::DeviceBusy { path: pool.status().path, by }.into())
+        }
+        (Some(wish), None) => Ok(json!(reformat(path, wish, *force, *dry_run)?)),
+        (None, None) => {
+            let spare = Spare::open(path)?;
+            let found = spare.contents()?;
+            if !dry_run {
+                spare.format(*force)?;
             }
-            drop(volumes);
-            pool.format()?;
+            Ok(json!({ "contents": found }))
+        }
+        (None, Some(pool)) => {
+            let found = contents(&pool.status().path, pool.device())?;
+            if !dry_run {
+                format_open(pool, &found, *force)?;
+            }
+            Ok(json!({ "contents": found }))
         }
     }
-    Ok(Value::Null)
+}
+
+fn format_open(pool: &Pool, found: &Contents, force: bool) -> crate::error::Result<()> {
+    if !pool.volumes().is_empty() && !force {
+        return Err(Error::NotBlank { path: pool.status().path, what: found.to_string() });
+    }
+    pool.format()
 }
 
 pub fn wipe(Wipe { path, zero }: &Wipe, pools: &[Arc<Pool>]) -> Answer {

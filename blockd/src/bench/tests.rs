@@ -6,7 +6,16 @@ const BYTES: u64 = 32 << 20;
 
 fn plan(engine: EngineKind, path: &Path, rw: Pattern) -> Plan {
     let subject = Subject::Engine { engine, path: path.to_owned(), size: Some(BYTES) };
-    Plan { subject, rw, bs: 8192, qd: 7, seconds: 1, read_percent: 70, confirm: None }
+    Plan {
+        subject,
+        rw,
+        bs: 8192,
+        qd: 7,
+        seconds: 1,
+        read_percent: 70,
+        polled: false,
+        confirm: None,
+    }
 }
 
 #[test]
@@ -14,7 +23,10 @@ fn every_pattern_on_memory() {
     let patterns =
         [Pattern::Randread, Pattern::Randwrite, Pattern::Read, Pattern::Write, Pattern::Mix];
     for rw in patterns {
-        let report = run(&plan(EngineKind::Mem, Path::new("ram"), rw)).unwrap();
+        // Once without sleeping.
+        let polled = rw == Pattern::Mix;
+        let plan = Plan { polled, ..plan(EngineKind::Mem, Path::new("ram"), rw) };
+        let report = run(&plan).unwrap();
         let count = |of: Option<Latency>| of.map_or(0, |l| l.operations);
         let (reads, writes) = (count(report.read), count(report.write));
         assert_eq!(reads + writes, report.operations);

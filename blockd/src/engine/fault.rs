@@ -37,6 +37,8 @@ pub struct FaultSettings {
     /// Operations that complete only after `delay_polls` polls.
     pub delay_ppm: u32,
     pub delay_polls: u32,
+    /// Operations that are done but never end.
+    pub hang_ppm: u32,
 }
 
 /// See the module.
@@ -262,7 +264,8 @@ impl Device for Fault {
 
     fn queue(&self) -> io::Result<Box<dyn Queue>> {
         let bytes = self.bytes();
-        Ok(Box::new(FaultQueue { fault: self.clone(), bytes, done: VecDeque::new() }))
+        let fault = self.clone();
+        Ok(Box::new(FaultQueue { fault, bytes, done: VecDeque::new(), hanging: 0 }))
     }
 
     fn reset(&self) -> io::Result<()> {
@@ -283,6 +286,7 @@ struct FaultQueue {
     fault: Fault,
     bytes: u64,
     done: VecDeque<(u32, Completion)>,
+    hanging: usize,
 }
 
 impl Queue for FaultQueue {
@@ -293,6 +297,11 @@ impl Queue for FaultQueue {
             return;
         }
         let result = state.perform(op.action, self.bytes);
+        let ppm = state.settings.hang_ppm;
+        if state.hits(ppm) {
+            self.hanging += 1;
+            return;
+        }
         let ppm = state.settings.delay_ppm;
         let polls = if state.hits(ppm) { state.settings.delay_polls } else { 0 };
         self.done.push_back((polls, Completion { tag: op.tag, result }));
@@ -313,6 +322,6 @@ impl Queue for FaultQueue {
     }
 
     fn in_flight(&self) -> usize {
-        self.done.len()
+        self.done.len() + self.hanging
     }
 }

@@ -33,12 +33,12 @@ impl Mem {
             Action::Read { offset, memory } => {
                 let part = bounds(offset, memory.len() as u64)?;
                 let _shared = self.gate.read().expect("no panic while held");
-                copy(&part, &memory);
+                memory.copy_from(&part);
             }
             Action::Write { offset, memory, fua: _ } => {
                 let part = bounds(offset, memory.len() as u64)?;
                 let _alone = self.gate.write().expect("no panic while held");
-                copy(&memory, &part);
+                part.copy_from(&memory);
             }
             Action::Flush => {}
             Action::Deallocate { offset, len } | Action::Zero { offset, len } => {
@@ -48,18 +48,6 @@ impl Mem {
             }
         }
         Ok(())
-    }
-}
-
-fn copy(from: &Memory, to: &Memory) {
-    debug_assert_eq!(from.len(), to.len());
-    let mut bounce = [0; 4096];
-    let mut at = 0;
-    while at < from.len() {
-        let n = bounce.len().min(from.len() - at);
-        from.read(at, &mut bounce[..n]);
-        to.write(at, &bounce[..n]);
-        at += n;
     }
 }
 

@@ -179,6 +179,14 @@ impl Memory {
         }
     }
 
+    /// Copies all of another memory of the same length into it.
+    pub fn copy_from(&self, from: &Memory) {
+        assert_eq!(from.len, self.len, "memories of one length");
+        // SAFETY: both ranges are whole memories, of one length (asserted), which the operation in hand owns; should they
+        // overlap, `copy` allows it.
+        unsafe { std::ptr::copy(from.start.as_ptr(), self.start.as_ptr(), self.len) }
+    }
+
     /// Fills it with zeros.
     pub fn clear(&self) {
         // SAFETY: the range is ours (see `write`).

@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use super::fixed::Mode;
 use super::{
-    BLOCK_BYTES, ControllerFacts, Device, DeviceFacts, Health, HealthCell, Memory, Queue, lock,
-    sysfs,
+    Admin, BLOCK_BYTES, ControllerFacts, Device, DeviceFacts, Health, HealthCell, Memory, Queue,
+    lock, sysfs,
 };
 use crate::nvme::command::Command;
 use crate::nvme::identify::{self, Controller, Limits, Namespace, smart_warning};
@@ -36,8 +36,7 @@ const SEGMENTS_MAX: u64 = 127;
 #[derive(Debug)]
 struct Shared {
     path: String,
-    file: File,
-    nsid: u32,
+    claim: Claim,
     limits: Limits,
     timeout: Duration,
     fixed: Mode,
@@ -75,14 +74,59 @@ impl Shared {
     }
 }
 
+/// A namespace that this process has for itself.
+#[derive(Debug)]
+pub struct Claim {
+    file: File,
+    nsid: u32,
+    // Held, not used.
+    _block: Option<File>,
+}
+
+impl Claim {
+    /// # Errors
+    /// As [`Passthru::open`].
+    pub fn take(path: &Path) -> io::Result<Claim> {
+        let file =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(path)?;
+        if !file.metadata()?.file_type().is_char_device() {
+            return Err(io::Error::other("it is no character device: /dev/ngXnY is wanted"));
+        }
+        lock(&file)?;
+        let nsid = ioctl::namespace_id(&file)?;
+        let block = claim(&disk_of(path))?;
+        Ok(Claim { file, nsid, _block: block })
+    }
+}
+
+impl Admin for Claim {
+    fn nsid(&self) -> u32 {
+        self.nsid
+    }
+
+    fn fetch(&self, command: &Command) -> io::Result<[u8; identify::BYTES]> {
+        let mut page = [0; identify::BYTES];
+        ioctl::admin(&self.file, command, &mut page)?;
+        Ok(page)
+    }
+
+    fn perform(&self, command: &Command, within: Duration) -> io::Result<()> {
+        ioctl::admin_within(&self.file, command, &mut [], within)
+    }
+}
+
+/// Name of the block device of a namespace.
+fn disk_of(path: &Path) -> String {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    name.replacen("ng", "nvme", 1)
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Passthru {
     shared: Arc<Shared>,
     controller: Controller,
     namespace: Namespace,
-    // Held, not used.
-    _block: Option<File>,
 }
 
 impl Passthru {
@@ -92,25 +136,14 @@ impl Passthru {
     /// # Errors
     /// `WouldBlock` if another blockd has it; `ResourceBusy` if it is mounted or otherwise in use.
     pub fn open(path: &Path, polled: Option<bool>, timeout: Duration) -> io::Result<Passthru> {
-        let file =
-            OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(path)?;
-        if !file.metadata()?.file_type().is_char_device() {
-            return Err(io::Error::other("it is no character device: /dev/ngXnY is wanted"));
-        }
-        lock(&file)?;
-        let nsid = ioctl::namespace_id(&file)?;
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let disk = name.replacen("ng", "nvme", 1);
-        let block = claim(&disk)?;
-        let mut page = [0; identify::BYTES];
-        ioctl::admin(&file, &Command::identify(1, 0, 0), &mut page)?;
-        let controller = Controller::parse(&page);
-        ioctl::admin(&file, &Command::identify(0, 0, nsid), &mut page)?;
-        let namespace =
-            Namespace::parse(&page).ok_or_else(|| io::Error::other("the namespace is inactive"))?;
+        let claim = Claim::take(path)?;
+        let disk = disk_of(path);
+        let name = disk.replacen("nvme", "ng", 1);
+        let controller = Controller::parse(&claim.fetch(&Command::identify(1, 0, 0))?);
+        let namespace = Namespace::parse(&claim.fetch(&Command::identify(0, 0, claim.nsid))?)
+            .ok_or_else(|| io::Error::other("the namespace is inactive"))?;
         // Not every device knows this one.
-        let zeroes_exponent =
-            ioctl::admin(&file, &Command::identify(6, 0, 0), &mut page).map_or(0, |()| page[1]);
+        let zeroes_exponent = claim.fetch(&Command::identify(6, 0, 0)).map_or(0, |page| page[1]);
         let sys = PathBuf::from(format!("/sys/block/{disk}/queue"));
         let segments = sysfs::number(&sys.join("max_segments")).unwrap_or(SEGMENTS_MAX);
         let transfer = sysfs::number(&sys.join("max_hw_sectors_kb")).unwrap_or(512) * 1024;
@@ -125,8 +158,7 @@ impl Passthru {
         }
         let mut shared = Shared {
             path: path.display().to_string(),
-            file,
-            nsid,
+            claim,
             limits,
             timeout,
             fixed: Mode::Off,
@@ -148,7 +180,7 @@ impl Passthru {
             polled = shared.polled,
             "NVMe passthrough"
         );
-        Ok(Passthru { shared: Arc::new(shared), controller, namespace, _block: block })
+        Ok(Passthru { shared: Arc::new(shared), controller, namespace })
     }
 
     fn health(&self) -> Health {
@@ -156,7 +188,7 @@ impl Passthru {
         if known != Health::Ok {
             return known;
         }
-        match ioctl::smart(&self.shared.file) {
+        match ioctl::smart(&self.shared.claim.file) {
             Ok(page) => smart_warning(&page).map_or(Health::Ok, Health::Degraded),
             Err(error) if is_gone(&error) => Health::Failed("the kernel has removed it".to_owned()),
             Err(error) => Health::Degraded(format!("it does not answer for its health: {error}")),
@@ -215,7 +247,7 @@ impl Device for Passthru {
             controller: Some(ControllerFacts::new(
                 &self.controller,
                 &self.namespace,
-                self.shared.nsid,
+                self.shared.claim.nsid,
             )),
             health: self.health(),
         }
@@ -223,6 +255,10 @@ impl Device for Passthru {
 
     fn queue(&self) -> io::Result<Box<dyn Queue>> {
         Ok(Box::new(queue::PassthruQueue::new(Arc::clone(&self.shared))?))
+    }
+
+    fn admin(&self) -> Option<&dyn Admin> {
+        Some(&self.shared.claim)
     }
 
     fn reset(&self) -> io::Result<()> {

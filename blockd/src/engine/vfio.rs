@@ -28,9 +28,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{ControllerFacts, Device, DeviceFacts, Queue};
+use super::{Admin, ControllerFacts, Device, DeviceFacts, Queue};
 use crate::nvme::address::PciAddress;
-use crate::nvme::identify::{Limits, Namespace};
+use crate::nvme::command::Command;
+use crate::nvme::identify::{self, Limits, Namespace};
 use controller::{Controller, signal};
 
 /// A controller with its keeper; dropping the last use shuts it down.
@@ -66,8 +67,63 @@ impl Drop for Held {
     }
 }
 
+/// Of a controller that is taken for its administration: nothing but that is sent to it.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Controllers of this process: namespaces of one share it.
 static HELD: Mutex<BTreeMap<PciAddress, Weak<Held>>> = Mutex::new(BTreeMap::new());
+
+/// The controller, taken if this process has it not yet.
+fn hold(address: PciAddress, timeout: Duration) -> io::Result<Arc<Held>> {
+    let mut all = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(held) = all.get(&address).and_then(Weak::upgrade) {
+        return Ok(held);
+    }
+    let bus = Arc::new(sys::VfioBus::open(address)?);
+    let held = Arc::new(Held::new(address.to_string(), bus, timeout)?);
+    all.insert(address, Arc::downgrade(&held));
+    Ok(held)
+}
+
+/// A namespace that this process has for itself, while it has no other of the controller.
+#[derive(Debug)]
+pub struct Claim {
+    held: Arc<Held>,
+    nsid: u32,
+}
+
+impl Claim {
+    /// # Errors
+    /// As [`Vfio::open`].
+    pub fn take(address: PciAddress, nsid: Option<u32>) -> io::Result<Claim> {
+        Claim::of(hold(address, CLAIM_TIMEOUT)?, nsid)
+    }
+
+    fn of(held: Arc<Held>, nsid: Option<u32>) -> io::Result<Claim> {
+        let nsid = held.controller.claim_namespace(nsid, true)?;
+        Ok(Claim { held, nsid })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.held.controller.close_namespace(self.nsid);
+    }
+}
+
+impl Admin for Claim {
+    fn nsid(&self) -> u32 {
+        self.nsid
+    }
+
+    fn fetch(&self, command: &Command) -> io::Result<[u8; identify::BYTES]> {
+        self.held.controller.fetch(command)
+    }
+
+    fn perform(&self, command: &Command, within: Duration) -> io::Result<()> {
+        self.held.controller.perform(command, within)
+    }
+}
 
 /// One namespace.
 #[derive(Debug)]
@@ -85,22 +141,18 @@ impl Vfio {
     /// # Errors
     /// `WouldBlock` if somebody has the controller, or this process the namespace; others say what to do.
     pub fn open(address: PciAddress, nsid: Option<u32>, timeout: Duration) -> io::Result<Vfio> {
-        let mut all = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = match all.get(&address).and_then(Weak::upgrade) {
-            Some(held) => held,
-            None => {
-                let bus = Arc::new(sys::VfioBus::open(address)?);
-                let held = Arc::new(Held::new(address.to_string(), bus, timeout)?);
-                all.insert(address, Arc::downgrade(&held));
-                held
-            }
-        };
-        drop(all);
-        Vfio::of(held, nsid)
+        Vfio::of(hold(address, timeout)?, nsid)
     }
 
     fn of(held: Arc<Held>, nsid: Option<u32>) -> io::Result<Vfio> {
-        let (nsid, namespace, limits) = held.controller.open_namespace(nsid)?;
+        let nsid = held.controller.claim_namespace(nsid, false)?;
+        let (namespace, limits) = match held.controller.look_at(nsid) {
+            Ok(found) => found,
+            Err(error) => {
+                held.controller.close_namespace(nsid);
+                return Err(error);
+            }
+        };
         tracing::info!(
             device = held.controller.name,
             nsid,
@@ -154,6 +206,10 @@ impl Device for Vfio {
         Ok(Box::new(queue::VfioQueue::new(controller, self.nsid, self.limits)?))
     }
 
+    fn admin(&self) -> Option<&dyn Admin> {
+        Some(self)
+    }
+
     fn reset(&self) -> io::Result<()> {
         self.held.controller.reset_wanted.store(true, Ordering::Release);
         signal(&self.held.controller.wake);
@@ -168,6 +224,20 @@ impl Device for Vfio {
         if !self.held.controller.close_namespace(self.nsid) {
             self.held.stop();
         }
+    }
+}
+
+impl Admin for Vfio {
+    fn nsid(&self) -> u32 {
+        self.nsid
+    }
+
+    fn fetch(&self, command: &Command) -> io::Result<[u8; identify::BYTES]> {
+        self.held.controller.fetch(command)
+    }
+
+    fn perform(&self, command: &Command, within: Duration) -> io::Result<()> {
+        self.held.controller.perform(command, within)
     }
 }
 

@@ -120,6 +120,17 @@ impl Command {
         command
     }
 
+    /// Format NVM (§5.14) of a namespace, without metadata and protection information. `secure` is the SES field: 0 none, 1 user
+    /// data, 2 by the key.
+    #[must_use]
+    pub fn format(nsid: u32, format: u8, secure: u8) -> Command {
+        assert!(format < 64 && secure < 8, "format {format}, erase {secure}");
+        let mut command = Command::new(admin::FORMAT, nsid);
+        let format = u32::from(format);
+        command.dwords[0] = format & 0xf | u32::from(secure) << 9 | format >> 4 << 12;
+        command
+    }
+
     /// The 64 bytes.
     #[must_use]
     pub fn encode(&self, id: u16, data: Data) -> [u8; 64] {
@@ -184,6 +195,8 @@ mod tests {
         assert_eq!(Command::create_sq(2, 256).dwords[..2], [255 << 16 | 2, 2 << 16 | 1]);
         assert_eq!(Command::abort(1, 7).dwords[0], 7 << 16 | 1);
         assert_eq!(Command::delete_queue(admin::DELETE_SQ, 5).dwords[0], 5);
+        assert_eq!(Command::format(3, 4, 0).dwords[0], 4);
+        assert_eq!(Command::format(3, 0x21, 2).dwords[0], 2 << 12 | 2 << 9 | 1);
         assert_eq!(dataset_range(5, 6)[4..], [6, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]);
     }
 }

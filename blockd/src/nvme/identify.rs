@@ -31,6 +31,12 @@ pub struct Controller {
     pub namespaces: u32,
     pub has_deallocate: bool,
     pub has_write_zeroes: bool,
+    /// Format NVM: whether it is there, and what of it is done to all namespaces, whichever is named.
+    pub has_format: bool,
+    pub formats_all: bool,
+    pub erases_all: bool,
+    /// It can erase by throwing its key away.
+    pub has_crypto_erase: bool,
     pub volatile_cache: bool,
     /// Blocks written whole when power fails, 1's based.
     pub atomic_blocks: u32,
@@ -54,6 +60,10 @@ impl Controller {
             namespaces: u32_at(b, 516),
             has_deallocate: commands & 1 << 2 != 0,
             has_write_zeroes: commands & 1 << 3 != 0,
+            has_format: u16_at(b, 256) & 1 << 1 != 0,
+            formats_all: b[524] & 1 != 0,
+            erases_all: b[524] & 1 << 1 != 0,
+            has_crypto_erase: b[524] & 1 << 2 != 0,
             volatile_cache: b[525] & 1 != 0,
             atomic_blocks: u32::from(u16_at(b, 528)) + 1,
             sq_entry: b[512],
@@ -155,12 +165,14 @@ impl Limits {
         let shift = u32::from(namespace.lba_shift);
         if !(9..=12).contains(&shift) {
             return Err(format!(
-                "its blocks have 2^{shift} bytes: format it with 512 or 4096 (nvme format --lbaf)"
+                "its blocks have 2^{shift} bytes: format it with 512 or 4096 (`cfsctl block device format \
+                 PATH --lba-size 4096` loses all that is on it)"
             ));
         }
         if namespace.metadata > 0 {
             return Err(format!(
-                "its blocks carry {} bytes of metadata: format it without (nvme format --lbaf)",
+                "its blocks carry {} bytes of metadata: format it without (`cfsctl block device format \
+                 PATH --lba-size 4096` loses all that is on it)",
                 namespace.metadata
             ));
         }

@@ -229,6 +229,35 @@ fn a_failed_flush_poisons() {
 }
 
 #[test]
+fn a_device_that_hangs_fails_and_says_so() {
+    let server = Server::start(
+        "engine = 'fault'\ntimeout_ms = 1000\n[device.fault]\ninner = 'uring'\n[[device]]\npath = 'ram'\nengine = 'mem'\n\
+         size = 67108864\ncreate = true\n[[volume]]\nname = 'other'\nsize = 4194304\ndevice = 'ram'\n",
+    );
+    let (volume, other) = (server.connect("v"), server.connect("other"));
+    let health = || server.call("device.list", Value::Null)["result"][0]["facts"]["health"].clone();
+    assert_eq!(health()["state"], "ok");
+    wait(write(&volume, 0, 1, 1, true));
+    server.call("fault.set", json!({ "hang_ppm": 1_000_000 }));
+    wait(async {
+        // Nobody looks for it: the reactor sees by itself that the time is over.
+        let buffer = volume.buffer(BLOCK).await.unwrap();
+        assert!(volume.read(0, buffer).await.is_err());
+        server.call("fault.set", json!({}));
+        let buffer = volume.buffer(BLOCK).await.unwrap();
+        assert!(volume.write(0, buffer, false).await.is_err(), "what was given up may come yet");
+        // The other device goes on.
+        write(&other, 3, 7, 1, true).await;
+        assert_eq!(read(&other, 3, 1).await, vec![7; BLOCK]);
+    });
+    let listed = server.call("device.list", Value::Null);
+    assert_eq!(listed["result"][0]["state"], "failed");
+    assert_eq!(health()["state"], "failed");
+    assert!(health()["reason"].as_str().unwrap().contains("1000 ms"), "{}", health());
+    assert_eq!(listed["result"][1]["facts"]["health"]["state"], "ok");
+}
+
+#[test]
 fn the_admin_door() {
     let mut server = Server::start("engine = 'uring'");
     assert!(server.call("version", Value::Null)["result"]["version"].is_string());

@@ -119,6 +119,12 @@ impl Queue {
         Ok(queue)
     }
 
+    /// The stream, of a queue with nothing in flight.
+    pub fn into_stream(self) -> TcpStream {
+        assert!(self.pending.is_empty() && self.reader.buffer().is_empty(), "nothing in flight");
+        self.writer
+    }
+
     pub fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.writer.write_all(bytes)
     }
@@ -388,6 +394,13 @@ impl Queue {
 
 /// The bytes of a PDU.
 pub fn encode(header: &mut [u8], flags: u8, data: &[u8], options: Options) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    append(&mut bytes, header, flags, data, options);
+    bytes
+}
+
+/// Appends a PDU.
+pub fn append(bytes: &mut Vec<u8>, header: &mut [u8], flags: u8, data: &[u8], options: Options) {
     let front = header.len() + if options.header_digest { 4 } else { 0 };
     let has_data_digest = options.data_digest && !data.is_empty();
     let total = front + data.len() + if has_data_digest { 4 } else { 0 };
@@ -395,7 +408,7 @@ pub fn encode(header: &mut [u8], flags: u8, data: &[u8], options: Options) -> Ve
     header[2] = header.len() as u8;
     header[3] = if data.is_empty() { 0 } else { front as u8 };
     header[4..8].copy_from_slice(&(total as u32).to_le_bytes());
-    let mut bytes = header.to_vec();
+    bytes.extend_from_slice(header);
     if options.header_digest {
         bytes.extend_from_slice(&crc32c(header));
     }
@@ -403,7 +416,6 @@ pub fn encode(header: &mut [u8], flags: u8, data: &[u8], options: Options) -> Ve
     if has_data_digest {
         bytes.extend_from_slice(&crc32c(data));
     }
-    bytes
 }
 
 /// Who connects to what, and how.

@@ -43,6 +43,7 @@ impl Handler for Echo {
             lease_ms: 60_000,
         };
         Ok(Welcome {
+            protocol: 0,
             build: "bench".into(),
             cluster_uuid: uuid::Uuid::nil(),
             cluster_name: "bench".into(),
@@ -50,6 +51,7 @@ impl Handler for Echo {
             secret: [0; 16],
             resumed: false,
             servers: Vec::new(),
+            signer: None,
             limits,
         })
     }

@@ -75,6 +75,12 @@ pub enum AdminRequest {
         purpose: TokenPurpose,
     },
     TokenList,
+    /// The certificate authority, and its replacement.
+    CaStatus,
+    /// Begins to replace the authority; with `finish` one that is under way waits for clients no more.
+    CaRotate {
+        finish: bool,
+    },
     /// Attributes and storage of one file; extents from this offset on.
     Stat {
         target: Target,
@@ -140,6 +146,7 @@ pub enum AdminReply {
         uses: u32,
     },
     Tokens(Vec<Token>),
+    Ca(Box<CaStatus>),
     Stat(Box<FileStat>),
     JobStarted {
         job: u64,
@@ -356,6 +363,30 @@ pub struct Cert {
     pub subject: String,
     pub expires: Timestamp,
     pub revoked: bool,
+}
+
+/// The certificate authority of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaStatus {
+    /// Of the one that signs for nodes and is in tokens: the first half of its SHA-256, in hexadecimal digits.
+    pub fingerprint: String,
+    pub rotation: Option<CaRotation>,
+}
+
+/// A replacement that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaRotation {
+    /// `introduced`, `issuing` or `showing`.
+    pub stage: String,
+    pub begun: Timestamp,
+    /// Of the new authority; absent until the node that answers has taken it on.
+    pub fingerprint: Option<String>,
+    /// Clients with old certificates are not waited for.
+    pub finish: bool,
+    /// Names of nodes that have not taken the last step.
+    pub nodes_waited_for: Vec<String>,
+    /// Certificates of clients that the old authority has signed.
+    pub clients_waited_for: Vec<Cert>,
 }
 
 /// Whom a token lets in.

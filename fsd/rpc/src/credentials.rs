@@ -26,10 +26,10 @@ use uuid::Uuid;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::client::{CallError, Endpoint};
-use crate::tls::{self, Identity, TlsError};
+use crate::tls::{self, CaFingerprint, Identity, TlsError};
 use crate::token::TokenError;
 
-pub use enrol::{enrol, join};
+pub use enrol::{Joining, enrol, join};
 
 /// Name of the file in the directory.
 pub const FILE_NAME: &str = "credentials.toml";
@@ -146,6 +146,11 @@ impl Credentials {
     /// Seconds since 1970 at which the certificate ends.
     pub fn expires_secs(&self) -> Result<i64, CredentialsError> {
         Ok(tls::facts_of_pem(&self.identity.certificate_pem)?.expires_secs)
+    }
+
+    /// The authority that signed the certificate: it comes first of those that are trusted.
+    pub fn signer(&self) -> Result<CaFingerprint, CredentialsError> {
+        Ok(CaFingerprint::of_pem(&self.identity.ca_pem)?)
     }
 
     /// Less than 30 days are left.

@@ -20,5 +20,6 @@ pub mod nodes;
 pub mod server;
 pub mod tls;
 pub mod token;
+mod versions;
 
 pub use client::{CallError, Client, ConnectOptions, Endpoint};

@@ -17,9 +17,8 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
 use crate::admin::{AdminReply, AdminRequest};
-
-/// Version of this protocol; both sides say theirs in `Hello` and a mismatch is refused by name.
-pub const PROTOCOL_VERSION: u32 = 2;
+use crate::tls::CaFingerprint;
+pub use crate::versions::{PROTOCOLS, Versions};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Request {
@@ -127,8 +126,9 @@ pub enum Request {
 /// What a storage node asks another one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum NodeRequest {
-    /// To the leader: this is how I am called and reached, and how large I am.
-    Announce { name: String, address: String, capacity_bytes: u64 },
+    /// To the leader: this is how I am called and reached, and how large I am. `instance` is drawn at every start:
+    /// it tells two processes with one number apart.
+    Announce { name: String, address: String, capacity_bytes: u64, instance: u64 },
     /// To the primary of their shards: store chunks, as `Request::PutChunks`.
     PutChunks { chunks: Vec<ChunkPut> },
     /// To who holds their shards: as `Request::GetChunks`.
@@ -137,7 +137,7 @@ pub enum NodeRequest {
     Sizes { hashes: Vec<ChunkHash> },
     /// To the primary: delete what the state machine has marked under this gc epoch.
     DeleteChunks { shard: ShardId, epoch: Epoch, hashes: Vec<ChunkHash> },
-    /// Of what a node holds, for status.
+    /// A sign of life: of what the node holds, and how it does.
     Usage,
     /// To the leader, from the primary of a shard: a new epoch is needed, without this replica if one is
     /// named, because it does not answer. Refused if the shard has another epoch by now.
@@ -163,6 +163,8 @@ pub struct Join {
     pub name: String,
     /// `host:port` where the other nodes reach it.
     pub address: String,
+    /// Its wall clock, in milliseconds since 1970: one that is far off is refused.
+    pub clock_ms: i64,
     /// PKCS #10, DER. Of what it asks for only the key counts.
     pub csr_der: Bytes,
 }
@@ -223,7 +225,8 @@ impl std::fmt::Debug for Enrolment {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hello {
-    pub protocol: u32,
+    /// This and `build` stay where they are in all versions.
+    pub protocols: Versions,
     /// Version of the program, for `client list` and error messages.
     pub build: String,
     pub role: Role,
@@ -370,10 +373,18 @@ pub struct NodeUsage {
     pub stalled_ms: u64,
     /// Shards that it has something of and, as far as it knows, does not hold in sync.
     pub strays: Vec<ShardId>,
+    /// Its wall clock, in milliseconds since 1970.
+    pub clock_ms: i64,
+    /// See `NodeRequest::Announce`.
+    pub instance: u64,
+    /// The steps in the replacement of authorities that it has taken.
+    pub authority_step: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Welcome {
+    /// The version that both speak from now on; the server half fills it in.
+    pub protocol: u32,
     pub build: String,
     pub cluster_uuid: uuid::Uuid,
     pub cluster_name: String,
@@ -384,6 +395,8 @@ pub struct Welcome {
     pub limits: Limits,
     /// `host:port` of the nodes that are up, for clients of the network.
     pub servers: Vec<String>,
+    /// Of the authority that signs certificates of clients now: one of another authority should be renewed.
+    pub signer: Option<CaFingerprint>,
 }
 
 /// What the cluster's configuration tells its clients.

@@ -24,10 +24,9 @@ use tokio_rustls::client::TlsStream;
 
 use crate::client::CallError;
 use crate::client::dial::UNHEARD_MS_MAX;
+use crate::client::pool::check_protocol;
 use crate::frame::{self, FrameError, Kind};
-use crate::message::{
-    Failure, Hello, NodeRequest, Origin, PROTOCOL_VERSION, Request, Response, Role,
-};
+use crate::message::{Failure, Hello, NodeRequest, Origin, PROTOCOLS, Request, Response, Role};
 use crate::server::Peer;
 use crate::tls::{self, Identity, TlsError};
 
@@ -192,7 +191,10 @@ impl Nodes {
         let hello = hello(Role::Node { id: self.inner.own });
         let (stream, answer) = self.greet(target, &hello, &[]).await?;
         match answer {
-            Response::Welcome(_) => Ok(stream),
+            Response::Welcome(welcome) => {
+                check_protocol(&welcome)?;
+                Ok(stream)
+            }
             Response::Failed(failure) => Err(failure.into()),
             _ => Err(CallError::UnexpectedAnswer),
         }
@@ -265,7 +267,7 @@ impl std::fmt::Display for Target {
 
 fn hello(role: Role) -> Request {
     let build = env!("CARGO_PKG_VERSION").to_owned();
-    Request::Hello(Hello { protocol: PROTOCOL_VERSION, build, role })
+    Request::Hello(Hello { protocols: PROTOCOLS, build, role })
 }
 
 fn origin(peer: &Peer) -> Origin {

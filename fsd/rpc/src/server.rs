@@ -28,7 +28,9 @@ use tokio_rustls::TlsAcceptor;
 use self::doors::{Accepted, Doors};
 use self::live::Live;
 
-use crate::message::{Enrolment, Event, Failure, Hello, Join, Request, Response, Welcome};
+use crate::message::{
+    Enrolment, Event, Failure, Hello, Join, PROTOCOLS, Request, Response, Versions, Welcome,
+};
 use crate::nodes::Upstream;
 use crate::tls::Facts;
 
@@ -57,14 +59,35 @@ const RECHECK_EVERY: Duration = Duration::from_secs(20);
 /// How long requests under way may take to end at stop.
 const STOP_MAX: Duration = Duration::from_secs(5);
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ServerConfig {
+    /// Versions of the protocol that are spoken.
+    pub protocols: Versions,
     /// Path of the local door.
     pub unix: Option<PathBuf>,
     /// Who may use it besides root and the server's own user.
     pub allowed_uids: Vec<u32>,
     /// Address of the network door; it speaks only TLS.
     pub tcp: Option<(SocketAddr, Arc<rustls::ServerConfig>)>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> ServerConfig {
+        ServerConfig { protocols: PROTOCOLS, unix: None, allowed_uids: Vec::new(), tcp: None }
+    }
+}
+
+/// Why somebody was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// TLS did not come about: a certificate of another CA or out of date, or no TLS at all.
+    Handshake,
+    /// A certificate that was revoked, is missing, or is not that of who it shall be.
+    Certificate,
+    /// Bytes that are no request.
+    Garbage,
+    /// No version of the protocol in common.
+    Protocol,
 }
 
 /// Who is at the other end.
@@ -94,6 +117,8 @@ pub struct Conn {
     pub peer: Peer,
     /// 0 for administrators.
     pub session: SessionId,
+    /// The version of the protocol that both speak.
+    pub protocol: u32,
     pub hello: Hello,
 }
 
@@ -127,6 +152,9 @@ pub trait Handler: Send + Sync + 'static {
         let why = format!("{peer:?}: this node takes no others in");
         async { Err(Failure::Refused(why)) }
     }
+
+    /// Somebody was refused before his request came to any of the others.
+    fn refused(&self, _source: &str, _refusal: Refusal, _why: &dyn std::fmt::Display) {}
 
     /// Whether clients are served here. If not, their connections are passed on (`route`).
     fn serves(&self) -> bool {
@@ -179,6 +207,7 @@ pub enum ServerError {
 
 /// Listening doors, not yet serving.
 pub struct Server {
+    protocols: Versions,
     doors: Doors,
     allowed_uids: Vec<u32>,
     control: Control,
@@ -226,6 +255,7 @@ impl Control {
 /// What the tasks of a running server share.
 struct Shared<H> {
     handler: Arc<H>,
+    protocols: Versions,
     stop: watch::Receiver<bool>,
     sessions: Mutex<HashMap<SessionId, usize>>,
     live: Live,
@@ -243,7 +273,7 @@ impl Server {
         allowed_uids.extend([0, rustix::process::geteuid().as_raw()]);
         let tls = Arc::new(Mutex::new(tls.map(TlsAcceptor::from)));
         let control = Control { recheck: Arc::default(), tls, moves: watch::Sender::new(0) };
-        Ok(Server { doors, allowed_uids, control })
+        Ok(Server { protocols: config.protocols, doors, allowed_uids, control })
     }
 
     /// The network door's address, with the port that the system chose for port 0.
@@ -258,9 +288,10 @@ impl Server {
     /// Serves until `stop` turns true, then lets requests under way end (5 s at most) and removes
     /// the socket file.
     pub async fn run(self, handler: Arc<impl Handler>, mut stop: watch::Receiver<bool>) {
-        let Server { doors, allowed_uids, control } = self;
+        let Server { protocols, doors, allowed_uids, control } = self;
         let shared = Arc::new(Shared {
             handler,
+            protocols,
             stop: stop.clone(),
             sessions: Mutex::default(),
             live: Live::default(),
@@ -333,6 +364,16 @@ async fn recheck<H: Handler>(shared: Arc<Shared<H>>) {
             () = tokio::time::sleep(RECHECK_EVERY) => {}
         }
         shared.live.end_unless(|peer| shared.admits(peer));
+    }
+}
+
+impl Peer {
+    /// What stays the same when it comes again: its address without the port, or its user.
+    pub fn source(&self) -> String {
+        match self {
+            Peer::Unix { uid, .. } => format!("uid {uid}"),
+            Peer::Tls { address, .. } | Peer::TlsAnonymous { address } => address.ip().to_string(),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore, ServerConfig};
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 /// Name that every storage node's certificate carries; addresses may change, this does not.
@@ -20,8 +21,14 @@ pub const SERVER_NAME: &str = "claudefs";
 pub const CA_FINGERPRINT_LEN: usize = 16;
 
 /// First half of the SHA-256 of a CA certificate: nobody finds a second certificate with the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaFingerprint(pub [u8; CA_FINGERPRINT_LEN]);
+
+impl std::fmt::Display for CaFingerprint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 impl CaFingerprint {
     /// Of a certificate in DER.
@@ -37,6 +44,12 @@ impl CaFingerprint {
         let certificates = certificates(what, pem)?;
         let first = certificates.first().ok_or(TlsError::Missing { what })?;
         Ok(CaFingerprint::of(first))
+    }
+
+    /// Of every certificate in a PEM text: while the authority is replaced, both are trusted.
+    pub fn all_of_pem(pem: &str) -> Result<Vec<CaFingerprint>, TlsError> {
+        let all = certificates("CA certificate", pem)?;
+        Ok(all.iter().map(|der| CaFingerprint::of(der)).collect())
     }
 }
 
@@ -66,14 +79,14 @@ pub enum TlsError {
     Missing { what: &'static str },
     #[error(
         "the storage node does not belong to the cluster of this certificate or token: check its \
-         address ({0})"
+         address; if the cluster's authority was replaced since, enrol again with a new token ({0})"
     )]
     ForeignServer(rustls::Error),
     #[error("the storage node's certificate has ended or has not begun: check both clocks ({0})")]
     ServerDates(rustls::Error),
     #[error(
-        "the storage node refused the certificate of this client: it has ended or is of another \
-         cluster: enrol again with `cfs mount --token` ({0})"
+        "the storage node refused the certificate of this client: it has ended, or is of another \
+         cluster or of an authority that was replaced: enrol again with `cfs mount --token` ({0})"
     )]
     Refused(rustls::Error),
     #[error("TLS with the storage node failed: {0}")]

@@ -20,13 +20,16 @@ const ID_BYTES: usize = 6;
 
 pub(super) fn certs(node: &Arc<Node>) -> Result<AdminReply, Failure> {
     let all = read::certificates(&node.group.view()).map_err(storage)?;
-    let cert = |info: CertificateInfo| Cert {
+    Ok(AdminReply::Certs(all.into_iter().map(cert).collect()))
+}
+
+pub(super) fn cert(info: CertificateInfo) -> Cert {
+    Cert {
         serial: info.serial,
         subject: info.subject,
         expires: info.expires.into(),
         revoked: info.revoked,
-    };
-    Ok(AdminReply::Certs(all.into_iter().map(cert).collect()))
+    }
 }
 
 pub(super) async fn revoke(
@@ -56,12 +59,14 @@ pub(super) async fn create_token(
     purpose: TokenPurpose,
 ) -> Result<AdminReply, Failure> {
     let ttl = Duration::from_secs(ttl_secs);
+    let authorities = node.authorities();
+    let authority = authorities.shown();
     let (made, enter): (_, fn(TokenInfo) -> Command) = match purpose {
         TokenPurpose::Client => {
-            (node.authority.new_token(now(), ttl, uses, Purpose::Client), Command::CreateToken)
+            (authority.new_token(now(), ttl, uses, Purpose::Client), Command::CreateToken)
         }
         TokenPurpose::Node => {
-            (node.authority.new_token(now(), ttl, uses, Purpose::Node), Command::CreateNodeToken)
+            (authority.new_token(now(), ttl, uses, Purpose::Node), Command::CreateNodeToken)
         }
     };
     let (token, info) =

@@ -8,11 +8,10 @@
 //!                  └ the same bytes ─ replicator ────────────────────┘
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use blockd_ipc::volume::Volume;
 use bytes::{Bytes, BytesMut};
@@ -27,6 +26,7 @@ use super::index::{Index, Location};
 use super::pack::{Sealed, stopped};
 use super::queue::{Put, Reply};
 use super::replicate::Op;
+use crate::clock;
 
 /// A group with more bytes than this is copied into device buffers by several tasks.
 const SPAWN_BYTES: usize = 256 << 10;
@@ -62,7 +62,7 @@ struct Going {
 #[derive(Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Appender {
-    open: HashMap<ShardId, Open>,
+    open: BTreeMap<ShardId, Open>,
     full: Vec<Open>,
 }
 
@@ -242,7 +242,7 @@ impl<V: Volume> Inner<V> {
         }
         let audience: Vec<_> = told.iter().map(|op| (op.shard, op.epoch)).collect();
         let write = async {
-            *self.writing_since.lock() = Some(Instant::now());
+            *self.writing_since.lock() = Some(clock::now());
             let done = self.write_batches(batches).await;
             *self.writing_since.lock() = None;
             done
@@ -308,7 +308,7 @@ impl<V: Volume> Inner<V> {
     /// After a failed write nobody knows what the open segments hold: no more is added to them.
     pub(super) fn abandon(&self, appender: &mut Appender) {
         let mut index = self.index.lock();
-        let open = appender.open.drain().map(|(_, open)| open);
+        let open = std::mem::take(&mut appender.open).into_values();
         for open in open.chain(appender.full.drain(..)) {
             if index.is_open(open.slot, open.id) {
                 index.close(open.slot);

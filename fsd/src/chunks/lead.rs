@@ -196,7 +196,7 @@ impl<V: Volume> ChunkStore<V> {
                 // It has not heard yet of a segment that was freed.
                 Err(error) if error.kind() == Kind::Invalid && attempts < FETCHES_MAX => {
                     attempts += 1;
-                    tokio::time::sleep(FETCH_WAIT).await;
+                    crate::clock::sleep(FETCH_WAIT).await;
                 }
                 done => return done.map_err(of(0)),
             }
@@ -226,7 +226,7 @@ impl<V: Volume> ChunkStore<V> {
                 // The stream is ahead of what is acknowledged.
                 Err(error) if error.kind() == Kind::Invalid && attempts < FETCHES_MAX => {
                     attempts += 1;
-                    tokio::time::sleep(FETCH_WAIT).await;
+                    crate::clock::sleep(FETCH_WAIT).await;
                 }
                 done => return done.map_err(of(0)),
             }

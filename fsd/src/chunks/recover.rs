@@ -20,6 +20,7 @@ use super::replicate::{Alone, Replicator};
 use super::seal::Keys;
 use super::shards::Role;
 use super::{ChunkStore, FormatParams, Inner, OpenParams};
+use crate::clock;
 
 /// Slots read at once during recovery; each takes up to a segment of memory.
 const PARALLEL: usize = 32;
@@ -385,7 +386,7 @@ fn build(header: &VolumeHeader, loaded: Vec<Option<Loaded>>) -> (Index, Vec<u32>
     }
     slots.into_iter().for_each(|slot| index.close(slot));
     for shard in &mut index.shards {
-        shard.skip = u64::from(Uuid::new_v4().as_fields().0 % SKIP_MAX);
+        shard.skip = u64::from(clock::chance() % SKIP_MAX);
     }
     // Lowest slots first.
     index.free.reverse();

@@ -18,6 +18,7 @@ use raftmeta_types::{ChunkHash, Command, Epoch, MetaError, Reply, ShardId};
 
 use super::Found;
 use crate::node::Node;
+use crate::replication::Host;
 use crate::service::storage;
 
 /// Chunks in one deletion.
@@ -36,21 +37,29 @@ pub struct Collected {
 }
 
 pub(super) async fn round(node: &Arc<Node>) -> Result<Found, Failure> {
-    let _turn = node.upkeep.turn.lock().await;
-    let collected = collect(node, PAUSE).await?;
+    let collected = collect_in_turn(&**node, PAUSE).await?;
     let idle = collected.chunks == 0 && collected.shards_left == 0;
     Ok(if idle { Found::Nothing } else { Found::Something })
 }
 
+/// As [`collect`], when nobody else deletes.
+pub(crate) async fn collect_in_turn(
+    node: &impl Host,
+    pause: Duration,
+) -> Result<Collected, Failure> {
+    let _turn = node.upkeep().turn.lock().await;
+    collect(node, pause).await
+}
+
 /// One deletion in each shard that has garbage and may delete. The caller has the turn.
-pub(super) async fn collect(node: &Arc<Node>, pause: Duration) -> Result<Collected, Failure> {
+pub(super) async fn collect(node: &impl Host, pause: Duration) -> Result<Collected, Failure> {
     let mut collected = Collected::default();
-    for id in 0..node.cluster.shard_count {
+    for id in 0..node.chunks().shard_count() {
         let shard = ShardId(id as u16);
         loop {
-            let may_delete = node.upkeep.may_delete(shard, pause);
+            let may_delete = node.upkeep().may_delete(shard, pause);
             let limit = if may_delete { BATCH } else { 1 };
-            let garbage = read::garbage(&node.group.view(), shard, limit).map_err(storage)?;
+            let garbage = read::garbage(&node.view(), shard, limit).map_err(storage)?;
             if garbage.is_empty() {
                 break;
             }
@@ -72,35 +81,35 @@ pub(super) async fn collect(node: &Arc<Node>, pause: Duration) -> Result<Collect
 
 /// Deletes those of the chunks that nothing references.
 pub(super) async fn delete(
-    node: &Arc<Node>,
+    node: &impl Host,
     shard: ShardId,
     hashes: Vec<ChunkHash>,
 ) -> Result<(u64, u64), Failure> {
     // One that an error interrupted goes first; what the store has done already it does not do again.
-    if let Some(pending) = read::pending_delete(&node.group.view(), shard).map_err(storage)? {
+    if let Some(pending) = read::pending_delete(&node.view(), shard).map_err(storage)? {
         carry_out(node, shard, pending.epoch, &pending.hashes).await?;
     }
-    let info = read::shard(&node.group.view(), shard).map_err(storage)?;
+    let info = read::shard(&node.view(), shard).map_err(storage)?;
     let info = info.ok_or(Failure::Meta(MetaError::NotFound))?;
     let epoch = Epoch(info.gc_epoch.0 + 1);
     let begin = Command::BeginDelete { shard, epoch, hashes };
     let Reply::Deleting { epoch, hashes } = node.command(begin, true).await? else {
         return Err(Failure::Storage("unexpected answer to BeginDelete".into()));
     };
-    let lens = hashes.iter().filter_map(|hash| node.chunks.stored_len(hash));
+    let lens = hashes.iter().filter_map(|hash| node.chunks().stored_len(hash));
     let bytes = lens.map(u64::from).sum();
     carry_out(node, shard, epoch, &hashes).await?;
     Ok((hashes.len() as u64, bytes))
 }
 
 async fn carry_out(
-    node: &Arc<Node>,
+    node: &impl Host,
     shard: ShardId,
     epoch: Epoch,
     hashes: &[ChunkHash],
 ) -> Result<(), Failure> {
     let deleted = node.delete_chunks(shard, epoch, hashes).await;
-    node.upkeep.note_deleted(shard);
+    node.upkeep().note_deleted(shard);
     // Also after a failure: the index has forgotten them, only space was not given back yet.
     node.command(Command::EndDelete { shard, epoch }, false).await?;
     deleted

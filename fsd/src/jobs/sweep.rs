@@ -6,7 +6,6 @@
 //! deleted only if the sweep before found it unreferenced, too.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,8 @@ use raftmeta::read;
 use raftmeta_types::{ChunkHash, ShardId};
 
 use super::{Found, gc};
-use crate::node::Node;
+use crate::clock;
+use crate::replication::Host;
 use crate::service::storage;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -28,7 +28,7 @@ const CANDIDATES_MAX: usize = 1 << 20;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Sweep {
+pub(crate) struct Sweep {
     /// End of the last sweep; of the start before the first.
     last: Option<Instant>,
     /// Next shard of the sweep under way.
@@ -38,23 +38,29 @@ pub(super) struct Sweep {
 }
 
 impl Sweep {
+    /// Begins, if none is under way: a simulation has no time to wait for it.
+    #[cfg(test)]
+    pub fn hurry(&mut self) {
+        self.next = self.next.or(Some(0));
+    }
+
     /// Whether it is time, and something was put since the last one or has to be confirmed.
-    pub fn is_due(&self, node: &Node) -> bool {
+    pub fn is_due(&self, node: &impl Host) -> bool {
         self.next.is_some()
-            || (self.last.is_some_and(|at| at.elapsed() >= EVERY)
-                && (node.upkeep.puts.load(Ordering::Relaxed) || !self.candidates.is_empty()))
+            || (self.last.is_some_and(|at| clock::elapsed(at) >= EVERY)
+                && (node.upkeep().puts.load(Ordering::Relaxed) || !self.candidates.is_empty()))
     }
 
     /// One shard of a sweep that is due.
-    pub async fn step(&mut self, node: &Arc<Node>) -> Result<Found, Failure> {
+    pub async fn step(&mut self, node: &impl Host) -> Result<Found, Failure> {
         if self.last.is_none() {
-            self.last = Some(Instant::now());
+            self.last = Some(clock::now());
         }
         if !self.is_due(node) {
             return Ok(Found::Nothing);
         }
         let id = self.next.unwrap_or_else(|| {
-            node.upkeep.puts.store(false, Ordering::Relaxed);
+            node.upkeep().puts.store(false, Ordering::Relaxed);
             0
         });
         let shard = ShardId(id as u16);
@@ -65,10 +71,10 @@ impl Sweep {
         for some in again.chunks(gc::BATCH) {
             delete(node, shard, some.to_vec()).await?;
         }
-        self.next = Some(id + 1).filter(|next| *next < node.cluster.shard_count);
+        self.next = Some(id + 1).filter(|next| *next < node.chunks().shard_count());
         if self.next.is_none() {
             self.candidates = std::mem::take(&mut self.found);
-            self.last = Some(Instant::now());
+            self.last = Some(clock::now());
             return Ok(Found::Nothing);
         }
         Ok(Found::Something)
@@ -76,25 +82,25 @@ impl Sweep {
 }
 
 /// The leader decides, by what is referenced in the log's order.
-async fn delete(node: &Arc<Node>, shard: ShardId, hashes: Vec<ChunkHash>) -> Result<(), Failure> {
+async fn delete(node: &impl Host, shard: ShardId, hashes: Vec<ChunkHash>) -> Result<(), Failure> {
     if node.leads() {
         return super::delete_unreferenced(node, shard, hashes).await;
     }
     let request = NodeRequest::Unreferenced { shard, hashes };
-    node.peers.ask(&node.leader()?, request, &[], ANSWER_WITHIN).await.map(drop)
+    node.ask(&node.leader()?, request, ANSWER_WITHIN).await.map(drop)
 }
 
 /// Chunks of the shard without references, as far as this node knows; those that are known garbage are left to gc.
 /// Those of another primary are its own to find.
-async fn look(node: &Arc<Node>, shard: ShardId) -> Result<Vec<ChunkHash>, Failure> {
-    let info = read::shard(&node.group.view(), shard).map_err(storage)?;
-    if info.is_none_or(|info| info.primary != node.id) {
+async fn look(node: &impl Host, shard: ShardId) -> Result<Vec<ChunkHash>, Failure> {
+    let info = read::shard(&node.view(), shard).map_err(storage)?;
+    if info.is_none_or(|info| info.primary != node.id()) {
         return Ok(Vec::new());
     }
     let mut unreferenced = Vec::new();
-    for hashes in node.chunks.iter_hashes(Some(shard)).chunks(STRIDE) {
-        let since = Instant::now();
-        let view = node.group.view();
+    for hashes in node.chunks().iter_hashes(Some(shard)).chunks(STRIDE) {
+        let since = clock::now();
+        let view = node.view();
         for hash in hashes {
             if unreferenced.len() < CANDIDATES_MAX
                 && read::references(&view, hash).map_err(storage)? == 0
@@ -104,7 +110,9 @@ async fn look(node: &Arc<Node>, shard: ShardId) -> Result<Vec<ChunkHash>, Failur
         }
         drop(view);
         // Nine tenths of the time for others.
-        tokio::time::sleep(since.elapsed() * 9).await;
+        clock::sleep(clock::elapsed(since) * 9).await;
     }
+    // The store names them in no order.
+    unreferenced.sort_unstable();
     Ok(unreferenced)
 }

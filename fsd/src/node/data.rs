@@ -20,6 +20,7 @@ use raftmeta_types::{ChunkHash, Epoch, MetaError, NodeId, ShardId};
 use super::Node;
 use crate::chunks::Kind;
 use crate::jobs;
+use crate::replication::target_in;
 use crate::service::storage;
 
 /// Chunks of which one message asks the size.
@@ -41,10 +42,7 @@ impl Node {
     }
 
     fn target(&self, view: &View, id: NodeId) -> Result<Target, Failure> {
-        match read::node(view, id).map_err(storage)? {
-            Some(info) => Ok(Target { node: id, address: info.address }),
-            None => Err(Failure::NotReady(format!("node {id} is not known here yet"))),
-        }
+        target_in(view, id)
     }
 
     /// Stores chunks; durable on return, with their receipts in their order.

@@ -63,6 +63,8 @@ pub enum NodeError {
     Join(#[from] CredentialsError),
     #[error("metrics: {0}")]
     Metrics(String),
+    #[error("systemd: NOTIFY_SOCKET cannot be used: {0}")]
+    Manager(io::Error),
     #[error("signals: {0}")]
     Signals(io::Error),
     #[error("no threads to run on: {0}")]

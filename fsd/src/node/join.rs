@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fsd_rpc::credentials;
+use fsd_rpc::credentials::{self, Joining};
 use fsd_rpc::message::{
     Enrolment, Event, Failure, Hello, Join, Limits, Request, Response, Role, Welcome,
 };
@@ -32,6 +32,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::identity::{Identity, Stage, replace};
 use super::open::{CHECKPOINT_ENTRIES, CLUSTER_KEY, MASTER_KEY};
 use super::peers::Peers;
+use super::skew::clock_now_ms;
 use super::{Node, NodeError};
 use crate::chunks::seal::write_secret;
 use crate::config::Config;
@@ -90,8 +91,9 @@ pub fn join(
     }
     let address = address(config)?;
     let build = env!("CARGO_PKG_VERSION");
-    let (joined, identity) =
-        credentials::join(invitation, &config.node.name, &address, build, deadline)?;
+    let (name, clock_ms) = (config.node.name.as_str(), clock_now_ms());
+    let joining = Joining { name, address: &address, build, clock_ms };
+    let (joined, identity) = credentials::join(invitation, joining, deadline)?;
     write_secret(&path.join(MASTER_KEY), &joined.master_key)?;
     write_secret(&path.join(CLUSTER_KEY), &joined.cluster_key)?;
     let kept = Kept {
@@ -213,6 +215,7 @@ impl Handler for OnlyNodes {
             return Err(not_yet());
         }
         Ok(Welcome {
+            protocol: 0,
             build: env!("CARGO_PKG_VERSION").into(),
             cluster_uuid: self.cluster.uuid,
             cluster_name: self.cluster.name.clone(),
@@ -221,6 +224,7 @@ impl Handler for OnlyNodes {
             resumed: false,
             limits: Limits::default(),
             servers: Vec::new(),
+            signer: None,
         })
     }
 

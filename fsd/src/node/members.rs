@@ -18,17 +18,23 @@ use std::time::{Duration, Instant};
 
 use fsd_rpc::message::{Failure, NodeRequest, NodeUsage, Response};
 use fsd_rpc::nodes::Target;
+use fsd_rpc::server::Peer;
 use raftmeta::group::{GroupError, Member};
 use raftmeta::read;
 use raftmeta_types::cluster::{NodeInfo, NodeState};
 use raftmeta_types::{Command, NodeId};
 
-use super::Node;
 use super::open::node_info;
+use super::skew::{CLOCK_OFF_MAX, Off, clock_now_ms, off_ms};
 use super::swim::Liveness;
-use crate::replication;
+use super::{Node, trust};
+use crate::clock;
+use crate::refusals::Why;
+use crate::replication::{self, Host};
 use crate::service::storage;
 
+/// Code of the refusal of a second process with the number of a node.
+const TWIN: &str = "TWIN";
 const EVERY: Duration = Duration::from_millis(500);
 /// A node that did not answer the leader for this long is down.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -49,7 +55,10 @@ pub(crate) type Beats = BTreeMap<NodeId, Beat>;
 pub(crate) struct Beat {
     /// Or when this node began to listen.
     pub seen: Instant,
+    /// What it said last.
     pub usage: Option<NodeUsage>,
+    /// How far its clock is from this node's, in milliseconds.
+    pub clock_off_ms: i64,
     /// It has been asked and has not answered yet.
     asked: bool,
     /// How often it could not be asked since it was heard last.
@@ -63,33 +72,34 @@ pub(crate) struct Beat {
 impl Beat {
     fn new() -> Beat {
         let swim = Liveness::Unknown;
-        let seen = Instant::now();
-        Beat { seen, usage: None, asked: false, failed: 0, swim, odd_since: None }
+        let seen = clock::now();
+        let odd_since = None;
+        Beat { seen, usage: None, clock_off_ms: 0, asked: false, failed: 0, swim, odd_since }
     }
 
     /// It may be gone: the nodes suspect it and it is late here, too; or it was not heard here for a while; or
     /// nobody is there to be asked, twice.
     pub fn is_suspect(&self) -> bool {
-        self.is_suspect_after(self.seen.elapsed())
+        self.is_suspect_after(clock::elapsed(self.seen))
     }
 
     /// It is gone: the nodes hold it for down and it does not answer here, or it has not answered for long.
     pub fn is_silent(&self) -> bool {
-        self.is_silent_after(self.seen.elapsed())
+        self.is_silent_after(clock::elapsed(self.seen))
     }
 
     /// It answers the leader, and its datagrams have been missing for long: something is between the nodes.
     pub fn lacks_datagrams(&self) -> bool {
-        self.odd_since.is_some_and(|since| since.elapsed() > SILENCE_MAX)
+        self.odd_since.is_some_and(|since| clock::elapsed(since) > SILENCE_MAX)
     }
 
     /// What is known now by SWIM.
     fn observe(&mut self, swim: Liveness) {
         self.swim = swim;
         let missed = matches!(swim, Liveness::Down | Liveness::Unknown);
-        let answers = self.usage.is_some() && self.seen.elapsed() < SUSPECT_AFTER;
+        let answers = self.usage.is_some() && clock::elapsed(self.seen) < SUSPECT_AFTER;
         self.odd_since = match missed && answers {
-            true => self.odd_since.or_else(|| Some(Instant::now())),
+            true => self.odd_since.or_else(|| Some(clock::now())),
             false => None,
         };
     }
@@ -112,6 +122,7 @@ pub(super) async fn keep(node: Arc<Node>) {
     loop {
         let work = async {
             meet(&node)?;
+            node.follow_authority().map_err(|error| error.to_string())?;
             if announced != Some(node.group.status().term) {
                 announced = announce(&node).await;
             }
@@ -168,20 +179,41 @@ async fn announce(node: &Arc<Node>) -> Option<u64> {
         true => enter(node, own).await,
         false => {
             let NodeInfo { name, address, capacity_bytes, .. } = own;
-            let request = NodeRequest::Announce { name, address, capacity_bytes };
-            match node.leader() {
-                Ok(leader) => node.peers.ask(&leader, request, &[], ANSWER_WITHIN).await.map(drop),
-                Err(failure) => Err(failure),
-            }
+            let instance = node.instance;
+            tell_leader(node, NodeRequest::Announce { name, address, capacity_bytes, instance })
+                .await
         }
     };
     match told {
         Ok(()) => Some(term),
+        Err(Failure::Admin { code, what, why, next }) if code == TWIN => {
+            node.fail(format!("{what}: {why}; {next}"));
+            None
+        }
         Err(failure) => {
             tracing::debug!(%failure, "announcing this node");
             None
         }
     }
+}
+
+/// Asks the leader, or, while it is not known here, all others in turn: a node that has moved is not found by the
+/// leader until it has said where it is.
+async fn tell_leader(node: &Arc<Node>, request: NodeRequest) -> Result<(), Failure> {
+    if let Ok(leader) = node.leader() {
+        return node.peers.ask(&leader, request, &[], ANSWER_WITHIN).await.map(drop);
+    }
+    let nodes = read::nodes(&node.group.view()).map_err(storage)?;
+    let mut last = Failure::NotReady("no other node is known".into());
+    for other in nodes.into_iter().filter(|other| other.id != node.id && is_heard(other)) {
+        let target = Target { node: other.id, address: other.address };
+        match node.peers.ask(&target, request.clone(), &[], ANSWER_WITHIN * 2).await {
+            Ok(_) => return Ok(()),
+            Err(failure @ Failure::Admin { .. }) => return Err(failure),
+            Err(failure) => last = failure,
+        }
+    }
+    Err(last)
 }
 
 /// `NodeRequest::Announce`: enters what is news. The state is the leader's to change.
@@ -201,7 +233,7 @@ pub(crate) async fn enter(node: &Arc<Node>, told: NodeInfo) -> Result<(), Failur
     Ok(())
 }
 
-type Done = Result<(), String>;
+pub(crate) type Done = Result<(), String>;
 
 /// One round of the leader.
 async fn look_after(node: &Arc<Node>) -> Done {
@@ -211,9 +243,11 @@ async fn look_after(node: &Arc<Node>) -> Done {
         .filter(|other| other.id != node.id && other.state != NodeState::Removed)
         .collect();
     listen(node, &others);
+    note_clocks(node);
     // None of these keeps the others from being done: shards are rescued whatever happens.
     let members = node.group.members();
     let mut failed = Vec::new();
+    failed.extend(rise(&**node, &nodes).await.err());
     failed.extend(finish_leaving(node, &nodes).await.err());
     for other in &others {
         let member = members.iter().find(|member| member.id == other.id.0);
@@ -224,6 +258,7 @@ async fn look_after(node: &Arc<Node>) -> Done {
         let directed = replication::direct(node).await;
         failed.extend(directed.err().map(|failure| failure.to_string()));
     }
+    failed.extend(trust::advance(node).await.err());
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
@@ -259,11 +294,11 @@ async fn finish_leaving(node: &Arc<Node>, nodes: &[NodeInfo]) -> Done {
 }
 
 /// Asks all of them that do not owe an answer.
-fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
+pub(crate) fn listen<H: Host>(node: &Arc<H>, others: &[&NodeInfo]) {
     for other in others {
         {
-            let mut beats = node.beats.lock();
-            let swim = node.membership.seen(other.id);
+            let mut beats = node.beats().lock();
+            let swim = node.liveness(other.id);
             let beat = beats.entry(other.id).or_insert_with(Beat::new);
             beat.observe(swim);
             if std::mem::replace(&mut beat.asked, true) {
@@ -273,12 +308,15 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
         let target = Target { node: other.id, address: other.address.clone() };
         let node = Arc::clone(node);
         tokio::spawn(async move {
-            let told = node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await;
-            if let Some(beat) = node.beats.lock().get_mut(&target.node) {
+            let asked = clock_now_ms();
+            let told = node.ask(&target, NodeRequest::Usage, ANSWER_WITHIN).await;
+            let answered = clock_now_ms();
+            if let Some(beat) = node.beats().lock().get_mut(&target.node) {
                 beat.asked = false;
                 beat.failed += 1;
-                if let Ok((Response::Usage(usage), _)) = told {
-                    (beat.seen, beat.usage) = (Instant::now(), Some(usage));
+                if let Ok(Response::Usage(usage)) = told {
+                    beat.clock_off_ms = off_ms(asked, usage.clock_ms, answered);
+                    (beat.seen, beat.usage) = (clock::now(), Some(usage));
                     beat.failed = 0;
                 }
             }
@@ -286,32 +324,91 @@ fn listen(node: &Arc<Node>, others: &[&NodeInfo]) {
     }
 }
 
+/// Says of whom the clock is far off.
+fn note_clocks(node: &Node) {
+    for (id, beat) in &*node.beats.lock() {
+        if beat.clock_off_ms.unsigned_abs() > CLOCK_OFF_MAX.as_millis() as u64 {
+            let what =
+                format!("its clock is {} the leader's: set it (NTP)", Off(beat.clock_off_ms));
+            node.refusals.note(Why::Clock, &format!("node {id}"), &what);
+        }
+    }
+}
+
+/// Two processes with one number, of a data directory that was copied, must not both be heard: the one stays that
+/// answers where the number is known to be.
+pub(crate) async fn refuse_twin(
+    node: &Arc<Node>,
+    peer: &Peer,
+    told: &NodeInfo,
+    instance: u64,
+) -> Result<(), Failure> {
+    let known = read::node(&node.group.view(), told.id).map_err(storage)?;
+    let known = known.filter(|known| !known.address.is_empty() && known.address != told.address);
+    let Some(known) = known else { return Ok(()) };
+    let target = Target { node: told.id, address: known.address };
+    let there = node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await;
+    let Ok((Response::Usage(there), _)) = there else { return Ok(()) };
+    if there.instance == instance {
+        return Ok(());
+    }
+    let failure = Failure::Admin {
+        code: TWIN.into(),
+        what: format!("node {} at {}", told.id, told.address),
+        why: format!("another process is this node already, at {}", target.address),
+        next:
+            "a copy of a data directory is no new node: stop this one, and let it join with a token"
+                .into(),
+    };
+    node.refusals.note(Why::Twin, &peer.source(), &failure);
+    Err(failure)
+}
+
 /// Takes a node in, or notes that it has gone or come back.
 async fn attend(node: &Arc<Node>, other: &NodeInfo, member: Option<&Member>) -> Done {
     let beat = node.beats.lock().get(&other.id).cloned();
-    let silent = beat.as_ref().is_none_or(|beat| beat.is_silent());
-    let heard = beat.as_ref().is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
     let caught_up = member.and_then(|member| member.lag).is_some_and(|lag| lag <= LAG_MAX);
-    let to = match other.state {
-        NodeState::Joining if member.is_none() => {
-            let added = node.group.add_learner(other.id.0, &other.address).await;
-            return added.map_err(|error| error.to_string());
-        }
-        NodeState::Joining if heard && caught_up => NodeState::Up,
-        NodeState::Up if silent => NodeState::Down,
-        NodeState::Down if heard && caught_up => NodeState::Up,
-        NodeState::Joining
-        | NodeState::Up
-        | NodeState::Down
-        | NodeState::Draining
-        | NodeState::Drained
-        | NodeState::Removed => return Ok(()),
-    };
+    if other.state == NodeState::Joining && member.is_none() {
+        let added = node.group.add_learner(other.id.0, &other.address).await;
+        return added.map_err(|error| error.to_string());
+    }
+    let Some(to) = next_state(other.state, beat, caught_up) else { return Ok(()) };
     let from = other.state;
     let command = Command::SetNodeState { node: other.id, from, to };
     node.command(command, true).await.map_err(|failure| failure.to_string())?;
     tracing::info!(node = %other.id, name = other.name, %from, %to, "a node changes its state");
     Ok(())
+}
+
+/// Who leads is up, whatever an earlier leader said of it.
+pub(crate) async fn rise(node: &impl Host, nodes: &[NodeInfo]) -> Done {
+    let own = nodes.iter().find(|info| info.id == node.id());
+    let Some(from) = own.map(|own| own.state) else { return Ok(()) };
+    if !matches!(from, NodeState::Joining | NodeState::Down) {
+        return Ok(());
+    }
+    let command = Command::SetNodeState { node: node.id(), from, to: NodeState::Up };
+    node.command(command, true).await.map(drop).map_err(|failure| failure.to_string())
+}
+
+/// What a node becomes, from what was heard of it and whether its replica of the metadata has caught up.
+pub(crate) fn next_state(
+    state: NodeState,
+    beat: Option<Beat>,
+    caught_up: bool,
+) -> Option<NodeState> {
+    let silent = beat.as_ref().is_none_or(Beat::is_silent);
+    let heard = beat.is_some_and(|beat| beat.usage.is_some() && !beat.is_silent());
+    match state {
+        NodeState::Joining | NodeState::Down if heard && caught_up => Some(NodeState::Up),
+        NodeState::Up if silent => Some(NodeState::Down),
+        NodeState::Joining
+        | NodeState::Up
+        | NodeState::Down
+        | NodeState::Draining
+        | NodeState::Drained
+        | NodeState::Removed => None,
+    }
 }
 
 /// How many voters a cluster of so many nodes has.

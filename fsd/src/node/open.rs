@@ -25,8 +25,10 @@ use tokio::sync::watch;
 use super::identity::{Identity, Stage};
 use super::peers::Peers;
 use super::swim::Membership;
+use super::trust::Trust;
 use super::{Node, NodeError, blocks, join, now};
-use crate::authority::Authority;
+use crate::authority::{Authorities, Authority};
+use crate::chunks::seal::random;
 use crate::chunks::{ChunkStore, FormatParams, Keys, Kind, OpenParams, Replicator, Role};
 use crate::config::Config;
 use crate::data_dir::DataDir;
@@ -114,7 +116,7 @@ async fn assemble(
         transport,
     })
     .await?;
-    let courier = Arc::new(Courier::default());
+    let courier = Courier::new();
     let opened =
         data(&config, identity, &at(MASTER_KEY), &group, Data { volume, keys, ours }, &courier)
             .await;
@@ -127,10 +129,10 @@ async fn assemble(
         }
     };
     let starts = started(identity, &directory)?;
-    let sealed = read::authority(&group.view())?.unwrap_or_default();
-    let authority = Authority::open(&sealed, &at(MASTER_KEY), identity.cluster)?;
-    peers.show(&authority.node_identity(identity.node_id(), now())?.0)?;
-    let membership = Membership::new(starts, &[authority.membership_key()], identity.cluster);
+    let authorities = Authorities::open(&group.view(), &at(MASTER_KEY), identity.cluster)?;
+    peers.show(&authorities.node_identity(identity.node_id(), now())?)?;
+    let keys = authorities.membership_keys();
+    let membership = Membership::new(starts, &keys, identity.cluster);
     let metrics = Metrics::new().map_err(|error| NodeError::Metrics(error.to_string()))?;
     let upkeep = Upkeep::new(cluster.shard_count, directory.path());
     let node = Node {
@@ -150,7 +152,8 @@ async fn assemble(
         events: Events::default(),
         metrics,
         upkeep,
-        authority,
+        trust: Trust::new(authorities),
+        instance: u64::from_le_bytes(random()),
         admin: Default::default(),
         doors: OnceLock::new(),
         started: Instant::now(),
@@ -252,7 +255,9 @@ async fn data(
     let chunks = ChunkStore::open_member(volume, params, replicator).await?;
     let own = identity.node_id();
     // Nobody else can have taken them over meanwhile. In a larger cluster all are begun anew, see `replication`.
-    let alone = read::nodes(&group.view())?.len() < 2;
+    // One of several voters may see the cluster as it was before it grew.
+    let voters = group.members().iter().filter(|member| member.voter).count();
+    let alone = voters < 2 && read::nodes(&group.view())?.len() < 2;
     let sole = |shard: &&ShardInfo| alone && shard.primary == own && shard.in_sync == [own];
     for ShardInfo { id, epoch, gc_epoch, .. } in shards.iter().filter(sole).cloned() {
         courier.begin(id, epoch, &[]);

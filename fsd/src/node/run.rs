@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fsd_rpc::message::PROTOCOLS;
 use fsd_rpc::server::{Server, ServerConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +19,7 @@ use super::{Node, NodeError, devices, lead, members, swim};
 use crate::config::Config;
 use crate::jobs;
 use crate::replication;
+use crate::sd_notify::Manager;
 use crate::service::Service;
 
 /// How long jobs may take to end; they are cut off after that, which a crash might do as well.
@@ -114,6 +116,7 @@ async fn at_work(
     let metrics_address =
         listener.local_addr().map_err(|source| NodeError::MetricsListen { address, source })?;
     let server = Server::bind(ServerConfig {
+        protocols: PROTOCOLS,
         unix: Some(config.door.unix.clone()),
         allowed_uids: config.door.allow_uids.clone(),
         tcp: match config.door.tcp {
@@ -136,7 +139,7 @@ async fn at_work(
         }
     };
     let metrics = tokio::spawn(node.metrics.clone().serve(listener, refresh));
-    node.courier.attach(node);
+    node.courier.attach(Arc::downgrade(node) as _);
     let devices = tokio::spawn(devices::watch(Arc::downgrade(node)));
     let jobs = jobs::start(node);
     let mut site = vec![
@@ -146,13 +149,20 @@ async fn at_work(
     ];
     site.extend(socket.map(|socket| tokio::spawn(swim::keep(Arc::clone(node), socket))));
     let mut doors = tokio::spawn(server.run(Arc::new(Service::new(node)), node.stopping()));
-    ready(&Ready {
+    let at = Ready {
         node: config.node.name.clone(),
         cluster_name: node.cluster.name.clone(),
         cluster_uuid: node.cluster.uuid,
         unix: config.door.unix.clone(),
         tcp,
         metrics: metrics_address,
+    };
+    ready(&at);
+    let manager = Manager::from_env().map_err(NodeError::Manager)?;
+    let watchdog = manager.map(|manager| {
+        let manager = Arc::new(manager);
+        manager.ready(&at.to_string());
+        (tokio::spawn(keep_alive(Arc::clone(&manager))), manager)
     });
 
     let mut fatal = node.fatal.subscribe();
@@ -165,6 +175,9 @@ async fn at_work(
         ended = &mut doors => Err(NodeError::Fatal(format!("the doors closed: {ended:?}"))),
     };
     tracing::info!("stopping");
+    if let Some((_, manager)) = &watchdog {
+        manager.stopping();
+    }
     node.stopping.send_replace(true);
     metrics.abort();
     devices.abort();
@@ -179,5 +192,17 @@ async fn at_work(
     if timeout(JOBS_END_WITHIN, jobs.end()).await.is_err() {
         tracing::warn!("background work was cut off");
     }
+    if let Some((alive, _)) = watchdog {
+        alive.abort();
+    }
     result
+}
+
+/// Tells the watchdog of systemd that this process gets on: its threads find time for this.
+async fn keep_alive(manager: Arc<Manager>) {
+    let Some(every) = manager.watchdog() else { return };
+    loop {
+        manager.alive();
+        tokio::time::sleep(every).await;
+    }
 }

@@ -48,7 +48,7 @@ pub(crate) struct Membership {
     seen: Mutex<BTreeMap<NodeId, Liveness>>,
     /// The other members and where they are reached.
     others: watch::Sender<BTreeMap<NodeId, String>>,
-    ring: Ring,
+    ring: Mutex<Arc<Ring>>,
     /// How often this node was started: greater than at every earlier start.
     start: u32,
 }
@@ -59,7 +59,7 @@ impl Membership {
         Membership {
             seen: Mutex::default(),
             others: watch::Sender::default(),
-            ring: Ring::new(keys, cluster),
+            ring: Mutex::new(Arc::new(Ring::new(keys, cluster))),
             start,
         }
     }
@@ -76,6 +76,15 @@ impl Membership {
             *known = others;
             !nobody
         });
+    }
+
+    /// The authority has changed.
+    pub fn set_keys(&self, keys: &[Zeroizing<[u8; 32]>], cluster: Uuid) {
+        *self.ring.lock() = Arc::new(Ring::new(keys, cluster));
+    }
+
+    fn ring(&self) -> Arc<Ring> {
+        Arc::clone(&self.ring.lock())
     }
 }
 
@@ -148,7 +157,7 @@ fn receive(
     datagram: &[u8],
     from: SocketAddr,
 ) -> Vec<Outgoing> {
-    let message = match node.membership.ring.open(datagram) {
+    let message = match node.membership.ring().open(datagram) {
         Ok(message) => message,
         Err(error) => {
             node.refusals.note(Why::Datagram, &from.ip(), &error);
@@ -187,7 +196,7 @@ fn note(node: &Node, swim: &Swim) {
 async fn send(node: &Node, socket: &UdpSocket, addresses: &mut Addresses, outgoing: Vec<Outgoing>) {
     for (to, message) in outgoing {
         let Some(address) = addresses.get(to) else { continue };
-        let Some(datagram) = node.membership.ring.seal(&message) else { continue };
+        let Some(datagram) = node.membership.ring().seal(&message) else { continue };
         // One that does not leave is one that got lost: the protocol asks again.
         if let Err(error) = socket.send_to(&datagram, address).await {
             tracing::trace!(%error, %address, "sending a datagram");

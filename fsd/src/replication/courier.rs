@@ -18,10 +18,11 @@ use parking_lot::Mutex;
 use raftmeta_types::{Epoch, NodeId, ShardId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::host::Wire;
 use super::remote::ask;
 use super::wire::{Ask, OPS_BYTES_MAX, Refused, Told};
 use crate::chunks::{Error, Kind, Op, OpNumber, Replicated, ReplicationError, Replicator, ShardOp};
-use crate::node::Node;
+use crate::clock;
 
 /// A replica that does not answer for this long is taken out of those in sync.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -69,11 +70,12 @@ struct Queue {
 }
 
 /// See the module.
-#[derive(Default)]
 pub(crate) struct Courier {
+    /// Itself, for what goes on behind a call.
+    me: Weak<Courier>,
     audiences: Mutex<HashMap<ShardId, Audience>>,
     queues: Mutex<HashMap<NodeId, Queue>>,
-    node: OnceLock<Weak<Node>>,
+    wire: OnceLock<Weak<dyn Wire>>,
     /// Who is being brought up.
     turns: Mutex<BTreeSet<(ShardId, NodeId)>>,
     /// Replicas that did not answer, for the keeper.
@@ -125,10 +127,23 @@ fn bytes(op: &ShardOp) -> usize {
 }
 
 impl Courier {
+    pub fn new() -> Arc<Courier> {
+        Arc::new_cyclic(|me| Courier {
+            me: Weak::clone(me),
+            audiences: Mutex::default(),
+            queues: Mutex::default(),
+            wire: OnceLock::new(),
+            turns: Mutex::default(),
+            suspects: Mutex::default(),
+            suspected: Notify::new(),
+            full: Mutex::default(),
+        })
+    }
+
     /// The node whose connections and map are used. The store is opened before there is one.
-    pub fn attach(&self, node: &Arc<Node>) {
+    pub fn attach(&self, node: Weak<dyn Wire>) {
         // Attached twice it is the same one.
-        let _ = self.node.set(Arc::downgrade(node));
+        let _ = self.wire.set(node);
     }
 
     /// From now on, under this epoch, these other replicas are in sync.
@@ -238,7 +253,7 @@ impl Courier {
         let mut full = self.full.lock();
         match room {
             true => full.remove(&node),
-            false => full.insert(node, Instant::now()),
+            false => full.insert(node, clock::now()),
         };
     }
 
@@ -272,13 +287,13 @@ impl Courier {
             }
             None => parcel,
         };
-        let Some(node) = self.node.get().cloned() else { return };
+        let Some(wire) = self.wire.get().cloned() else { return };
         let (sender, parcels) = mpsc::unbounded_channel();
         // It has just been made, so somebody takes it.
         let _ = sender.send(parcel);
         let queue = Queue { parcels: sender, bytes: Arc::new(AtomicUsize::new(size)) };
         queues.insert(to, queue.clone());
-        tokio::spawn(deliver(node, to, parcels, queue.bytes));
+        tokio::spawn(deliver(Weak::clone(&self.me), wire, to, parcels, queue.bytes));
     }
 
     /// Whether so much waits for the node that one that nobody waits for had better stop listening.
@@ -308,7 +323,7 @@ impl Replicator for Courier {
 
     fn has_room(&self, shard: ShardId) -> bool {
         let mut full = self.full.lock();
-        full.retain(|_, said| said.elapsed() < FULL_FOR);
+        full.retain(|_, said| clock::elapsed(*said) < FULL_FOR);
         if full.is_empty() {
             return true;
         }
@@ -364,7 +379,7 @@ impl Replicator for Courier {
             self.send(node, Parcel { shards, ops, answer: None });
         }
         drop(audiences);
-        let node = self.node.get().cloned();
+        let me = Weak::clone(&self.me);
         Box::pin(async move {
             let mut unheard = Vec::new();
             for (to, shards, answered) in answers {
@@ -375,15 +390,15 @@ impl Replicator for Courier {
                     failed.insert(shard, why);
                 }
             }
-            if let Some(node) = node.and_then(|node| node.upgrade()) {
+            if let Some(courier) = me.upgrade() {
                 for (shard, to, why) in unheard {
                     let epoch = epochs.get(&shard).copied().unwrap_or_default();
                     let who = matches!(why, ReplicationError::NotNow).then_some(to);
-                    node.courier.suspect(shard, epoch, who);
+                    courier.suspect(shard, epoch, who);
                 }
                 for shard in failed.keys() {
                     let epoch = epochs.get(shard).copied().unwrap_or_default();
-                    node.courier.suspect(*shard, epoch, None);
+                    courier.suspect(*shard, epoch, None);
                 }
             }
             failed.into_iter().collect()
@@ -393,13 +408,14 @@ impl Replicator for Courier {
 
 /// Takes parcels to one node, one message at a time, until the node stops.
 async fn deliver(
-    node: Weak<Node>,
+    courier: Weak<Courier>,
+    wire: Weak<dyn Wire>,
     to: NodeId,
     mut parcels: mpsc::UnboundedReceiver<Parcel>,
     waiting: Arc<AtomicUsize>,
 ) {
     while let Some(first) = parcels.recv().await {
-        let Some(node) = node.upgrade() else { return };
+        let (Some(courier), Some(wire)) = (courier.upgrade(), wire.upgrade()) else { return };
         let mut batch = vec![first];
         let mut size: usize = batch[0].ops.iter().map(bytes).sum();
         while size < OPS_BYTES_MAX
@@ -411,14 +427,14 @@ async fn deliver(
         waiting.fetch_sub(size, Ordering::Relaxed);
         // What nobody waits for need not go to one that has missed something.
         let useful =
-            |parcel: &&Parcel| parcel.answer.is_some() || node.courier.hears(to, &parcel.shards);
+            |parcel: &&Parcel| parcel.answer.is_some() || courier.hears(to, &parcel.shards);
         let ops: Vec<ShardOp> =
             batch.iter().filter(useful).flat_map(|parcel| &parcel.ops).cloned().collect();
-        let failed = apply(&node, to, ops).await;
+        let failed = apply(&courier, &*wire, to, ops).await;
         // Whoever waits hears of it; of the others it has to be remembered.
         let unwaited = batch.iter().filter(|parcel| parcel.answer.is_none());
         let missed = unwaited.flat_map(|parcel| &parcel.shards).filter(|s| failed.contains_key(s));
-        node.courier.broke(to, missed.copied());
+        courier.broke(to, missed.copied());
         for Parcel { shards, answer, .. } in batch {
             let Some(answer) = answer else { continue };
             let failed = failed.iter().filter(|(shard, _)| shards.contains(shard));
@@ -429,7 +445,12 @@ async fn deliver(
 }
 
 /// Has a node apply ops, in as many messages as it takes; the shards for which that failed.
-async fn apply(node: &Node, to: NodeId, ops: Vec<ShardOp>) -> BTreeMap<ShardId, Failed> {
+async fn apply(
+    courier: &Courier,
+    wire: &dyn Wire,
+    to: NodeId,
+    ops: Vec<ShardOp>,
+) -> BTreeMap<ShardId, Failed> {
     let mut failed = BTreeMap::new();
     let mut left = ops.into_iter().peekable();
     while left.peek().is_some() {
@@ -442,8 +463,8 @@ async fn apply(node: &Node, to: NodeId, ops: Vec<ShardOp>) -> BTreeMap<ShardId, 
             }
         }
         let shards: Vec<ShardId> = some.iter().map(|op| op.shard).collect();
-        let told = match node.target_of(to) {
-            Ok(target) => send(node, &target, some).await,
+        let told = match wire.target_of(to) {
+            Ok(target) => send(courier, wire, &target, some).await,
             Err(failure) => Err(Error::new(Kind::Io, failure.to_string())),
         };
         match told {
@@ -478,16 +499,17 @@ async fn apply(node: &Node, to: NodeId, ops: Vec<ShardOp>) -> BTreeMap<ShardId, 
 }
 
 async fn send(
-    node: &Node,
+    courier: &Courier,
+    wire: &dyn Wire,
     target: &Target,
     ops: Vec<ShardOp>,
 ) -> Result<Vec<(ShardId, Result<OpNumber, Refused>)>, Error> {
     if ops.is_empty() {
         return Ok(Vec::new());
     }
-    match ask(&node.peers, target, &Ask::Apply { ops }, ANSWER_WITHIN).await? {
+    match ask(wire, target, &Ask::Apply { ops }, ANSWER_WITHIN).await? {
         Told::Applied { shards, room } => {
-            node.courier.note_room(target.node, room);
+            courier.note_room(target.node, room);
             Ok(shards)
         }
         _ => Err(Error::new(Kind::Invalid, format!("{target}: an answer to another question"))),

@@ -18,8 +18,10 @@ use raftmeta::read;
 use raftmeta_types::cluster::{NodeInfo, NodeState, ShardChange, ShardInfo};
 use raftmeta_types::{Command, Epoch, MetaError, NodeId, ShardId, Time};
 
+use super::host::Host;
 use super::keeper;
-use crate::node::{Node, members, now};
+use crate::clock;
+use crate::node::{members, now};
 use crate::placement::{self, Held, Place};
 use crate::service::storage;
 
@@ -28,9 +30,9 @@ const MOVES_MAX: usize = 16;
 const MOVES_TO_ONE_MAX: usize = 4;
 /// Longest time for one of them.
 const BRING_UP_WITHIN: Duration = Duration::from_secs(1800);
-const FORGET_WITHIN: Duration = Duration::from_secs(60);
+const FORGET_WITHIN: Duration = Duration::from_secs(10);
 /// How often a node is told that it may forget a shard.
-const FORGET_TRIES: usize = 30;
+const FORGET_TRIES: usize = 3;
 /// Before a move that failed is tried again.
 const PAUSE: Duration = Duration::from_secs(2);
 /// A node whose device has not ended a write for so long is no primary while others can be.
@@ -59,6 +61,12 @@ pub(crate) struct Work {
 }
 
 impl Director {
+    /// Whether nothing is under way.
+    #[cfg(test)]
+    pub fn is_idle(&self) -> bool {
+        self.moving.is_empty() && self.releasing.is_empty() && self.work.is_none()
+    }
+
     fn note(&mut self, left: usize) {
         self.work = match (left, self.work) {
             (0, _) => None,
@@ -77,16 +85,17 @@ struct Nodes {
     places: Vec<Place>,
 }
 
-fn nodes(node: &Node, known: &[NodeInfo]) -> Nodes {
-    let beats = node.beats.lock();
+fn nodes(node: &impl Host, known: &[NodeInfo]) -> Nodes {
+    let beats = node.beats().lock();
     let mut nodes = Nodes { alive: BTreeSet::new(), down: BTreeSet::new(), places: Vec::new() };
     for info in known {
         let stalled = match beats.get(&info.id).and_then(|beat| beat.usage.as_ref()) {
             Some(usage) => Duration::from_millis(usage.stalled_ms),
-            None if info.id == node.id => node.chunks.stalled(),
+            None if info.id == node.id() => node.chunks().stalled(),
             None => Duration::ZERO,
         };
-        let heard = info.id == node.id || beats.get(&info.id).is_none_or(|beat| !beat.is_suspect());
+        let heard =
+            info.id == node.id() || beats.get(&info.id).is_none_or(|beat| !beat.is_suspect());
         let heard = heard && stalled < STALLED_MAX;
         match info.state {
             NodeState::Up => {
@@ -112,9 +121,9 @@ fn nodes(node: &Node, known: &[NodeInfo]) -> Nodes {
 }
 
 /// One round.
-pub(crate) async fn direct(node: &Arc<Node>) -> Result<(), Failure> {
+pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
     let (known, shards, protection) = {
-        let view = node.group.view();
+        let view = node.view();
         let known = read::nodes(&view).map_err(storage)?;
         if known.len() < 2 {
             return Ok(());
@@ -122,12 +131,12 @@ pub(crate) async fn direct(node: &Arc<Node>) -> Result<(), Failure> {
         let shards = read::shards(&view).map_err(storage)?;
         (known, shards, read::protection(&view).map_err(storage)?)
     };
-    let nodes = nodes(node, &known);
+    let nodes = nodes(&**node, &known);
     let least = usize::from(protection.in_sync_min);
     let urgent: Vec<ShardChange> =
         shards.iter().filter_map(|shard| rescue(shard, &nodes, least)).collect();
     let rescued: BTreeSet<ShardId> = urgent.iter().map(|change| change.id).collect();
-    commit(node, urgent).await?;
+    commit(&**node, urgent).await?;
     let held: Vec<Held> = shards.iter().map(held).collect();
     let plan = placement::plan(&nodes.places, usize::from(protection.replicas), &held);
     let mut changes = Vec::new();
@@ -147,9 +156,9 @@ pub(crate) async fn direct(node: &Arc<Node>) -> Result<(), Failure> {
         }
     }
     if left == 0 {
-        let_go(node, &shards, &plan);
+        let_go(node, &nodes, &shards, &plan);
     }
-    node.director.lock().note(left + changes.len());
+    node.director().lock().note(left + changes.len());
     let leaving: Vec<(ShardId, NodeId)> = shards
         .iter()
         .flat_map(|shard| {
@@ -158,22 +167,24 @@ pub(crate) async fn direct(node: &Arc<Node>) -> Result<(), Failure> {
             shard.in_sync.iter().filter(gone).map(|id| (shard.id, *id)).collect::<Vec<_>>()
         })
         .collect();
-    commit(node, changes).await?;
+    commit(&**node, changes).await?;
     leaving.into_iter().for_each(|(shard, id)| release(node, shard, id));
     Ok(())
 }
 
 /// What nodes have left of shards that are whole without them, and that they are not to get.
-fn let_go(node: &Arc<Node>, shards: &[ShardInfo], plan: &[Held]) {
+fn let_go<H: Host>(node: &Arc<H>, nodes: &Nodes, shards: &[ShardInfo], plan: &[Held]) {
     let told: Vec<(NodeId, Vec<ShardId>)> = {
-        let beats = node.beats.lock();
+        let beats = node.beats().lock();
         let strays = |(id, beat): (&NodeId, &members::Beat)| {
             beat.usage.as_ref().map(|usage| (*id, usage.strays.clone()))
         };
         beats.iter().filter_map(strays).collect()
     };
-    let own = (node.id, node.upkeep.strays.of(node));
-    for (id, strays) in told.into_iter().chain([own]) {
+    let own = (node.id(), node.upkeep().strays.of(&**node));
+    // Who does not answer is told when it does.
+    let told = told.into_iter().filter(|(id, _)| nodes.alive.contains(id));
+    for (id, strays) in told.chain([own]) {
         for stray in strays {
             let needed = shards.iter().zip(plan).any(|(shard, planned)| {
                 shard.id == stray && (shard.in_sync.contains(&id) || planned.by.contains(&id))
@@ -240,7 +251,7 @@ fn follow(
     })
 }
 
-async fn commit(node: &Arc<Node>, changes: Vec<ShardChange>) -> Result<(), Failure> {
+async fn commit(node: &impl Host, changes: Vec<ShardChange>) -> Result<(), Failure> {
     for some in changes.chunks(CHANGES_MAX) {
         match node.command(Command::SetShards(some.to_vec()), true).await {
             Ok(_) => {}
@@ -263,12 +274,12 @@ async fn commit(node: &Arc<Node>, changes: Vec<ShardChange>) -> Result<(), Failu
 }
 
 /// Has the primary bring a node up, and enters it then; unless enough of that is under way.
-fn bring(node: &Arc<Node>, shard: &ShardInfo, id: NodeId) {
+fn bring<H: Host>(node: &Arc<H>, shard: &ShardInfo, id: NodeId) {
     let key = (shard.id, id);
     {
-        let mut director = node.director.lock();
+        let mut director = node.director().lock();
         let busy = director.moving.iter().filter(|(_, to)| *to == id).count();
-        let paused = director.failed.get(&key).is_some_and(|at| at.elapsed() < PAUSE);
+        let paused = director.failed.get(&key).is_some_and(|at| clock::elapsed(*at) < PAUSE);
         if director.moving.len() >= MOVES_MAX
             || busy >= MOVES_TO_ONE_MAX
             || paused
@@ -282,25 +293,26 @@ fn bring(node: &Arc<Node>, shard: &ShardInfo, id: NodeId) {
     let (node, shard) = (Arc::clone(node), shard.clone());
     tokio::spawn(async move {
         let brought = brought(&node, &shard, id).await;
-        let mut director = node.director.lock();
+        let mut director = node.director().lock();
         director.moving.remove(&key);
         if let Err(failure) = brought {
             tracing::info!(shard = %shard.id, node = %id, %failure, "a replica is not brought up");
-            director.failed.insert(key, Instant::now());
+            director.failed.insert(key, clock::now());
         }
     });
 }
 
-async fn brought(node: &Arc<Node>, shard: &ShardInfo, id: NodeId) -> Result<(), Failure> {
+async fn brought(node: &Arc<impl Host>, shard: &ShardInfo, id: NodeId) -> Result<(), Failure> {
     let ShardInfo { id: shard_id, epoch, primary, .. } = *shard;
-    if primary == node.id {
+    if primary == node.id() {
         keeper::bring_up(node, shard_id, epoch, id).await?;
     } else {
         let request = NodeRequest::BringUp { shard: shard_id, epoch, node: id };
         let target = node.target_of(primary)?;
         tokio::select! {
-            asked = node.peers.ask(&target, request, &[], BRING_UP_WITHIN) => { asked?; }
-            () = overtaken(node, shard) => {
+            biased;
+            asked = node.ask(&target, request, BRING_UP_WITHIN) => { asked?; }
+            () = overtaken(&**node, shard) => {
                 return Err(Failure::NotReady("the shard has another epoch or no primary".into()));
             }
         }
@@ -312,11 +324,11 @@ async fn brought(node: &Arc<Node>, shard: &ShardInfo, id: NodeId) -> Result<(), 
 }
 
 /// Ends when the shard has another epoch, or its primary does not answer.
-async fn overtaken(node: &Node, shard: &ShardInfo) {
+async fn overtaken(node: &impl Host, shard: &ShardInfo) {
     loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let now = read::shard(&node.group.view(), shard.id).ok().flatten();
-        let silent = node.beats.lock().get(&shard.primary).is_some_and(members::Beat::is_suspect);
+        clock::sleep(Duration::from_secs(1)).await;
+        let now = read::shard(&node.view(), shard.id).ok().flatten();
+        let silent = node.beats().lock().get(&shard.primary).is_some_and(members::Beat::is_suspect);
         if silent || now.is_none_or(|now| now.epoch != shard.epoch) {
             return;
         }
@@ -324,10 +336,10 @@ async fn overtaken(node: &Node, shard: &ShardInfo) {
 }
 
 /// Lets a node that holds a shard no more give its space back, once its own map says so, too.
-fn release(node: &Arc<Node>, shard: ShardId, id: NodeId) {
+fn release<H: Host>(node: &Arc<H>, shard: ShardId, id: NodeId) {
     let key = (shard, id);
     {
-        let mut director = node.director.lock();
+        let mut director = node.director().lock();
         if director.moving.contains(&key) || !director.releasing.insert(key) {
             return;
         }
@@ -335,40 +347,40 @@ fn release(node: &Arc<Node>, shard: ShardId, id: NodeId) {
     let node = Arc::clone(node);
     tokio::spawn(async move {
         let mut tries = 0;
-        while let Err(failure) = released(&node, shard, id).await {
+        while let Err(failure) = released(&*node, shard, id).await {
             tries += 1;
             if tries == FORGET_TRIES {
                 tracing::info!(%shard, node = %id, %failure, "a node keeps a shard");
                 break;
             }
-            tokio::time::sleep(PAUSE).await;
+            clock::sleep(PAUSE).await;
         }
-        node.director.lock().releasing.remove(&key);
+        node.director().lock().releasing.remove(&key);
     });
 }
 
-async fn released(node: &Arc<Node>, shard: ShardId, id: NodeId) -> Result<(), Failure> {
-    let info = read::shard(&node.group.view(), shard).map_err(storage)?;
+async fn released(node: &impl Host, shard: ShardId, id: NodeId) -> Result<(), Failure> {
+    let info = read::shard(&node.view(), shard).map_err(storage)?;
     let epoch = match info {
         Some(info) if !info.in_sync.contains(&id) => info.epoch,
         // It holds it again.
         Some(_) | None => return Ok(()),
     };
-    if id == node.id {
+    if id == node.id() {
         return keeper::forget(node, shard, epoch).await;
     }
     let request = NodeRequest::Forget { shard, epoch };
-    node.peers.ask(&node.target_of(id)?, request, &[], FORGET_WITHIN).await.map(drop)
+    node.ask(&node.target_of(id)?, request, FORGET_WITHIN).await.map(drop)
 }
 
 /// `NodeRequest::Reclaim`: new epochs for all shards of which this node is the primary, whatever the present ones are:
 /// it has been started, and does not know what it promised. Answers with the epochs of all shards.
 pub(crate) async fn reclaim(
-    node: &Arc<Node>,
+    node: &Arc<impl Host>,
     from: NodeId,
 ) -> Result<Vec<(ShardId, Epoch)>, Failure> {
     loop {
-        let shards = read::shards(&node.group.view()).map_err(storage)?;
+        let shards = read::shards(&node.view()).map_err(storage)?;
         let own = shards.iter().filter(|shard| shard.primary == from);
         let changes: Vec<ShardChange> = own
             .map(|shard| ShardChange {
@@ -400,14 +412,14 @@ pub(crate) async fn reclaim(
 
 /// `NodeRequest::NewEpoch`, of the primary.
 pub(crate) async fn new_epoch(
-    node: &Arc<Node>,
+    node: &Arc<impl Host>,
     from: NodeId,
     shard: ShardId,
     epoch: Epoch,
     without: Option<NodeId>,
 ) -> Result<(), Failure> {
     let (info, least) = {
-        let view = node.group.view();
+        let view = node.view();
         let info = read::shard(&view, shard).map_err(storage)?;
         let least = read::protection(&view).map_err(storage)?.in_sync_min;
         (info.ok_or(Failure::Meta(MetaError::NotFound))?, usize::from(least))

@@ -13,9 +13,10 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::courier::Expected;
 use super::director;
+use super::host::{Host, Wire};
 use super::remote::Remote;
 use crate::chunks::{Error, Kind, LeadError, Peer};
-use crate::node::Node;
+use crate::clock;
 use crate::service::storage;
 
 /// How often the map and what failed is looked at, while there is something to do.
@@ -62,13 +63,13 @@ struct Keeper {
 }
 
 /// Until the node stops.
-pub(crate) async fn keep(node: Arc<Node>) {
+pub(crate) async fn keep<H: Host>(node: Arc<H>) {
     let mut stopping = node.stopping();
     let mut keeper = Keeper::default();
     loop {
-        let applied = node.group.status().applied;
+        let applied = node.applied();
         let round = async {
-            keeper.collect(&node);
+            keeper.collect(&*node);
             keeper.reclaim(&node).await;
             if let Err(failure) = keeper.look(&node) {
                 tracing::warn!(%failure, "looking after shards");
@@ -83,7 +84,7 @@ pub(crate) async fn keep(node: Arc<Node>) {
         tokio::select! {
             biased;
             _ = stopping.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = clock::sleep(LOOK_EVERY) => {}
         }
         if !keeper.is_at_rest() {
             continue;
@@ -91,9 +92,9 @@ pub(crate) async fn keep(node: Arc<Node>) {
         tokio::select! {
             biased;
             _ = stopping.wait_for(|stop| *stop) => return,
-            () = node.courier.suspected() => {}
-            () = node.group.applied_beyond(applied) => {}
-            () = tokio::time::sleep(REST) => {}
+            () = node.courier().suspected() => {}
+            () = node.applied_beyond(applied) => {}
+            () = clock::sleep(REST) => {}
         }
     }
 }
@@ -105,7 +106,7 @@ impl Keeper {
     }
 
     /// What has ended or failed since.
-    fn collect(&mut self, node: &Arc<Node>) {
+    fn collect(&mut self, node: &impl Host) {
         while let Some(ended) = self.tasks.try_join_next() {
             // One that was given up, or panicked, has no outcome.
             let Ok((shard, epoch, result)) = ended else { continue };
@@ -116,7 +117,7 @@ impl Keeper {
                 continue;
             };
             tracing::info!(%shard, %epoch, ?who, %error, "an epoch is not begun");
-            self.again.insert(shard, Instant::now() + PAUSE);
+            self.again.insert(shard, clock::now() + PAUSE);
             match error.kind() {
                 // The map tells which epoch there is.
                 Kind::StaleEpoch => {}
@@ -132,7 +133,7 @@ impl Keeper {
                 }
             }
         }
-        for ((shard, epoch), without) in node.courier.take_suspects() {
+        for ((shard, epoch), without) in node.courier().take_suspects() {
             self.wanted.insert(shard, Wanted { epoch, without, used: true });
         }
         self.beginning.retain(|_, (_, task)| !task.is_finished());
@@ -140,20 +141,26 @@ impl Keeper {
 
     /// After a start: new epochs for all that this node is the primary of. Under the old ones it may have promised what
     /// it does not know any more, and its map may be old.
-    async fn reclaim(&mut self, node: &Arc<Node>) {
-        if self.least.is_some() || self.asked.is_some_and(|at| at.elapsed() < PAUSE) {
+    async fn reclaim<H: Host>(&mut self, node: &Arc<H>) {
+        if self.least.is_some() || self.asked.is_some_and(|at| clock::elapsed(at) < PAUSE) {
             return;
         }
-        self.asked = Some(Instant::now());
-        let alone = read::nodes(&node.group.view()).is_ok_and(|nodes| nodes.len() < 2);
+        let known = read::nodes(&node.view()).unwrap_or_default();
+        if !known.iter().any(|info| info.id == node.id()) {
+            // It has not heard of itself yet.
+            return;
+        }
+        self.asked = Some(clock::now());
+        // Whoever does not lead may see the cluster as it was before it grew.
+        let alone = node.leads() && known.len() == 1;
         let asked = match (alone, node.leads()) {
             (true, _) => Ok(Vec::new()),
-            (false, true) => director::reclaim(node, node.id).await,
+            (false, true) => director::reclaim(node, node.id()).await,
             (false, false) => match node.leader() {
                 Ok(leader) => {
-                    let asked = node.peers.ask(&leader, NodeRequest::Reclaim, &[], ANSWER_WITHIN);
+                    let asked = node.ask(&leader, NodeRequest::Reclaim, ANSWER_WITHIN);
                     match asked.await {
-                        Ok((Response::Epochs(epochs), _)) => Ok(epochs),
+                        Ok(Response::Epochs(epochs)) => Ok(epochs),
                         Ok(_) => Err(Failure::NotReady("an answer to another question".into())),
                         Err(failure) => Err(failure),
                     }
@@ -168,18 +175,18 @@ impl Keeper {
     }
 
     /// Begins what the map says and this node does not do yet.
-    fn look(&mut self, node: &Arc<Node>) -> Result<(), Failure> {
-        let view = node.group.view();
+    fn look<H: Host>(&mut self, node: &Arc<H>) -> Result<(), Failure> {
+        let view = node.view();
         let version = read::map_version(&view).map_err(storage)?;
         if self.seen != Some(version) {
-            let mine = |shard: &ShardInfo| shard.primary == node.id;
+            let mine = |shard: &ShardInfo| shard.primary == node.id();
             self.mine = read::shards(&view).map_err(storage)?.into_iter().filter(mine).collect();
             self.seen = Some(version);
         }
-        let leads = |shard: &ShardInfo| node.chunks.leads(shard.id) == Some(shard.epoch);
+        let leads = |shard: &ShardInfo| node.chunks().leads(shard.id) == Some(shard.epoch);
         self.led = self.mine.iter().all(leads);
         let Some(least) = &self.least else { return Ok(()) };
-        let now = Instant::now();
+        let now = clock::now();
         for shard in &self.mine {
             if let Some((_, task)) =
                 self.beginning.get(&shard.id).filter(|(epoch, _)| *epoch != shard.epoch)
@@ -211,14 +218,14 @@ impl Keeper {
     }
 
     /// Asks the leader for the epochs that are needed.
-    async fn ask(&mut self, node: &Arc<Node>) {
+    async fn ask(&mut self, node: &Arc<impl Host>) {
         let current: BTreeMap<ShardId, Epoch> =
             self.mine.iter().map(|shard| (shard.id, shard.epoch)).collect();
         self.wanted.retain(|shard, wanted| current.get(shard) == Some(&wanted.epoch));
-        if self.wanted.is_empty() || self.asked.is_some_and(|at| at.elapsed() < PAUSE / 5) {
+        if self.wanted.is_empty() || self.asked.is_some_and(|at| clock::elapsed(at) < PAUSE / 5) {
             return;
         }
-        self.asked = Some(Instant::now());
+        self.asked = Some(clock::now());
         let all: Vec<(ShardId, Wanted)> = self.wanted.iter().map(|(id, w)| (*id, *w)).collect();
         for (shard, Wanted { epoch, without, used }) in all {
             match request(node, shard, epoch, without).await {
@@ -231,8 +238,8 @@ impl Keeper {
                         true => self.wanted.insert(shard, Wanted { epoch, without: None, used }),
                         false => self.wanted.remove(&shard),
                     };
-                    self.again.insert(shard, Instant::now() + PAUSE);
-                    self.asked = Some(Instant::now() + PAUSE);
+                    self.again.insert(shard, clock::now() + PAUSE);
+                    self.asked = Some(clock::now() + PAUSE);
                 }
             }
         }
@@ -240,23 +247,23 @@ impl Keeper {
 }
 
 async fn request(
-    node: &Arc<Node>,
+    node: &Arc<impl Host>,
     shard: ShardId,
     epoch: Epoch,
     without: Option<NodeId>,
 ) -> Result<(), Failure> {
     if node.leads() {
-        return director::new_epoch(node, node.id, shard, epoch, without).await;
+        return director::new_epoch(node, node.id(), shard, epoch, without).await;
     }
     let request = NodeRequest::NewEpoch { shard, epoch, without };
-    node.peers.ask(&node.leader()?, request, &[], ANSWER_WITHIN).await.map(drop)
+    node.ask(&node.leader()?, request, ANSWER_WITHIN).await.map(drop)
 }
 
 /// Makes the replicas equal and this node the one that takes puts.
-async fn begin(node: Arc<Node>, shard: ShardInfo) -> Begun {
+async fn begin<H: Host>(node: Arc<H>, shard: ShardInfo) -> Begun {
     let ShardInfo { id, epoch, gc_epoch, .. } = shard;
     let others: Vec<NodeId> =
-        shard.in_sync.iter().copied().filter(|other| *other != node.id).collect();
+        shard.in_sync.iter().copied().filter(|other| *other != node.id()).collect();
     let remotes: Result<Vec<Remote>, _> =
         others.iter().map(|other| remote(&node, *other)).collect();
     let remotes = match remotes {
@@ -266,55 +273,58 @@ async fn begin(node: Arc<Node>, shard: ShardInfo) -> Begun {
             return (id, epoch, Err((None, error)));
         }
     };
-    node.courier.begin(id, epoch, &others);
-    let led = node.chunks.lead(id, epoch, gc_epoch, &remotes).await;
+    node.courier().begin(id, epoch, &others);
+    let led = node.chunks().lead(id, epoch, gc_epoch, &remotes).await;
     let failed = |LeadError { peer, error }| (peer.map(|at| others[at]), error);
     (id, epoch, led.map_err(failed))
 }
 
-fn remote(node: &Arc<Node>, other: NodeId) -> Result<Remote, Failure> {
-    let (peers, courier) = (Arc::clone(&node.peers), Arc::clone(&node.courier));
-    Ok(Remote { peers, courier, target: node.target_of(other)? })
+fn remote<H: Host>(node: &Arc<H>, other: NodeId) -> Result<Remote, Failure> {
+    let wire = Arc::clone(node) as Arc<dyn Wire>;
+    let courier = Arc::clone(node.courier());
+    Ok(Remote { wire, courier, target: node.target_of(other)? })
 }
 
 /// `NodeRequest::BringUp`: when this returns, the other node has everything that anybody was answered, and will have
 /// all that follows.
 pub(crate) async fn bring_up(
-    node: &Arc<Node>,
+    node: &Arc<impl Host>,
     shard: ShardId,
     epoch: Epoch,
     other: NodeId,
 ) -> Result<(), Failure> {
-    if node.chunks.leads(shard) != Some(epoch) {
+    if node.chunks().leads(shard) != Some(epoch) {
         return Err(Failure::NotReady(format!("epoch {epoch} of shard {shard} is not led here")));
     }
     let not_ready = |error: Error| Failure::NotReady(error.to_string());
     let remote = remote(node, other)?;
-    let Some(_turn) = node.courier.turn(shard, other) else {
+    let Some(_turn) = node.courier().turn(shard, other) else {
         return Err(Failure::NotReady(format!("node {other} is being brought up already")));
     };
     let brought = async {
-        if node.courier.expect(shard, epoch, other)? == Expected::New {
-            node.chunks.bring_up(shard, &remote).await.map_err(|error| error.error)?;
+        if node.courier().expect(shard, epoch, other)? == Expected::New {
+            node.chunks().bring_up(shard, &remote).await.map_err(|error| error.error)?;
         }
-        node.courier.include(shard, other, epoch).await?;
+        node.courier().include(shard, other, epoch).await?;
         // It may have dropped the shard in between, on the word of an earlier leader.
         remote.caught_up(shard, epoch).await
     };
     let done = brought.await;
     if done.is_err() {
-        node.courier.dismiss(shard, other, epoch);
+        node.courier().dismiss(shard, other, epoch);
     }
     done.map_err(not_ready)
 }
 
 /// `NodeRequest::Forget`: drops what this node has of a shard that it holds no more. Its own map has to say so, too.
-pub(crate) async fn forget(node: &Arc<Node>, shard: ShardId, epoch: Epoch) -> Result<(), Failure> {
-    let info = read::shard(&node.group.view(), shard).map_err(storage)?;
+pub(crate) async fn forget(node: &impl Host, shard: ShardId, epoch: Epoch) -> Result<(), Failure> {
+    let info = read::shard(&node.view(), shard).map_err(storage)?;
     let info = info.ok_or(Failure::Meta(MetaError::NotFound))?;
-    if info.epoch < epoch || info.in_sync.contains(&node.id) {
+    if info.epoch < epoch || info.in_sync.contains(&node.id()) {
         return Err(Failure::NotReady(format!("shard {shard} is held here as far as is known")));
     }
     let failed = |error: Error| Failure::NotReady(error.to_string());
-    node.chunks.forget(shard, info.epoch).await.map_err(failed)
+    let forgotten = node.chunks().forget(shard, info.epoch).await.map_err(failed);
+    node.upkeep().strays.forget();
+    forgotten
 }

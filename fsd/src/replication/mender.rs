@@ -49,7 +49,7 @@ impl Others {
 pub(crate) async fn mend_chunk(node: &Arc<Node>, hash: &ChunkHash) -> Result<bool, Failure> {
     let others = Others::of(node, hash.shard(node.cluster.shard_count))?;
     for target in &others.targets {
-        let asked = ask(&node.peers, target, &Ask::Record { hash: *hash }, ANSWER_WITHIN).await;
+        let asked = ask(&**node, target, &Ask::Record { hash: *hash }, ANSWER_WITHIN).await;
         let Ok(Told::Record(record)) = asked else { continue };
         match node.chunks.repair(hash, others.shard.epoch, &record).await {
             Ok(()) => {
@@ -86,7 +86,7 @@ pub(crate) async fn mend_segment(
     let number = found.info.number;
     for target in &others.targets {
         let wanted = Ask::WholeSegment { shard, number };
-        let asked = ask(&node.peers, target, &wanted, ANSWER_WITHIN).await;
+        let asked = ask(&**node, target, &wanted, ANSWER_WITHIN).await;
         let Ok(Told::Segment(copy)) = asked else { continue };
         // One that ends earlier lacks what somebody was answered.
         let ends_earlier = copy.content.len() < found.info.len as usize;

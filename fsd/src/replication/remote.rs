@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fsd_rpc::message::Request;
 use fsd_rpc::nodes::Target;
 use raftmeta_types::{Epoch, ShardId};
 
 use super::courier::Courier;
+use super::host::Wire;
 use super::wire::{Ask, Told, decode, encode};
 use crate::chunks::{
     Error, Kind, LiveSum, Peer, Plan, SegmentCopy, SegmentInfo, SegmentNumber, Settled, Snapshot,
 };
-use crate::node::Peers;
 
 /// A comparison of a newcomer may drop many segments, an installation writes one.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -20,7 +19,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) struct Remote {
-    pub peers: Arc<Peers>,
+    pub wire: Arc<dyn Wire>,
     pub target: Target,
     /// Keeps the ops back while the replica compares.
     pub courier: Arc<Courier>,
@@ -28,15 +27,12 @@ pub(super) struct Remote {
 
 /// Asks the store of a node.
 pub(super) async fn ask(
-    peers: &Peers,
+    wire: &dyn Wire,
     target: &Target,
     ask: &Ask,
     within: Duration,
 ) -> Result<Told, Error> {
-    let unreached = |why: String| Error::new(Kind::Io, why);
-    let nodes = peers.nodes().map_err(|failure| unreached(failure.to_string()))?;
-    let called = nodes.call(target, &Request::Replica, &[encode(ask)?], within).await;
-    let (_, data) = called.map_err(|error| unreached(format!("{target}: {error}")))?;
+    let data = wire.tell(target, encode(ask)?, within).await?;
     match decode(&data)? {
         Told::Failed { kind, why } => Err(Error::new(kind, format!("{target}: {why}"))),
         told => Ok(told),
@@ -58,7 +54,7 @@ impl Remote {
             | Ask::Record { .. }
             | Ask::Install { .. } => ANSWER_WITHIN,
         };
-        self::ask(&self.peers, &self.target, &ask, within).await
+        self::ask(&*self.wire, &self.target, &ask, within).await
     }
 
     async fn done(&self, ask: Ask) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 //!
 //! A frame's data part holds 8 MiB, a segment 2 MiB; of ops as many go as fit.
 
-use blockd_ipc::RemoteVolume;
+use blockd_ipc::volume::Volume;
 use bytes::Bytes;
 use raftmeta_types::{ChunkHash, Epoch, NodeId, ShardId};
 use serde::{Deserialize, Serialize};
@@ -80,8 +80,8 @@ pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Error
 }
 
 /// `Request::Replica`: what another node, the primary of a shard, asks the store of this one.
-pub(crate) async fn answer(
-    store: &ChunkStore<RemoteVolume>,
+pub(crate) async fn answer<V: Volume>(
+    store: &ChunkStore<V>,
     from: NodeId,
     data: &[u8],
 ) -> Result<Bytes, Failure> {
@@ -96,7 +96,7 @@ pub(crate) async fn answer(
     encode(&told).map_err(|error| Failure::Storage(error.to_string()))
 }
 
-async fn perform(store: &ChunkStore<RemoteVolume>, ask: Ask) -> Result<Told, Error> {
+async fn perform<V: Volume>(store: &ChunkStore<V>, ask: Ask) -> Result<Told, Error> {
     Ok(match ask {
         Ask::Apply { ops } => {
             let shards = store.apply(ops).await.into_iter().map(told).collect();

@@ -11,8 +11,9 @@ use raftmeta_types::cluster::{NodeState, TokenRefusal};
 use raftmeta_types::{Command, MetaError, NodeId};
 
 use super::read::storage;
-use crate::authority::{AuthorityError, Issued};
+use crate::authority::{Authorities, AuthorityError, Issued};
 use crate::node::{Node, now};
+use crate::refusals::Why;
 
 /// Whether the cluster knows the certificate and has not revoked it.
 pub(super) fn admits(node: &Node, peer: &Peer) -> bool {
@@ -36,6 +37,23 @@ pub(super) async fn enrol(
     peer: &Peer,
     enrolment: Enrolment,
 ) -> Result<Response, Failure> {
+    let given = with_token(node, enrolment).await;
+    if let Err(failure) = &given {
+        note_token(node, peer, failure);
+    }
+    let (subject, answer) = given?;
+    tracing::info!(subject, ?peer, "a client is enrolled");
+    Ok(answer)
+}
+
+/// What was refused because of a token is counted.
+pub(super) fn note_token(node: &Node, peer: &Peer, failure: &Failure) {
+    if matches!(failure, Failure::Meta(MetaError::Token(_))) {
+        node.refusals.note(Why::Token, &peer.source(), failure);
+    }
+}
+
+async fn with_token(node: &Arc<Node>, enrolment: Enrolment) -> Result<(String, Response), Failure> {
     let token: Token =
         enrolment.token.parse().map_err(|error| Failure::Refused(format!("{error}")))?;
     let hash = token.hash();
@@ -43,13 +61,14 @@ pub(super) async fn enrol(
     if read::token(&node.group.view(), &hash).map_err(storage)?.is_none() {
         return Err(MetaError::Token(TokenRefusal::Unknown).into());
     }
-    let issued = node.authority.client_certificate(&enrolment.csr_der, &enrolment.name, now());
+    let authorities = node.authorities();
+    let issued =
+        authorities.signer().client_certificate(&enrolment.csr_der, &enrolment.name, now());
     let Issued { certificate_pem, info } = issued.map_err(refusal)?;
     let subject = info.subject.clone();
     let command = Command::UseToken { token_hash: hash, certificate: info };
     node.command(command, true).await?;
-    tracing::info!(subject, ?peer, "a client is enrolled");
-    Ok(enrolled(node, certificate_pem))
+    Ok((subject, enrolled(node, &authorities, certificate_pem)))
 }
 
 pub(super) async fn renew(
@@ -60,17 +79,19 @@ pub(super) async fn renew(
     let Some(name) = certificate.subject.strip_prefix("client:") else {
         return Err(Failure::Refused(format!("{} is no client", certificate.subject)));
     };
-    let issued = node.authority.client_certificate(csr_der, name, now()).map_err(refusal)?;
-    let command = Command::RecordCertificate { certificate: issued.info };
+    let authorities = node.authorities();
+    let issued = authorities.signer().client_certificate(csr_der, name, now()).map_err(refusal)?;
+    let replaced = certificate.serial;
+    let command = Command::RenewCertificate { replaced, certificate: issued.info };
     node.command(command, true).await?;
     tracing::info!(subject = certificate.subject, "a certificate is renewed");
-    Ok(enrolled(node, issued.certificate_pem))
+    Ok(enrolled(node, &authorities, issued.certificate_pem))
 }
 
-fn enrolled(node: &Node, certificate_pem: String) -> Response {
+fn enrolled(node: &Node, authorities: &Authorities, certificate_pem: String) -> Response {
     Response::Enrolled {
         certificate_pem,
-        ca_pem: node.authority.ca_pem().to_owned(),
+        ca_pem: authorities.trusted_pem(),
         cluster_uuid: node.cluster.uuid,
         cluster_name: node.cluster.name.clone(),
     }

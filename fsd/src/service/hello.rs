@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::read::storage;
 use crate::node::{Node, now};
+use crate::refusals::Why;
 use crate::sessions::LEASE;
 
 /// Largest flush that travels in its command (docs/decisions.md, D3).
@@ -29,17 +30,19 @@ pub(super) async fn hello(
         Role::NewSession { client } => new_session(node, peer, client).await,
         Role::Session { session, secret, open } => resume(node, peer, *session, secret, open).await,
         Role::Admin => Ok(welcome(node, SessionId::SERVER, [0; 16], false)),
-        Role::Node { id } => of_node(node, *id),
+        Role::Node { id } => of_node(node, peer, *id),
         Role::Enrol => Err(Failure::Protocol("who is known need not enrol".into())),
         Role::Relayed { .. } => Err(Failure::Protocol("passed on twice".into())),
     }
 }
 
 /// Another node. One that is not known here may have joined while this node was away.
-fn of_node(node: &Node, id: NodeId) -> Result<Welcome, Failure> {
+fn of_node(node: &Node, peer: &Peer, id: NodeId) -> Result<Welcome, Failure> {
     let known = read::node(&node.group.view(), id).map_err(storage)?;
     if known.is_some_and(|known| known.state == NodeState::Removed) {
-        return Err(Failure::Refused(format!("node {id} was removed from the cluster")));
+        let why = format!("node {id} was removed from the cluster");
+        node.refusals.note(Why::Stranger, &peer.source(), &why);
+        return Err(Failure::Refused(why));
     }
     Ok(welcome(node, SessionId::SERVER, [0; 16], false))
 }
@@ -48,6 +51,8 @@ fn welcome(node: &Node, session: SessionId, secret: [u8; 16], resumed: bool) -> 
     let chunks = &node.config.chunks;
     let bytes = |size: crate::config::Size| u32::try_from(size.0).unwrap_or(u32::MAX);
     Welcome {
+        // The door fills it in.
+        protocol: 0,
         build: env!("CARGO_PKG_VERSION").into(),
         cluster_uuid: node.cluster.uuid,
         cluster_name: node.cluster.name.clone(),
@@ -64,6 +69,7 @@ fn welcome(node: &Node, session: SessionId, secret: [u8; 16], resumed: bool) -> 
         },
         // Who does not hear of them goes on with those that it knows.
         servers: crate::admin::security::addresses(node).unwrap_or_default(),
+        signer: Some(node.authorities().signer().fingerprint()),
     }
 }
 

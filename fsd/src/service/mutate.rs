@@ -78,7 +78,11 @@ pub(super) async fn mutate(
         | Command::JoinNode { .. }
         | Command::SetNodeState { .. }
         | Command::SetProtection(_)
-        | Command::SetShards(_) => Err(Failure::Refused("this command is the node's own".into())),
+        | Command::SetShards(_)
+        | Command::Rotate(_)
+        | Command::RenewCertificate { .. } => {
+            Err(Failure::Refused("this command is the node's own".into()))
+        }
     }
 }
 
@@ -146,7 +150,9 @@ fn events_of(command: &Command) -> Vec<Event> {
         | Command::JoinNode { .. }
         | Command::SetNodeState { .. }
         | Command::SetProtection(_)
-        | Command::SetShards(_) => vec![],
+        | Command::SetShards(_)
+        | Command::Rotate(_)
+        | Command::RenewCertificate { .. } => vec![],
     }
 }
 

@@ -10,12 +10,15 @@ use raftmeta::read;
 use raftmeta_types::cluster::{NodeInfo, NodeState, TokenRefusal};
 use raftmeta_types::{Command, MetaError, NodeId};
 
+use super::enrol::note_token;
 use super::read::storage;
 use super::{Answer, data, plain};
 use crate::authority::Issued;
 use crate::config::check_node_name;
 use crate::jobs;
+use crate::node::skew::{CLOCK_OFF_MAX, Off, clock_now_ms};
 use crate::node::{Node, members, now};
+use crate::refusals::Why;
 use crate::replication;
 
 /// How often a number is tried that another node got first.
@@ -57,11 +60,13 @@ pub(super) async fn answer(
 ) -> Answer {
     let id = asking(conn)?;
     match request {
-        NodeRequest::Announce { name, address, capacity_bytes } => {
+        NodeRequest::Announce { name, address, capacity_bytes, instance } => {
             node.may_answer()?;
             check(&name, &address)?;
             let state = NodeState::Up;
-            members::enter(node, NodeInfo { id, name, address, state, capacity_bytes }).await?;
+            let told = NodeInfo { id, name, address, state, capacity_bytes };
+            members::refuse_twin(node, &conn.peer, &told, instance).await?;
+            members::enter(node, told).await?;
             plain(Response::Done)
         }
         NodeRequest::PutChunks { chunks } => {
@@ -88,7 +93,7 @@ pub(super) async fn answer(
             plain(Response::Done)
         }
         NodeRequest::Forget { shard, epoch } => {
-            replication::forget(node, shard, epoch).await?;
+            replication::forget(&**node, shard, epoch).await?;
             plain(Response::Done)
         }
         NodeRequest::Sizes { hashes } => {
@@ -97,7 +102,7 @@ pub(super) async fn answer(
         NodeRequest::Usage => plain(Response::Usage(node.usage())),
         NodeRequest::Unreferenced { shard, hashes } => {
             node.may_answer()?;
-            jobs::delete_unreferenced(node, shard, hashes).await?;
+            jobs::delete_unreferenced(&**node, shard, hashes).await?;
             plain(Response::Done)
         }
         NodeRequest::Scrub(ask) => plain(Response::Scrub(node.upkeep.scrub.answer(ask))),
@@ -120,6 +125,28 @@ fn check(name: &str, address: &str) -> Result<(), Failure> {
 
 /// `Request::Join`: gives a new node its number, its certificate and the cluster's keys.
 pub(super) async fn join(node: &Arc<Node>, peer: &Peer, join: Join) -> Result<Response, Failure> {
+    let joined = with_token(node, peer, join).await;
+    if let Err(failure) = &joined {
+        note_token(node, peer, failure);
+    }
+    joined
+}
+
+/// A node whose clock is far off would hand out certificates and times of another day.
+fn check_clock(node: &Node, peer: &Peer, name: &str, clock_ms: i64) -> Result<(), Failure> {
+    let off_ms = clock_ms.saturating_sub(clock_now_ms());
+    if off_ms.unsigned_abs() <= CLOCK_OFF_MAX.as_millis() as u64 {
+        return Ok(());
+    }
+    let why = format!(
+        "the clock of node {name} is {} the leader's: set it (NTP), then join again with the same token",
+        Off(off_ms)
+    );
+    node.refusals.note(Why::Clock, &peer.source(), &why);
+    Err(Failure::Refused(why))
+}
+
+async fn with_token(node: &Arc<Node>, peer: &Peer, join: Join) -> Result<Response, Failure> {
     node.may_answer()?;
     let token: Token = join.token.parse().map_err(|error| Failure::Refused(format!("{error}")))?;
     let token_hash = token.hash();
@@ -128,11 +155,13 @@ pub(super) async fn join(node: &Arc<Node>, peer: &Peer, join: Join) -> Result<Re
         return Err(MetaError::Token(TokenRefusal::Unknown).into());
     }
     check(&join.name, &join.address)?;
+    check_clock(node, peer, &join.name, join.clock_ms)?;
+    let authorities = node.authorities();
     let (master_key, cluster_key) = node.keys()?;
     for _ in 0..TRIES {
         let known = read::nodes(&node.group.view()).map_err(storage)?;
         let id = NodeId(known.iter().map(|node| node.id.0).max().unwrap_or(0) + 1);
-        let issued = node.authority.node_certificate(&join.csr_der, id, now());
+        let issued = authorities.shown().node_certificate(&join.csr_der, id, now());
         let Issued { certificate_pem, info } =
             issued.map_err(|error| Failure::Refused(error.to_string()))?;
         let entered = NodeInfo {
@@ -152,7 +181,7 @@ pub(super) async fn join(node: &Arc<Node>, peer: &Peer, join: Join) -> Result<Re
                     node: id,
                     cluster: node.cluster.clone(),
                     certificate_pem,
-                    ca_pem: node.authority.ca_pem().to_owned(),
+                    ca_pem: authorities.trusted_pem(),
                     master_key: master_key.to_vec(),
                     cluster_key,
                 })));

@@ -5,6 +5,7 @@
 
 mod support;
 
+mod authority;
 mod crash;
 mod doors;
 mod files;

@@ -173,12 +173,12 @@ struct Silent {
 
 impl Silent {
     fn begin(node: &Node) -> Silent {
-        use fsd_rpc::message::{Hello, PROTOCOL_VERSION, Role};
+        use fsd_rpc::message::{Hello, PROTOCOLS, Role};
         let stream = std::os::unix::net::UnixStream::connect(node.path("fsd.sock")).unwrap();
         let stream = std::cell::RefCell::new(stream);
         let mut silent = Silent { stream, session: raftmeta_types::SessionId(0) };
         let role = Role::NewSession { client: "silent".into() };
-        let hello = Hello { protocol: PROTOCOL_VERSION, build: "test".into(), role };
+        let hello = Hello { protocols: PROTOCOLS, build: "test".into(), role };
         match silent.ask(&Request::Hello(hello)) {
             Response::Welcome(welcome) => silent.session = welcome.session,
             other => panic!("{other:?}"),
@@ -209,12 +209,12 @@ impl Silent {
 
 #[test]
 fn nobody_else_resumes_a_session_or_commands_for_the_node() {
-    use fsd_rpc::message::{Hello, PROTOCOL_VERSION, Role};
+    use fsd_rpc::message::{Hello, PROTOCOLS, Role};
     let node = Node::start();
     let client = node.client();
     let silent = Silent::begin(&node);
     let role = Role::Session { session: client.session(), secret: [1; 16], open: vec![] };
-    let hello = Hello { protocol: PROTOCOL_VERSION, build: "test".into(), role };
+    let hello = Hello { protocols: PROTOCOLS, build: "test".into(), role };
     let other = std::os::unix::net::UnixStream::connect(node.path("fsd.sock")).unwrap();
     let thief = Silent { stream: std::cell::RefCell::new(other), session: client.session() };
     let answer = thief.ask(&Request::Hello(hello));

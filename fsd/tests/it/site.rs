@@ -16,16 +16,16 @@ use tempfile::TempDir;
 use crate::support::*;
 
 /// An address of this host's own that nobody else has: 127.0.0.0/8 is all ours.
-fn loopback() -> String {
+pub fn loopback() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let (pid, next) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     format!("127.{}.{}.{}:9400", 100 + (pid >> 8) % 100, pid & 0xff, next)
 }
 
 /// Nodes of one cluster, each with its directory.
-struct Site {
-    nodes: Vec<Node>,
-    addresses: Vec<String>,
+pub struct Site {
+    pub nodes: Vec<Node>,
+    pub addresses: Vec<String>,
     /// Copies of each chunk.
     replicas: u8,
     /// Where its client keeps its certificate.
@@ -34,7 +34,7 @@ struct Site {
 
 impl Site {
     /// As many nodes, all up, the metadata group complete and so many copies of everything.
-    fn of(count: usize, replicas: u8) -> Site {
+    pub fn of(count: usize, replicas: u8) -> Site {
         let identity = tempfile::tempdir().unwrap();
         let mut site = Site { nodes: Vec::new(), addresses: Vec::new(), replicas, identity };
         for _ in 0..count {
@@ -44,7 +44,7 @@ impl Site {
         site
     }
 
-    fn add(&mut self) {
+    pub fn add(&mut self) {
         let (number, address) = (self.nodes.len() + 1, loopback());
         let mut node = Node::prepared(Shape::default());
         let config = std::fs::read_to_string(node.path("node.toml")).unwrap();
@@ -64,11 +64,11 @@ impl Site {
         self.addresses.push(address);
     }
 
-    fn ask(&self, node: usize, request: AdminRequest) -> AdminReply {
+    pub fn ask(&self, node: usize, request: AdminRequest) -> AdminReply {
         self.try_ask(node, request).unwrap()
     }
 
-    fn try_ask(&self, node: usize, request: AdminRequest) -> Result<AdminReply, CallError> {
+    pub fn try_ask(&self, node: usize, request: AdminRequest) -> Result<AdminReply, CallError> {
         let options =
             ConnectOptions { admin: true, deadline: PATIENCE, ..ConnectOptions::default() };
         let client = Client::connect(self.nodes[node].endpoint(), options)?;
@@ -79,7 +79,7 @@ impl Site {
     }
 
     /// From the second node, if there is one: it passes the question on.
-    fn token(&self, purpose: TokenPurpose) -> Invitation {
+    pub fn token(&self, purpose: TokenPurpose) -> Invitation {
         let request = AdminRequest::TokenCreate { ttl_secs: 600, uses: 1, purpose };
         let AdminReply::TokenCreated { token, .. } = self.ask(1 % self.nodes.len(), request) else {
             panic!("no token");
@@ -89,7 +89,7 @@ impl Site {
         invitation
     }
 
-    fn list(&self, asked: usize) -> Vec<admin::Node> {
+    pub fn list(&self, asked: usize) -> Vec<admin::Node> {
         match self.ask(asked, AdminRequest::NodeList { with_shards: true }) {
             AdminReply::Nodes(nodes) => nodes,
             _ => panic!("no nodes"),
@@ -97,7 +97,7 @@ impl Site {
     }
 
     /// Waits until all are up and as many vote as shall.
-    fn settled(&self) {
+    pub fn settled(&self) {
         let count = self.nodes.len();
         let voters = match count {
             0..=2 => 1,
@@ -116,7 +116,7 @@ impl Site {
     }
 
     /// Place of the node that leads, as this one knows it.
-    fn leader(&self, asked: usize) -> usize {
+    pub fn leader(&self, asked: usize) -> usize {
         until("a leader", || self.list(asked).iter().position(|node| node.role == "leader"))
     }
 
@@ -152,7 +152,7 @@ impl Site {
         assert!(report.chunks_read > 0, "{report:?}");
     }
 
-    fn client(&self) -> Client {
+    pub fn client(&self) -> Client {
         let directory = self.identity.path();
         let credentials = match Credentials::load(directory) {
             Ok(credentials) => credentials,

@@ -62,6 +62,8 @@ impl Default for Shape {
 /// A node. Killed with its block daemon when dropped.
 pub struct Node {
     pub dir: TempDir,
+    /// Of its processes, beside that of the test.
+    pub environment: Vec<(&'static str, String)>,
     fsd: Option<Child>,
     pub ready: String,
     log: Mutex<Option<std::thread::JoinHandle<String>>>,
@@ -90,7 +92,13 @@ impl Node {
              [metrics]\nlisten = '127.0.0.1:0'\n"
         );
         std::fs::write(dir.path().join("node.toml"), text).unwrap();
-        Node { dir, fsd: None, ready: String::new(), log: Mutex::default() }
+        Node {
+            dir,
+            environment: Vec::new(),
+            fsd: None,
+            ready: String::new(),
+            log: Mutex::default(),
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -101,6 +109,7 @@ impl Node {
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fsd"));
         command.arg("--config").arg(self.path("node.toml")).stdin(Stdio::null());
+        command.env_remove("NOTIFY_SOCKET").envs(self.environment.iter().cloned());
         command
     }
 

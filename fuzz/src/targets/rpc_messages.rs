@@ -8,8 +8,9 @@ use fsd_rpc::admin::{AdminReply, AdminRequest, TokenPurpose};
 use fsd_rpc::frame::{Frame, Kind};
 use fsd_rpc::message::{
     ChunkPut, Enrolment, Event, Failure, Hello, Join, Limits, NodeRequest, Origin, Request,
-    Response, Role, Welcome,
+    Response, Role, Versions, Welcome,
 };
+use fsd_rpc::tls::CaFingerprint;
 use raftmeta_types::command::{AttrChange, Create, NewExtent, Write};
 use raftmeta_types::{
     ChunkHash, Command, Envelope, Epoch, ExtentData, FileKind, Ino, MetaError, SessionId,
@@ -73,6 +74,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         lease_ms: 5,
     };
     let welcome = Welcome {
+        protocol: 3,
         build: "b".into(),
         cluster_uuid: uuid::Uuid::from_u128(3),
         cluster_name: "c".into(),
@@ -81,26 +83,38 @@ pub fn seeds() -> Vec<Vec<u8>> {
         resumed: true,
         limits,
         servers: vec!["n2:9400".into()],
+        signer: Some(CaFingerprint([7; 16])),
     };
     let csr_der = Bytes::from_static(b"der");
     let token = AdminRequest::TokenCreate { ttl_secs: 3600, uses: 1, purpose: TokenPurpose::Node };
-    let hello = Hello { protocol: 2, build: "b".into(), role: Role::Admin };
+    let hello = Hello { protocols: Versions::only(2), build: "b".into(), role: Role::Admin };
     let from = Origin::Unix { uid: 0, gid: 0 };
     let relayed = Role::Relayed { from, hello: Box::new(hello) };
     let join = Join {
         token: "t".into(),
         name: "n".into(),
         address: "n:9400".into(),
+        clock_ms: 1_700_000_000_000,
         csr_der: csr_der.clone(),
     };
     vec![
-        encoded(0, &Request::Hello(Hello { protocol: 1, build: "b".into(), role })),
+        encoded(
+            0,
+            &Request::Hello(Hello { protocols: Versions::only(1), build: "b".into(), role }),
+        ),
         encoded(0, &Request::Enrol(Enrolment { token: "t".into(), name: "n".into(), csr_der })),
         encoded(0, &Request::Mutate { slot: 3, seq: 300, durable: true, command: write.clone() }),
         encoded(0, &Request::Mutate { slot: 3, seq: 300, durable: false, command: create }),
         encoded(0, &Request::PutChunks { chunks: vec![ChunkPut { hash, len: 99 }] }),
         encoded(0, &Request::Admin(token)),
-        encoded(0, &Request::Hello(Hello { protocol: 2, build: "b".into(), role: relayed })),
+        encoded(
+            0,
+            &Request::Hello(Hello {
+                protocols: Versions::only(2),
+                build: "b".into(),
+                role: relayed,
+            }),
+        ),
         encoded(0, &Request::Join(join)),
         encoded(0, &Request::Node(NodeRequest::GetChunks { hashes: vec![hash] })),
         encoded(0, &Request::ReadDir { ino: Ino(1), after: "x".into(), limit: 500 }),

@@ -5,6 +5,7 @@ use raftmeta_types::cluster::{
 };
 use raftmeta_types::{Epoch, FileKind, Ino, Inode, MetaError, NodeId, Reply, ShardId};
 
+use super::rotation;
 use super::state::{State, Step, invalid};
 use crate::keys;
 
@@ -137,5 +138,6 @@ pub(super) fn revoke(state: &mut State<'_>, serial: u64) -> Step<Reply> {
     let mut certificate: CertificateInfo = state.get(&key)?.ok_or(MetaError::NotFound)?;
     certificate.revoked = true;
     state.put(&key, &certificate)?;
+    rotation::no_more(state, serial)?;
     Ok(Reply::Done)
 }

@@ -4,6 +4,7 @@ mod nodes;
 mod orders;
 mod property;
 mod repair;
+mod rotation;
 
 use bytes::Bytes;
 use raftmeta_types::cluster::{CertificateInfo, ClusterInfo, SessionInfo, TokenInfo, TokenRefusal};

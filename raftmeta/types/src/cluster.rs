@@ -1,5 +1,6 @@
 //! Nodes, shards, enrolment tokens and certificates: the cluster map's plain data.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, NodeId, SessionId, ShardId};
@@ -124,6 +125,28 @@ pub struct CertificateInfo {
     pub subject: String,
     pub expires: Time,
     pub revoked: bool,
+}
+
+/// How far the replacement of the certificate authority has come, in the order of its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RotationStage {
+    /// Every node is to trust the new authority beside the old one, which still signs everything.
+    Introduced,
+    /// The new one signs for clients. Nodes show certificates of the old one, for clients that know only that.
+    Issuing,
+    /// Nodes show certificates of the new one; when all do, the old one is dropped.
+    Showing,
+}
+
+/// A replacement of the certificate authority that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    pub stage: RotationStage,
+    pub begun: Time,
+    /// The new authority, sealed like the old one.
+    pub sealed: Bytes,
+    /// Clients with certificates of the old one are not waited for.
+    pub finish: bool,
 }
 
 /// A client session as administrators see it.

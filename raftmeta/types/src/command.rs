@@ -8,8 +8,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{
-    CertificateInfo, ClusterInfo, NodeInfo, NodeState, Protection, SessionInfo, ShardChange,
-    TokenInfo,
+    CertificateInfo, ClusterInfo, NodeInfo, NodeState, Protection, RotationStage, SessionInfo,
+    ShardChange, TokenInfo,
 };
 use crate::extent::ExtentData;
 use crate::ids::{ChunkHash, Epoch, Ino, NodeId, SessionId, ShardId, Version};
@@ -132,6 +132,27 @@ pub enum Command {
     SetProtection(Protection),
     /// All of the changes or none.
     SetShards(Vec<ShardChange>),
+    /// A step of the replacement of the certificate authority.
+    Rotate(RotateStep),
+    /// A certificate in the place of an earlier one of the same client.
+    RenewCertificate {
+        replaced: u64,
+        certificate: CertificateInfo,
+    },
+}
+
+/// See [`Command::Rotate`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RotateStep {
+    /// `Exists` while another one is under way.
+    Begin {
+        /// The new authority.
+        sealed: Bytes,
+    },
+    /// Clients with old certificates are not waited for.
+    Finish,
+    /// `Superseded` if it is in another stage by now.
+    Advance { from: RotationStage },
 }
 
 /// Makes an inode, and an entry for it unless `name` is empty (`O_TMPFILE`).

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::nvme::bytes::{put32, put64};
 use crate::nvme::command::Command;
@@ -23,7 +24,7 @@ const NVME_ADMIN: libc::Ioctl = 0xc048_4e41u32 as libc::Ioctl;
 const NVME_RESET: libc::Ioctl = 0x4e44;
 const COMMAND_BYTES: usize = 72;
 /// A device that does not answer an admin command by then counts as not answering.
-const ADMIN_TIMEOUT_MS: u32 = 5000;
+const ADMIN_TIME: Duration = Duration::from_secs(5);
 
 /// The structure, for `len` bytes of data at `address`.
 pub fn encode(command: &Command, address: u64, len: u32, timeout_ms: u32) -> [u8; 80] {
@@ -51,8 +52,19 @@ pub fn namespace_id(file: &File) -> io::Result<u32> {
 
 /// Runs an admin command that fills `data`.
 pub fn admin(file: &File, command: &Command, data: &mut [u8]) -> io::Result<()> {
-    let address = data.as_mut_ptr() as u64;
-    let whole = encode(command, address, data.len() as u32, ADMIN_TIMEOUT_MS);
+    admin_within(file, command, data, ADMIN_TIME)
+}
+
+/// Runs an admin command that fills `data`, if there is some, and may take as long as that.
+pub fn admin_within(
+    file: &File,
+    command: &Command,
+    data: &mut [u8],
+    within: Duration,
+) -> io::Result<()> {
+    let address = if data.is_empty() { 0 } else { data.as_mut_ptr() as u64 };
+    let timeout_ms = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
+    let whole = encode(command, address, data.len() as u32, timeout_ms);
     // Aligned as the kernel's structure is.
     let mut words = [0_u64; COMMAND_BYTES / 8];
     for (word, bytes) in words.iter_mut().zip(whole.chunks_exact(8)) {

@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use hugepages::Arena;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
@@ -58,7 +57,6 @@ pub struct PassthruQueue {
     unsubmitted: bool,
     troubled: bool,
     polls: u32,
-    epoch: Instant,
 }
 
 fn make(polled: bool, depth: u32) -> io::Result<Ring> {
@@ -72,7 +70,7 @@ fn make(polled: bool, depth: u32) -> io::Result<Ring> {
 impl PassthruQueue {
     pub fn new(shared: Arc<Shared>) -> io::Result<PassthruQueue> {
         let ring = make(shared.polled, ENTRIES)?;
-        ring.submitter().register_files(&[shared.file.as_raw_fd()])?;
+        ring.submitter().register_files(&[shared.claim.file.as_raw_fd()])?;
         Ok(PassthruQueue {
             fixed: Fixed::new(&ring.submitter(), shared.fixed),
             ring,
@@ -86,12 +84,11 @@ impl PassthruQueue {
             unsubmitted: false,
             troubled: false,
             polls: 0,
-            epoch: Instant::now(),
         })
     }
 
     fn now_ms(&self) -> u64 {
-        self.epoch.elapsed().as_millis() as u64
+        crate::engine::coarse_ms()
     }
 
     /// Sends commands while there are some and the ring has room.
@@ -128,7 +125,7 @@ impl PassthruQueue {
             self.fixed.index(&self.ring.submitter(), arena, offset, len as usize)
         });
         flight.is_fixed = index.is_some();
-        let command = Command::of_step(&flight.started.step, self.shared.nsid);
+        let command = Command::of_step(&flight.started.step, self.shared.claim.nsid);
         // The kernel begins to abort at half of the time, so that there is some left to try again.
         let timeout_ms = (self.shared.timeout.as_millis() / 2) as u32;
         let entry = entry(&command, address, len, timeout_ms, index).user_data(slot as u64);
@@ -295,7 +292,7 @@ pub fn probe(shared: &Shared) -> Mode {
     fixed::probe(
         || make(false, 8),
         |ring, arena, index| {
-            ring.submitter().register_files(&[shared.file.as_raw_fd()])?;
+            ring.submitter().register_files(&[shared.claim.file.as_raw_fd()])?;
             read_block(shared, ring, arena, index)
         },
     )
@@ -304,7 +301,7 @@ pub fn probe(shared: &Shared) -> Mode {
 fn read_block(shared: &Shared, ring: &mut Ring, arena: &Arc<Arena>, index: u16) -> io::Result<()> {
     let blocks = 4096 >> shared.limits.lba_shift;
     let step = Step { kind: Kind::Read, lba: 0, blocks, at: 0, len: 4096 };
-    let command = Command::of_step(&step, shared.nsid);
+    let command = Command::of_step(&step, shared.claim.nsid);
     let timeout_ms = shared.timeout.as_millis() as u32;
     let entry = entry(&command, arena.start().as_ptr() as u64, 4096, timeout_ms, Some(index));
     // SAFETY: the arena is borrowed from the caller for longer than the wait for the only completion below.

@@ -64,7 +64,20 @@ impl Admin {
     /// # Errors
     /// `TimedOut` or `ENODEV`: the controller has to be reset, or is gone. Others: it refused the command.
     pub fn run(&mut self, bus: &dyn Bus, command: &Command) -> io::Result<u32> {
-        self.execute(bus, command, Data::default())
+        self.execute(bus, command, Data::default(), TIME)
+    }
+
+    /// Runs a command without data that may take as long as that.
+    ///
+    /// # Errors
+    /// As [`Admin::run`].
+    pub fn run_within(
+        &mut self,
+        bus: &dyn Bus,
+        command: &Command,
+        within: Duration,
+    ) -> io::Result<u32> {
+        self.execute(bus, command, Data::default(), within)
     }
 
     /// Runs a command that fills a page.
@@ -77,11 +90,17 @@ impl Admin {
         }
         self.memory.zero(DATA_AT, identify::BYTES);
         let data = Data { prp1: self.memory.iova(DATA_AT), prp2: 0 };
-        self.execute(bus, command, data)?;
+        self.execute(bus, command, data, TIME)?;
         Ok(self.memory.read(DATA_AT))
     }
 
-    fn execute(&mut self, bus: &dyn Bus, command: &Command, data: Data) -> io::Result<u32> {
+    fn execute(
+        &mut self,
+        bus: &dyn Bus,
+        command: &Command,
+        data: Data,
+        within: Duration,
+    ) -> io::Result<u32> {
         if self.is_lost {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -94,7 +113,7 @@ impl Admin {
             registers::doorbell(&self.capabilities, 0, false),
             self.submission.tail().into(),
         );
-        let end = Instant::now() + TIME;
+        let end = Instant::now() + within;
         let mut polls = 0_u32;
         loop {
             let late = Instant::now() >= end;
@@ -156,9 +175,9 @@ impl Admin {
     /// As [`Admin::run`].
     pub fn create_pair(&mut self, bus: &dyn Bus, pair: &Pair) -> io::Result<()> {
         let cq = Data { prp1: pair.cq, prp2: 0 };
-        self.execute(bus, &Command::create_cq(pair.id, pair.entries, pair.vector), cq)?;
+        self.execute(bus, &Command::create_cq(pair.id, pair.entries, pair.vector), cq, TIME)?;
         let sq = Data { prp1: pair.sq, prp2: 0 };
-        self.execute(bus, &Command::create_sq(pair.id, pair.entries), sq)?;
+        self.execute(bus, &Command::create_sq(pair.id, pair.entries), sq, TIME)?;
         Ok(())
     }
 

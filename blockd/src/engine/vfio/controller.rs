@@ -187,15 +187,12 @@ impl Controller {
         }
     }
 
-    /// Opens a namespace, the only one if none is named.
-    pub fn open_namespace(
-        &self,
-        nsid: Option<u32>,
-    ) -> io::Result<(u32, identify::Namespace, Limits)> {
-        let mut parts = self.parts();
-        let Some(Parts { bus, admin, .. }) = parts.as_mut() else { return Err(registers::gone()) };
-        let bus = bus.as_ref();
-        let list = admin.fetch(bus, &Command::identify(2, 0, 0))?;
+    /// Takes a namespace, the only one if none is named. With `alone`, only while no other of the controller is open.
+    ///
+    /// # Errors
+    /// `WouldBlock` if it is open already.
+    pub fn claim_namespace(&self, nsid: Option<u32>, alone: bool) -> io::Result<u32> {
+        let list = self.fetch(&Command::identify(2, 0, 0))?;
         let active: Vec<u32> = list
             .chunks_exact(4)
             .map(|b| crate::nvme::bytes::u32_at(b, 0))
@@ -210,22 +207,41 @@ impl Controller {
                 return Err(io::Error::other(message));
             }
         };
-        let page = admin.fetch(bus, &Command::identify(0, 0, nsid))?;
+        let mut open = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+        if alone && !open.is_empty() || !open.insert(nsid) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(nsid)
+    }
+
+    /// What a namespace is, and what our commands to it must keep to.
+    pub fn look_at(&self, nsid: u32) -> io::Result<(identify::Namespace, Limits)> {
+        let page = self.fetch(&Command::identify(0, 0, nsid))?;
         let namespace = identify::Namespace::parse(&page)
             .ok_or_else(|| io::Error::other("the namespace is inactive"))?;
         // Not every controller knows this one.
-        let zeroes = match admin.fetch(bus, &Command::identify(6, 0, 0)) {
+        let zeroes = match self.fetch(&Command::identify(6, 0, 0)) {
             Ok(page) => page[1],
             Err(error) if error.kind() == io::ErrorKind::Other => 0,
             Err(error) => return Err(error),
         };
         let limits =
             Limits::of(&self.identity, &namespace, zeroes, u64::MAX).map_err(io::Error::other)?;
-        let mut open = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
-        if !open.insert(nsid) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        Ok((nsid, namespace, limits))
+        Ok((namespace, limits))
+    }
+
+    /// Runs an admin command that fills a page.
+    pub fn fetch(&self, command: &Command) -> io::Result<[u8; identify::BYTES]> {
+        let mut parts = self.parts();
+        let Some(Parts { bus, admin, .. }) = parts.as_mut() else { return Err(registers::gone()) };
+        admin.fetch(bus.as_ref(), command)
+    }
+
+    /// Runs an admin command without data that may take as long as that; the keeper waits meanwhile.
+    pub fn perform(&self, command: &Command, within: Duration) -> io::Result<()> {
+        let mut parts = self.parts();
+        let Some(Parts { bus, admin, .. }) = parts.as_mut() else { return Err(registers::gone()) };
+        admin.run_within(bus.as_ref(), command, within).map(drop)
     }
 
     /// The namespace may be opened again. Whether others of the controller are still open.

@@ -36,6 +36,8 @@ const ZEROS_AT: usize = 64 << 10;
 const LISTS_AT: usize = 256 << 10;
 const BOUNCE_AT: usize = 2 << 20;
 const ARENA_BYTES: usize = 4 << 20;
+/// The part of a completion queue that is taken at most before the device is told.
+const UNTOLD_SHARE: u16 = 4;
 /// Completions without a sleep, after which interrupts are disconnected.
 const BUSY: u32 = 256;
 
@@ -76,6 +78,8 @@ pub struct VfioQueue {
     armed: Cell<bool>,
     slept: Cell<bool>,
     since_sleep: Cell<u32>,
+    /// Completions that were taken and that the device was not told of.
+    untold: Cell<u16>,
 }
 
 impl VfioQueue {
@@ -116,6 +120,7 @@ impl VfioQueue {
             armed: Cell::new(false),
             slept: Cell::new(false),
             since_sleep: Cell::new(0),
+            untold: Cell::new(0),
             seat,
         })
     }
@@ -148,6 +153,7 @@ impl VfioQueue {
         self.submission = Submission::new(self.seat.pair.entries);
         self.completions = Completions::new(self.seat.pair.entries);
         self.armed.set(false);
+        self.untold.set(0);
         if epoch == DEAD {
             let (device, queue) = (&self.controller.name, self.seat.pair.id);
             let lost = self.operations.in_flight();
@@ -294,11 +300,26 @@ impl VfioQueue {
             self.note(&flight.started.step, outcome, cqe);
             self.operations.end(flight.started, outcome, now);
         }
-        if seen > 0
+        if seen > 0 {
+            self.since_sleep.set(self.since_sleep.get().saturating_add(seen));
+            self.untold.set(self.untold.get() + seen as u16);
+            let in_flight = self.flights.len() - self.free.len();
+            let (untold, entries) = (self.untold.get(), self.seat.pair.entries);
+            if untold >= entries / UNTOLD_SHARE
+                || in_flight + usize::from(untold) + 1 >= entries.into()
+            {
+                self.tell();
+            }
+        }
+    }
+
+    /// Tells the device which completions were taken. It needs to know only when it runs out of entries, or to know what is
+    /// new to us before a sleep; a write to its registers for each would be the dearest part of a small read.
+    fn tell(&self) {
+        if self.untold.replace(0) > 0
             && let Some(link) = &self.link
         {
             link.bus.write32(link.cq_doorbell, self.completions.head().into());
-            self.since_sleep.set(self.since_sleep.get().saturating_add(seen));
         }
     }
 
@@ -393,6 +414,7 @@ impl Queue for VfioQueue {
         if self.operations.has_done() || (self.operations.is_waiting() && self.is_live()) {
             return None;
         }
+        self.tell();
         let has_sent = self.free.len() < self.flights.len();
         // The order matters: what completes after the look makes the eventfd readable.
         if has_sent && (!self.arm() || self.has_completion()) {

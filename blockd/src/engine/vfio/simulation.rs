@@ -40,6 +40,7 @@ pub struct Counts {
     pub aborts: u32,
     pub interrupts: u32,
     pub flushes: u32,
+    pub formats: u32,
 }
 
 struct Pair {
@@ -242,6 +243,15 @@ impl State {
                 self.complete(queue, id, 0x07, 0);
                 (0, 0)
             }
+            admin::FORMAT => {
+                self.counts.formats += 1;
+                match low & 0xf {
+                    n @ (0 | 1) => self.shift = 9 + 3 * n as u8,
+                    _ => return (0x410a, 0),
+                }
+                self.storage.fill(0);
+                (0, 0)
+            }
             _ => (0x4001, 0),
         }
     }
@@ -251,11 +261,14 @@ impl State {
         match structure {
             0 if nsid == 1 || nsid == 2 && self.behaviour.has_second => {
                 put64(&mut b, 0, self.storage.len() as u64 >> self.shift);
-                b[130] = self.shift;
+                // Two formats, of 512 and 4096 bytes.
+                (b[25], b[26]) = (1, u8::from(self.shift == 12));
+                (b[130], b[134]) = (9, 12);
             }
             1 => {
                 b[4..10].copy_from_slice(b"serial");
                 b[24..29].copy_from_slice(b"model");
+                b[256] = 1 << 1;
                 // 64 KiB.
                 b[77] = 4;
                 b[512] = 0x66;

@@ -198,11 +198,17 @@ fn a_clean_end_is_told_to_the_controller() {
     let mut queue = device.queue().unwrap();
     write(queue.as_mut(), 1).unwrap();
     assert_eq!(
-        device.held.controller.open_namespace(None).unwrap_err().kind(),
+        device.held.controller.claim_namespace(None, false).unwrap_err().kind(),
         io::ErrorKind::WouldBlock
     );
     assert!(
-        device.held.controller.open_namespace(Some(7)).unwrap_err().to_string().contains("/n1")
+        device
+            .held
+            .controller
+            .claim_namespace(Some(7), false)
+            .unwrap_err()
+            .to_string()
+            .contains("/n1")
     );
     device.shut_down();
     assert_eq!(simulation.state().counts.shutdowns, 1);
@@ -263,6 +269,32 @@ fn a_namespace_that_is_looked_at_leaves_the_others_alone() {
     first.shut_down();
     assert_eq!(simulation.state().counts.shutdowns, 1);
     assert!(write(queue.as_mut(), 4).is_err());
+}
+
+#[test]
+fn a_namespace_is_formatted_by_who_has_it_alone() {
+    let simulation = Arc::new(Simulation::new(BYTES as usize, 9));
+    simulation.state().behaviour.has_second = true;
+    let bus: Arc<dyn bus::Bus> = simulation.clone();
+    let held = Arc::new(Held::new("simulated".to_owned(), bus, TIMEOUT).unwrap());
+    let other = Vfio::of(Arc::clone(&held), Some(2)).unwrap();
+    let refused = Claim::of(Arc::clone(&held), Some(1)).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::WouldBlock, "the controller has other work");
+    drop(other);
+
+    let claim = Claim::of(Arc::clone(&held), Some(1)).unwrap();
+    assert!(Vfio::of(Arc::clone(&held), Some(1)).is_err(), "it is taken");
+    let now = |claim: &Claim| {
+        let page = claim.fetch(&Command::identify(0, 0, claim.nsid())).unwrap();
+        Namespace::parse(&page).unwrap().lba_shift
+    };
+    assert_eq!(now(&claim), 9);
+    claim.perform(&Command::format(1, 1, 0), TIMEOUT).unwrap();
+    assert_eq!((now(&claim), simulation.state().counts.formats), (12, 1));
+    let refused = claim.perform(&Command::format(1, 5, 0), TIMEOUT).unwrap_err();
+    assert!(refused.to_string().contains("0x0a"), "{refused}");
+    drop(claim);
+    conforms(&Vfio::of(held, Some(1)).unwrap());
 }
 
 #[test]

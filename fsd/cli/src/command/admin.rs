@@ -1,6 +1,7 @@
 //! `cfs admin …`, also called `cfsctl`: one file per noun.
 
 mod block;
+mod ca;
 mod cert;
 mod checkpoint;
 mod client;
@@ -65,6 +66,9 @@ enum Verb {
     /// Certificates that the cluster issued
     #[command(subcommand)]
     Cert(cert::Cert),
+    /// The cluster's certificate authority
+    #[command(subcommand)]
+    Ca(ca::Ca),
     /// Mounts that are connected
     #[command(subcommand)]
     Client(client::Client),
@@ -99,6 +103,7 @@ impl Admin {
             Verb::Stat(stat) => stat.run(&context),
             Verb::Token(token) => token.run(&context),
             Verb::Cert(cert) => cert.run(&context),
+            Verb::Ca(ca) => ca.run(&context),
             Verb::Client(client) => client.run(&context),
             Verb::Block(block) => block.run(&context),
             Verb::Checkpoint(checkpoint) => checkpoint.run(&context),

@@ -285,6 +285,8 @@ fn devices_with_and_without_a_blockd() {
     bed.fails(&["device", "identify", "nosuch"], 5, &["nosuch"]);
     bed.fails(&["device", "format", "pool"], 6, &["--confirm pool"]);
     bed.fails(&["device", "format", "pool", "--confirm", "pool"], 6, &["volumes v", "--force"]);
+    assert!(bed.ok(&["device", "format", "pool", "--dry-run"]).contains("nothing was changed"));
+    assert_eq!(bed.volumes().len(), 1, "a rehearsal changes nothing");
     bed.ok(&["device", "format", "pool", "--confirm", "pool", "--force"]);
     assert!(bed.volumes().is_empty());
     bed.ok(&["volume", "create", "w", "--size", "8M"]);
@@ -318,6 +320,19 @@ fn devices_with_and_without_a_blockd() {
         let refused = ctl(&["device", "format", "spare", "--confirm", "spare"]);
         assert_eq!(refused.status.code(), Some(6), "{}", told(&refused));
         assert!(told(&refused).contains("ext4") && told(&refused).contains("--force"));
+        let rehearsed = ctl(&["device", "format", "spare", "--dry-run", "-o", "json"]);
+        let rehearsed: Value = serde_json::from_slice(&rehearsed.stdout).unwrap();
+        assert_eq!((&rehearsed["dry_run"], &rehearsed["plan"]), (&json!(true), &Value::Null));
+        assert_eq!(rehearsed["contents"]["what"], "foreign");
+        // A file has no controller to format it, and nothing of NVMe to show.
+        for wish in [["--lba-size", "4096"], ["--lbaf", "0"], ["--secure-erase", "user-data"]] {
+            let arguments = ["device", "format", "spare", "--force", "--confirm", "spare"];
+            let refused = ctl(&[&arguments[..], &wish[..]].concat());
+            assert_eq!(refused.status.code(), Some(6), "{}", told(&refused));
+            assert!(told(&refused).contains("passthru and vfio"), "{}", told(&refused));
+        }
+        let refused = ctl(&["device", "identify", "spare", "--raw"]);
+        assert_eq!(refused.status.code(), Some(2), "{}", told(&refused));
         for arguments in [
             &["device", "format", "spare", "--confirm", "spare", "--force"][..],
             &["device", "wipe", "spare", "--confirm", "spare", "--zero"],

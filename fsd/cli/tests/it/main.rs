@@ -5,6 +5,7 @@
 mod block;
 mod mount;
 mod node;
+mod service;
 mod world;
 
 use std::process::{Command, Output};

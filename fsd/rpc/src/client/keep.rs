@@ -12,21 +12,30 @@ use crate::message::Request;
 /// How often the certificate's end is looked at.
 const RENEWAL_EVERY: Duration = Duration::from_secs(6 * 3600);
 
+/// When it is tried again after a failure.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+
 /// Nodes that are remembered.
 const SERVERS_MAX: usize = 64;
 
 /// Until `stopped` has no sender any more or the client is gone.
 pub(super) fn session(weak: &Weak<Inner>, every: Duration, stopped: &mpsc::Receiver<()>) {
     let mut look = Instant::now();
+    let mut signer = None;
     loop {
-        if let (true, Some(inner)) = (Instant::now() >= look, weak.upgrade()) {
+        let Some(inner) = weak.upgrade() else { return };
+        let told = inner.state.lock().welcome.as_ref().and_then(|welcome| welcome.signer);
+        // The authority of the cluster is being replaced: the old one will not be trusted for long.
+        if std::mem::replace(&mut signer, told) != told || Instant::now() >= look {
             look = Instant::now() + RENEWAL_EVERY;
             if let Some(dir) = &inner.options.credentials
                 && let Err(error) = renew(&inner, dir)
             {
-                tracing::warn!(%error, "the certificate was not renewed, next attempt in 6 hours");
+                tracing::warn!(%error, "the certificate was not renewed, next attempt later");
+                look = Instant::now() + RETRY_AFTER;
             }
         }
+        drop(inner);
         match stopped.recv_timeout(every) {
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
@@ -46,14 +55,19 @@ pub(super) fn session(weak: &Weak<Inner>, every: Duration, stopped: &mpsc::Recei
 fn renew(inner: &Inner, dir: &Path) -> Result<(), CredentialsError> {
     let mut credentials = Credentials::load(dir)?;
     // The next mount may come when the nodes of today are gone.
-    let told = inner.state.lock().welcome.as_ref().map(|w| w.servers.clone()).unwrap_or_default();
+    let (told, signer) = {
+        let state = inner.state.lock();
+        let welcome = state.welcome.as_ref();
+        (welcome.map(|w| w.servers.clone()).unwrap_or_default(), welcome.and_then(|w| w.signer))
+    };
     let new: Vec<String> =
         told.into_iter().filter(|server| !credentials.servers.contains(server)).collect();
     if !new.is_empty() && credentials.servers.len() + new.len() <= SERVERS_MAX {
         credentials.servers.extend(new);
         credentials.save(dir)?;
     }
-    if credentials.is_near_its_end()? {
+    let replaced = signer.is_some_and(|signer| credentials.signer().is_ok_and(|of| of != signer));
+    if replaced || credentials.is_near_its_end()? {
         let until = Instant::now() + inner.options.deadline;
         let ask = |request: &Request| inner.attempt(None, request, &[], until).answer;
         credentials = credentials.renewed(|request| Ok(ask(request)?.0))?;

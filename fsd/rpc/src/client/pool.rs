@@ -13,7 +13,7 @@ use super::connection::{Closer, Connection};
 use super::dial::Dial;
 use super::{BACKOFF_MAX, CONNECTIONS_MAX, CallError, ConnectOptions, SLOTS};
 use crate::frame::FrameError;
-use crate::message::{Failure, Hello, PROTOCOL_VERSION, Request, Response, Role, Welcome};
+use crate::message::{Failure, Hello, PROTOCOLS, Request, Response, Role, Welcome};
 use crate::tls::TlsError;
 
 /// Where there are several nodes, one that does not greet, or answer, within this is left for the next one. A
@@ -297,11 +297,12 @@ impl Inner {
         };
         let open: Vec<u8> = inos.iter().flat_map(|ino| ino.0.to_le_bytes()).collect();
         let build = self.options.build.clone();
-        let hello = Request::Hello(Hello { protocol: PROTOCOL_VERSION, build, role });
+        let hello = Request::Hello(Hello { protocols: PROTOCOLS, build, role });
         let answer = connection.exchange(&hello, &[&open], until);
         match answer.map_err(distrust)?.0 {
             Response::Welcome(welcome) => {
                 self.check_cluster(&welcome)?;
+                check_protocol(&welcome)?;
                 let known = self.state.lock().welcome.as_ref().map(|known| known.servers.clone());
                 if known.as_ref() != Some(&welcome.servers) {
                     self.dial.learn(&welcome.servers);
@@ -383,6 +384,18 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // The subscription's connection lives in its thread: wake it.
         self.state.get_mut().closers.values().for_each(Closer::close);
+    }
+}
+
+/// The node has taken one of the versions that this client named.
+pub(crate) fn check_protocol(welcome: &Welcome) -> Result<(), CallError> {
+    match (PROTOCOLS.min..=PROTOCOLS.max).contains(&welcome.protocol) {
+        true => Ok(()),
+        false => {
+            let (taken, ours) = (welcome.protocol, PROTOCOLS);
+            let why = format!("the node answers in protocol {taken}, this program speaks {ours}");
+            Err(Failure::Protocol(why).into())
+        }
     }
 }
 

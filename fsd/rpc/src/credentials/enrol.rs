@@ -12,7 +12,7 @@ use crate::client::connection::Connection;
 use crate::client::dial::{dial_tcp, over_tls, unreachable};
 use crate::client::pool::distrust;
 use crate::frame::FrameError;
-use crate::message::{Enrolment, Hello, Join, Joined, PROTOCOL_VERSION, Request, Response, Role};
+use crate::message::{Enrolment, Hello, Join, Joined, PROTOCOLS, Request, Response, Role};
 use crate::tls::{self, CaFingerprint, Identity};
 use crate::token::{Invitation, Purpose};
 
@@ -40,21 +40,28 @@ pub fn enrol(
     let enrolled = answer.map_err(CallError::Transport)?.0;
     let credentials = accept(enrolled, key_pem, invitation.servers.clone())?;
     // TLS has verified the node against this fingerprint; what it hands out must be the same CA.
-    if CaFingerprint::of_pem(&credentials.identity.ca_pem)? != *invitation.token.ca() {
-        return Err(CredentialsError::Answer { what: "another CA" });
-    }
+    of_the_token(&credentials.identity, invitation)?;
     Ok(credentials)
 }
 
-/// Joins the cluster as storage node `name`, reached by the others at `address` (`host:port`), at the first
-/// node that answers. What comes back makes it a node; the identity's key is made here.
+/// What a node says of itself when it joins.
+#[derive(Clone, Copy, Debug)]
+pub struct Joining<'a> {
+    pub name: &'a str,
+    /// `host:port` where the others reach it.
+    pub address: &'a str,
+    pub build: &'a str,
+    /// Its wall clock, in milliseconds since 1970.
+    pub clock_ms: i64,
+}
+
+/// Joins the cluster as a storage node, at the first node that answers. What comes back makes it one; the
+/// identity's key is made here.
 ///
 /// Not repeated once the token was sent: it may have been used up.
 pub fn join(
     invitation: &Invitation,
-    name: &str,
-    address: &str,
-    build: &str,
+    joining: Joining<'_>,
     deadline: Duration,
 ) -> Result<(Joined, Identity), CredentialsError> {
     if invitation.token.purpose() != Purpose::Node {
@@ -62,10 +69,12 @@ pub fn join(
         return Err(CredentialsError::Purpose { what });
     }
     let until = Instant::now() + deadline;
+    let Joining { name, address, build, clock_ms } = joining;
     let mut connection = first_that_answers(invitation, build, until)?;
     let (key_pem, csr_der) = new_key()?;
     let token = invitation.token.reveal().to_string();
-    let join = Join { token, name: name.into(), address: address.into(), csr_der };
+    let (name, address) = (name.to_owned(), address.to_owned());
+    let join = Join { token, name, address, clock_ms, csr_der };
     let answer = connection.exchange(&Request::Join(join), &[], until);
     let joined = match answer.map_err(CallError::Transport)?.0 {
         Response::Joined(joined) => *joined,
@@ -76,10 +85,16 @@ pub fn join(
     let identity = Identity { certificate_pem, key_pem, ca_pem };
     // Refuses a certificate for another key.
     tls::client_config(&identity)?;
-    if CaFingerprint::of_pem(&identity.ca_pem)? != *invitation.token.ca() {
-        return Err(CredentialsError::Answer { what: "another CA" });
-    }
+    of_the_token(&identity, invitation)?;
     Ok((joined, identity))
+}
+
+/// While the authority is replaced, that of the token is one of two.
+fn of_the_token(identity: &Identity, invitation: &Invitation) -> Result<(), CredentialsError> {
+    match CaFingerprint::all_of_pem(&identity.ca_pem)?.contains(invitation.token.ca()) {
+        true => Ok(()),
+        false => Err(CredentialsError::Answer { what: "another CA" }),
+    }
 }
 
 /// A connection that greeted for enrolment.
@@ -89,11 +104,8 @@ fn first_that_answers(
     until: Instant,
 ) -> Result<Connection, CredentialsError> {
     let config = tls::enrolling_config(*invitation.token.ca())?;
-    let hello = Request::Hello(Hello {
-        protocol: PROTOCOL_VERSION,
-        build: build.into(),
-        role: Role::Enrol,
-    });
+    let hello =
+        Request::Hello(Hello { protocols: PROTOCOLS, build: build.into(), role: Role::Enrol });
     let mut last = None;
     for addr in resolve(&invitation.servers)? {
         let tcp = match dial_tcp(&addr, until) {
@@ -123,7 +135,10 @@ impl Credentials {
     ) -> Result<Credentials, CredentialsError> {
         let (key_pem, csr_der) = new_key()?;
         let renewed = accept(ask(&Request::Renew { csr_der })?, key_pem, self.servers.clone())?;
-        if renewed.identity.ca_pem != self.identity.ca_pem {
+        // TLS has verified the node by the authority that is known. A new one comes beside it, never instead.
+        let known = CaFingerprint::all_of_pem(&self.identity.ca_pem)?;
+        let told = CaFingerprint::all_of_pem(&renewed.identity.ca_pem)?;
+        if !known.iter().any(|ca| told.contains(ca)) {
             return Err(CredentialsError::Answer { what: "another CA" });
         }
         Ok(renewed)

@@ -18,11 +18,12 @@ use super::doors::Accepted;
 use super::local::{self, Left};
 use super::{
     ALIVE_EVERY, Conn, GREETING_MAX, HANDSHAKE_MAX, HELLO_META_LEN_MAX, Handler, IDLE_MAX, Peer,
-    SESSION_CONNECTIONS_MAX, STALL_MAX, Shared, relay,
+    Refusal, SESSION_CONNECTIONS_MAX, STALL_MAX, Shared, relay,
 };
 use crate::frame::{self, Frame, FrameError, HEADER_LEN, Kind};
-use crate::message::{Event, Failure, Hello, PROTOCOL_VERSION, Request, Response, Role};
+use crate::message::{Event, Failure, Hello, Request, Response, Role, Versions, Welcome};
 use crate::nodes::Upstream;
+use crate::versions::NoCommonVersion;
 
 pub(super) const READ_BUFFER_BYTES: usize = 16 << 10;
 /// How long, and for how many bytes, a connection that was told off may go on talking.
@@ -69,6 +70,11 @@ async fn shake_hands<H: Handler>(
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "TLS handshake");
+            // Who only connects and leaves is refused nothing.
+            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+                let source = address.ip().to_string();
+                shared.handler.refused(&source, Refusal::Handshake, &error);
+            }
             return None;
         }
         Err(_) => {
@@ -81,7 +87,8 @@ async fn shake_hands<H: Handler>(
         None => Peer::TlsAnonymous { address },
         Some(Some(certificate)) => Peer::Tls { certificate, address },
         Some(None) => {
-            tracing::warn!(%address, "unreadable certificate");
+            let (source, why) = (address.ip().to_string(), "its certificate cannot be read");
+            shared.handler.refused(&source, Refusal::Certificate, &why);
             return None;
         }
     };
@@ -127,6 +134,8 @@ async fn attend<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     if let Err(error) = requests(ended, stream).await {
         tracing::debug!(peer = ?ended.conn.peer, %error, "connection ended");
         if !matches!(error, FrameError::Io(_)) {
+            let source = ended.conn.peer.source();
+            ended.shared.handler.refused(&source, Refusal::Garbage, &error);
             let failure = Failure::Protocol(error.to_string());
             let _ = reply(stream, &Response::Failed(failure), &[]).await;
             linger(stream).await;
@@ -158,7 +167,7 @@ async fn talk_locally<H: Handler>(
     let mut stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
     let sent_away = shared.sent_away();
     let ended = match greet_in_time(shared, &mut stream, &peer, id).await {
-        Some(Greeted::Here(ended)) => Arc::new(ended),
+        Some(Greeted::Here(ended)) => Arc::new(*ended),
         Some(Greeted::There(upstream)) => return pass_on(&mut stream, *upstream, sent_away).await,
         None => return,
     };
@@ -267,7 +276,7 @@ impl<H: Handler> Drop for Ended<H> {
 
 /// Who has greeted is served here or by another node.
 enum Greeted<H: Handler> {
-    Here(Ended<H>),
+    Here(Box<Ended<H>>),
     There(Box<Upstream>),
 }
 
@@ -291,26 +300,42 @@ async fn greet<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     peer: &Peer,
     id: u64,
 ) -> Result<Option<Greeted<H>>, FrameError> {
-    let hello = match read_hello(stream).await {
-        Ok(hello) => hello,
+    let tell_off = |refusal, why: &str| {
+        shared.handler.refused(&peer.source(), refusal, &why);
+        Failure::Protocol(why.to_owned())
+    };
+    let hello = match read_hello(shared.protocols, stream).await {
+        Ok(Greeting::Hello(hello)) => hello,
+        Ok(Greeting::Other) => {
+            let failure = tell_off(Refusal::Garbage, "the first request is Hello");
+            return refuse(stream, failure).await;
+        }
+        Ok(Greeting::Foreign(why)) => {
+            let failure = tell_off(Refusal::Protocol, &why.to_string());
+            return refuse(stream, failure).await;
+        }
         Err(error @ FrameError::Io(_)) => return Err(error),
-        Err(error) => return refuse(stream, Failure::Protocol(error.to_string())).await,
+        Err(error) => {
+            let failure = tell_off(Refusal::Garbage, &error.to_string());
+            return refuse(stream, failure).await;
+        }
     };
-    let Some(hello) = hello else {
-        return refuse(stream, Failure::Protocol("the first request is Hello".into())).await;
-    };
-    if hello.protocol != PROTOCOL_VERSION {
-        let why = format!(
-            "client {} speaks protocol {}, this node speaks {PROTOCOL_VERSION}",
-            hello.build, hello.protocol
-        );
-        return refuse(stream, Failure::Protocol(why)).await;
-    }
     let (peer, hello, passed_on) = match relay::behind(shared, peer, hello) {
         Ok(behind) => behind,
         Err(failure) => return refuse(stream, failure).await,
     };
+    // Of a connection that was passed on, this is what the client speaks.
+    let protocol = match shared.protocols.common(hello.protocols, "client", &hello.build) {
+        Ok(protocol) => protocol,
+        Err(why) => {
+            shared.handler.refused(&peer.source(), Refusal::Protocol, &why);
+            return refuse(stream, Failure::Protocol(why.to_string())).await;
+        }
+    };
     if let Some(failure) = refusal(shared, &peer, &hello, passed_on) {
+        if matches!(peer, Peer::Tls { .. } | Peer::TlsAnonymous { .. }) {
+            shared.handler.refused(&peer.source(), Refusal::Certificate, &failure);
+        }
         return refuse(stream, failure).await;
     }
     if !matches!(hello.role, Role::Node { .. }) && !shared.handler.serves() {
@@ -329,7 +354,7 @@ async fn greet<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
         | Role::Session { .. }
         | Role::Admin
         | Role::Node { .. }
-        | Role::Relayed { .. } => welcome(shared, stream, &peer, hello, id).await,
+        | Role::Relayed { .. } => welcome(shared, stream, &peer, (hello, protocol), id).await,
     }
 }
 
@@ -363,10 +388,29 @@ fn refusal<H: Handler>(
     Some(Failure::Refused(why))
 }
 
-/// The first frame. `None` when it is another request.
+/// The first frame.
+enum Greeting {
+    Hello(Hello),
+    /// Of a program that speaks other versions; the rest of its greeting may mean anything.
+    Foreign(NoCommonVersion),
+    /// Another request.
+    Other,
+}
+
+/// What every version of a greeting begins with, and who says it as far as that is known.
+fn foreign(protocols: Versions, meta: &[u8]) -> Option<NoCommonVersion> {
+    let begin: (u32, Versions, String) = postcard::take_from_bytes(meta).ok()?.0;
+    let (kind, theirs, build) = begin;
+    if kind != 0 {
+        return None;
+    }
+    protocols.common(theirs, "client", &build).err()
+}
+
 async fn read_hello<S: AsyncRead + Unpin>(
+    protocols: Versions,
     stream: &mut BufReader<S>,
-) -> Result<Option<Hello>, FrameError> {
+) -> Result<Greeting, FrameError> {
     let mut header = [0; HEADER_LEN];
     stream.read_exact(&mut header).await?;
     let announced = frame::parse_header(&header)?;
@@ -375,10 +419,17 @@ async fn read_hello<S: AsyncRead + Unpin>(
         return Err(FrameError::MetaTooLong(announced.meta_len as u64));
     }
     let frame = frame::read_body(stream, &header).await?;
-    let Request::Hello(mut hello) = frame.message(Kind::Request)? else { return Ok(None) };
+    if frame.kind == Kind::Request
+        && let Some(why) = foreign(protocols, &frame.meta)
+    {
+        return Ok(Greeting::Foreign(why));
+    }
+    let Request::Hello(mut hello) = frame.message(Kind::Request)? else {
+        return Ok(Greeting::Other);
+    };
     let Some(inos) = relay::open_of(&mut hello) else {
         return match frame.data.is_empty() {
-            true => Ok(Some(hello)),
+            true => Ok(Greeting::Hello(hello)),
             false => Err(FrameError::DataTooLong(frame.data.len() as u64)),
         };
     };
@@ -386,18 +437,18 @@ async fn read_hello<S: AsyncRead + Unpin>(
         return Err(FrameError::Trailing(frame.data.len() % size_of::<u64>()));
     };
     *inos = open.iter().map(|ino| Ino(u64::from_le_bytes(*ino))).collect();
-    Ok(Some(hello))
+    Ok(Greeting::Hello(hello))
 }
 
 async fn welcome<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     shared: &Arc<Shared<H>>,
     stream: &mut BufReader<S>,
     peer: &Peer,
-    hello: Hello,
+    (hello, protocol): (Hello, u32),
     id: u64,
 ) -> Result<Option<Greeted<H>>, FrameError> {
     let welcome = match shared.handler.hello(peer, &hello).await {
-        Ok(welcome) => welcome,
+        Ok(welcome) => Welcome { protocol, ..welcome },
         Err(failure) => return refuse(stream, failure).await,
     };
     let session = match hello.role {
@@ -412,10 +463,10 @@ async fn welcome<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
             welcome.session
         }
     };
-    let conn = Conn { id, peer: peer.clone(), session, hello };
+    let conn = Conn { id, peer: peer.clone(), session, protocol, hello };
     let ended = Ended { shared: shared.clone(), conn };
     reply(stream, &Response::Welcome(welcome), &[]).await?;
-    Ok(Some(Greeted::Here(ended)))
+    Ok(Some(Greeted::Here(Box::new(ended))))
 }
 
 async fn refuse<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use fsd_rpc::Client;
 use fsd_rpc::frame::{self, DATA_LEN_MAX, HEADER_LEN, Kind, META_LEN_MAX};
-use fsd_rpc::message::{Failure, Hello, PROTOCOL_VERSION, Request, Response, Role};
+use fsd_rpc::message::{Failure, Hello, PROTOCOLS, Request, Response, Role, Versions};
 use proptest::prelude::*;
 
 use crate::node::{LONG, Node, change, options, wait_for};
@@ -16,8 +16,8 @@ fn node() -> &'static Node {
     NODE.get_or_init(Node::start)
 }
 
-fn hello(protocol: u32, role: Role) -> Request {
-    Request::Hello(Hello { protocol, build: "test".into(), role })
+fn hello(protocols: Versions, role: Role) -> Request {
+    Request::Hello(Hello { protocols, build: "test".into(), role })
 }
 
 fn framed(kind: Kind, request: &Request, data: &[u8]) -> Vec<u8> {
@@ -58,7 +58,7 @@ fn answers(mut stream: UnixStream, bytes: &[u8]) -> Vec<Response> {
 fn told_off(bytes: &[u8]) -> String {
     let node = node();
     let alone = answers(connect(node), bytes);
-    let mut greeted = framed(Kind::Request, &hello(PROTOCOL_VERSION, Role::Admin), b"");
+    let mut greeted = framed(Kind::Request, &hello(PROTOCOLS, Role::Admin), b"");
     greeted.extend_from_slice(bytes);
     let behind = answers(connect(node), &greeted);
     assert!(matches!(behind[0], Response::Welcome(_)), "{behind:?}");
@@ -110,7 +110,7 @@ fn bad_frames_are_told_why() {
 
 #[test]
 fn a_greeting_is_first_and_once() {
-    let greet = framed(Kind::Request, &hello(PROTOCOL_VERSION, Role::Admin), b"");
+    let greet = framed(Kind::Request, &hello(PROTOCOLS, Role::Admin), b"");
     told_off(
         &greet.repeat(2)[greet.len()..greet.len() + HEADER_LEN - 1]
             .iter()
@@ -120,24 +120,30 @@ fn a_greeting_is_first_and_once() {
     );
     let twice = answers(connect(node()), &greet.repeat(2));
     assert!(matches!(&twice[1], Response::Failed(Failure::Protocol(_))), "{twice:?}");
-    let other = framed(Kind::Request, &hello(PROTOCOL_VERSION + 1, Role::Admin), b"");
+    let other = framed(
+        Kind::Request,
+        &hello(Versions { min: PROTOCOLS.max + 1, max: PROTOCOLS.max + 3 }, Role::Admin),
+        b"",
+    );
     let told = answers(connect(node()), &other);
     let [Response::Failed(Failure::Protocol(why))] = &told[..] else { panic!("{told:?}") };
-    let (theirs, ours) = (PROTOCOL_VERSION + 1, PROTOCOL_VERSION);
-    let named = [format!("protocol {theirs}"), format!("this node speaks {ours}")];
+    let (theirs, ours) = (PROTOCOLS.max + 1, PROTOCOLS);
+    let named = [
+        format!("protocol {theirs} to {}", theirs + 2),
+        format!("this node speaks {ours}"),
+        "upgrade this node first".to_owned(),
+    ];
     assert!(named.iter().all(|part| why.contains(part)), "{why}");
     // Data where none belongs, and a list of inodes that is no list.
     let session = raftmeta_types::SessionId(1);
     let role = Role::Session { session, secret: [0; 16], open: vec![] };
     for (role, data) in [(Role::Admin, &b"x"[..]), (role, b"1234567")] {
-        let told =
-            answers(connect(node()), &framed(Kind::Request, &hello(PROTOCOL_VERSION, role), data));
+        let told = answers(connect(node()), &framed(Kind::Request, &hello(PROTOCOLS, role), data));
         assert!(matches!(&told[..], [Response::Failed(Failure::Protocol(_))]), "{told:?}");
     }
     // A greeting that is too long is refused before it is read.
     let long = Role::NewSession { client: "x".repeat(5000) };
-    let told =
-        answers(connect(node()), &framed(Kind::Request, &hello(PROTOCOL_VERSION, long), b""));
+    let told = answers(connect(node()), &framed(Kind::Request, &hello(PROTOCOLS, long), b""));
     assert!(matches!(&told[..], [Response::Failed(Failure::Protocol(_))]), "{told:?}");
 }
 
@@ -154,7 +160,7 @@ proptest! {
     ) {
         let mut bytes = Vec::new();
         if greet {
-            bytes = framed(Kind::Request, &hello(PROTOCOL_VERSION, Role::Admin), b"");
+            bytes = framed(Kind::Request, &hello(PROTOCOLS, Role::Admin), b"");
         }
         let start = bytes.len();
         for (what, noise) in &requests {
@@ -181,7 +187,7 @@ proptest! {
         bytes.truncate(cut.index(bytes.len() + 1).max(bytes.len() / 2));
         answers(connect(node()), &bytes);
         // Alive: it greets and answers.
-        let mut good = framed(Kind::Request, &hello(PROTOCOL_VERSION, Role::Admin), b"");
+        let mut good = framed(Kind::Request, &hello(PROTOCOLS, Role::Admin), b"");
         good.extend(framed(Kind::Request, &Request::Sync, b""));
         let answers = answers(connect(node()), &good);
         prop_assert!(matches!(answers[..], [Response::Welcome(_), Response::Done]), "{:?}", answers);
@@ -192,7 +198,7 @@ proptest! {
 fn a_connection_that_breaks_in_the_middle_leaves_nothing_behind() {
     let node = Node::start();
     let client = Client::connect(node.unix(), options()).unwrap();
-    let greet = framed(Kind::Request, &hello(PROTOCOL_VERSION, Role::Admin), b"");
+    let greet = framed(Kind::Request, &hello(PROTOCOLS, Role::Admin), b"");
     let put = framed(Kind::Request, &Request::PutChunks { chunks: vec![] }, &[7; 100_000]);
     for len in (0..put.len()).step_by(9999).chain([1, 31, 32, 33]) {
         let mut stream = connect(&node);

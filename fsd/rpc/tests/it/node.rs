@@ -228,6 +228,7 @@ impl Handler for Service {
             lease_ms: self.lease_ms,
         };
         Ok(Welcome {
+            protocol: 0,
             build: "test".into(),
             cluster_uuid: if store.other_cluster { uuid::Uuid::nil() } else { CLUSTER },
             cluster_name: "test".into(),
@@ -236,6 +237,7 @@ impl Handler for Service {
             resumed,
             limits,
             servers: Vec::new(),
+            signer: None,
         })
     }
 
@@ -352,6 +354,7 @@ impl Node {
         let socket = dir.path().join("fsd.sock");
         let tls = server_config(&ca.identity("node:1", GOOD)).unwrap();
         let config = ServerConfig {
+            protocols: fsd_rpc::message::PROTOCOLS,
             unix: Some(socket.clone()),
             allowed_uids: vec![],
             tcp: Some((address, tls)),

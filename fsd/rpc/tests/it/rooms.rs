@@ -8,7 +8,7 @@ use std::time::Duration;
 use fsd_rpc::Client;
 use fsd_rpc::client::CallError;
 use fsd_rpc::frame::{self, Kind};
-use fsd_rpc::message::{Failure, Hello, PROTOCOL_VERSION, Request, Response, Role};
+use fsd_rpc::message::{Failure, Hello, PROTOCOLS, Request, Response, Role};
 use fsd_rpc::server::{SESSION_CONNECTIONS_MAX, STRANGERS_MAX};
 use raftmeta_types::Ino;
 use raftmeta_types::lock::{Lock, LockFamily, LockKind, LockOwner};
@@ -52,7 +52,7 @@ fn a_session_has_so_many_connections_and_no_more() {
         let mut stream = UnixStream::connect(&node.socket).unwrap();
         let role = Role::Session { session: welcome.session, secret: welcome.secret, open: vec![] };
         let build = "test".into();
-        let hello = Request::Hello(Hello { protocol: PROTOCOL_VERSION, build, role });
+        let hello = Request::Hello(Hello { protocols: PROTOCOLS, build, role });
         let answer = ask(&mut stream, &hello);
         (stream, answer)
     };
@@ -69,11 +69,8 @@ fn a_session_has_so_many_connections_and_no_more() {
 #[test]
 fn a_slow_peer_holds_up_nobody() {
     let node = Node::start();
-    let hello = Request::Hello(Hello {
-        protocol: PROTOCOL_VERSION,
-        build: "test".into(),
-        role: Role::Admin,
-    });
+    let hello =
+        Request::Hello(Hello { protocols: PROTOCOLS, build: "test".into(), role: Role::Admin });
     let mut slow = UnixStream::connect(&node.socket).unwrap();
     assert!(matches!(ask(&mut slow, &hello), Response::Welcome(_)));
     // 20 MB are asked for and not read; the node may not wait for it, nor lose its place.

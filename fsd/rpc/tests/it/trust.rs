@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fsd_rpc::client::{CallError, Endpoint};
 use fsd_rpc::frame::{self, Kind};
-use fsd_rpc::message::{ChunkPut, Failure, Hello, PROTOCOL_VERSION, Request, Response, Role};
+use fsd_rpc::message::{ChunkPut, Failure, Hello, PROTOCOLS, Request, Response, Role};
 use fsd_rpc::tls::{self, Identity, TlsError};
 use fsd_rpc::{Client, ConnectOptions};
 use raftmeta_types::ChunkHash;
@@ -124,7 +124,7 @@ fn anonymous(node: &Node) -> StreamOwned<ClientConnection, TcpStream> {
 }
 
 fn hello(role: Role) -> Request {
-    Request::Hello(Hello { protocol: PROTOCOL_VERSION, build: "test".into(), role })
+    Request::Hello(Hello { protocols: PROTOCOLS, build: "test".into(), role })
 }
 
 fn ask(stream: &mut (impl Read + Write), request: &Request) -> Response {

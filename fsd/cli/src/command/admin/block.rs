@@ -13,6 +13,7 @@ use crate::mount::control::runtime_dir;
 mod bench;
 mod device;
 mod export;
+mod format;
 mod hosts;
 mod rpc;
 mod stats;

@@ -52,6 +52,9 @@ pub struct Bench {
     /// How long
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
     time: Duration,
+    /// Never sleep while waiting, as bdevperf and fio's hipri do; without it looks and sleeps as a reactor does
+    #[arg(long)]
+    polled: bool,
     /// With --rw mix: how much of it reads
     #[arg(long, value_name = "PERCENT", default_value_t = 70,
           value_parser = clap::value_parser!(u64).range(0..=100))]
@@ -122,6 +125,7 @@ impl Bench {
             "qd": self.qd,
             "seconds": seconds,
             "read_percent": self.read_percent,
+            "polled": self.polled,
             "confirm": self.confirm,
         });
         eprintln!("measuring for {}", units::duration(Duration::from_secs(seconds)));

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::format::Format;
 use super::rpc::Door;
 use super::{Context, confirm};
 use crate::failed::Exit;
@@ -34,24 +35,9 @@ A device that is not blockd's is opened for this command alone; no blockd need r
 pub struct Identify {
     /// File, block device or what the configuration calls the device
     path: PathBuf,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-All volumes on it are lost. A device that is mounted or whose volumes are in use is refused; one that
-holds volumes or something else is refused without --force.
-
-Example:
-  cfsctl block device format /dev/nvme1n1 --confirm /dev/nvme1n1")]
-pub struct Format {
-    /// File or block device
-    path: PathBuf,
-    /// The path once more
-    #[arg(long, value_name = "PATH")]
-    confirm: Option<String>,
-    /// Whatever is on it
+    /// With the Identify structures of controller and namespace as they are, in hexadecimal
     #[arg(long)]
-    force: bool,
+    raw: bool,
 }
 
 #[derive(Debug, Args)]
@@ -76,13 +62,13 @@ impl Device {
                 let items = door.call("cannot list the devices", "device.list", Value::Null)?;
                 output::print(context.format, &View { items })?;
             }
-            Device::Identify(Identify { path }) => {
+            Device::Identify(Identify { path, raw }) => {
                 let doing = format!("cannot identify {}", path.display());
-                let params = json!({ "path": absolute(&path) });
+                let params = json!({ "path": absolute(&path), "raw": raw });
                 let identity: Identity = door.call_or_do(&doing, "device.identify", params)?;
                 output::print(context.format, &identity)?;
             }
-            Device::Format(format) => format.run(door)?,
+            Device::Format(format) => format.run(context, door)?,
             Device::Wipe(wipe) => wipe.run(door)?,
         }
         Ok(Exit::Ok)
@@ -90,27 +76,11 @@ impl Device {
 }
 
 /// blockd has another working directory; PCI addresses and names of its configuration, which are no files, stay as they are.
-fn absolute(path: &Path) -> PathBuf {
+pub(super) fn absolute(path: &Path) -> PathBuf {
     if path.exists() {
         return std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     }
     path.to_owned()
-}
-
-impl Format {
-    fn run(self, door: &Door) -> Result<()> {
-        let name = self.path.display().to_string();
-        confirm(&name, self.confirm.as_deref(), &format!("All that is on {name} is lost."))?;
-        let params = json!({ "path": absolute(&self.path), "force": self.force });
-        let doing = format!("cannot format {name}");
-        let done: Result<(), _> = door.call_or_do(&doing, "device.format", params);
-        done.map_err(|failed| match failed.code.as_str() {
-            "NOT_BLANK" => failed.next("the same with --force, if all of that may be lost"),
-            _ => failed,
-        })?;
-        eprintln!("{name} is an empty pool");
-        Ok(())
-    }
 }
 
 #[derive(Deserialize)]
@@ -178,9 +148,9 @@ struct Controller {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct LbaFormat {
-    index: u8,
-    lba_bytes: u64,
+pub(super) struct LbaFormat {
+    pub(super) index: u8,
+    pub(super) lba_bytes: u64,
     metadata_bytes: u64,
     performance: u8,
     in_use: bool,
@@ -266,11 +236,50 @@ struct Identity {
     contents: Contents,
     used_by: Option<String>,
     nvme: Option<Nvme>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    raw: Option<Raw>,
+}
+
+/// The structures of 4096 bytes, in hexadecimal digits.
+#[derive(Debug, Serialize, Deserialize)]
+struct Raw {
+    controller: String,
+    namespace: String,
+}
+
+impl Raw {
+    fn dump(&self) -> String {
+        let parts = [("controller", &self.controller), ("namespace", &self.namespace)];
+        parts
+            .iter()
+            .map(|(name, digits)| format!("\nidentify {name}\n{}", hex_dump(digits)))
+            .collect()
+    }
+}
+
+/// Sixteen bytes a line, with their offset; a line like the one before is left out, as `hexdump` does.
+fn hex_dump(digits: &str) -> String {
+    let lines: Vec<&[u8]> = digits.as_bytes().chunks(32).collect();
+    let mut text = String::new();
+    let mut before: Option<&[u8]> = None;
+    let mut is_skipping = false;
+    for (at, line) in lines.iter().enumerate() {
+        if before == Some(*line) {
+            if !std::mem::replace(&mut is_skipping, true) {
+                text += "*\n";
+            }
+            continue;
+        }
+        (before, is_skipping) = (Some(*line), false);
+        let bytes: Vec<_> = line.chunks(2).map(String::from_utf8_lossy).collect();
+        text += &format!("{:04x}  {}\n", at * 16, bytes.join(" "));
+    }
+    text + &format!("{:04x}\n", digits.len() / 2)
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "what")]
-enum Contents {
+pub(super) enum Contents {
     Blank,
     Pool { uuid: String, generation: u64, volumes: Vec<String>, extents: u64, extents_free: u64 },
     DamagedPool { why: String },
@@ -317,7 +326,8 @@ impl Shown for Identity {
         lines.push(("contents", self.contents.to_string()));
         lines.push(("used by", self.used_by.clone().unwrap_or_else(|| "nobody".into())));
         let known = lines.iter().filter(|(_, value)| !value.is_empty());
-        known.map(|(name, value)| format!("{name:<10}{value}\n")).collect()
+        let text: String = known.map(|(name, value)| format!("{name:<10}{value}\n")).collect();
+        text + &self.raw.as_ref().map(Raw::dump).unwrap_or_default()
     }
 
     fn names(&self) -> Vec<String> {
@@ -343,6 +353,17 @@ impl std::fmt::Display for Contents {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn equal_lines_are_left_out() {
+        let digits = format!("{}{}{}", "00".repeat(64), "ab".repeat(16), "cd");
+        let expected = format!(
+            "0000  {}\n*\n0040  {}\n0050  cd\n0051\n",
+            ["00"; 16].join(" "),
+            ["ab"; 16].join(" ")
+        );
+        assert_eq!(hex_dump(&digits), expected);
+    }
 
     #[test]
     fn only_files_are_made_absolute() {

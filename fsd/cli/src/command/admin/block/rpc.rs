@@ -55,6 +55,12 @@ impl Door {
         Door { place, timeout }
     }
 
+    /// The same, which waits for that long if it is more.
+    pub fn within(&self, time: Option<Duration>) -> Door {
+        let timeout = time.unwrap_or_default().max(self.timeout);
+        Door { place: self.place.clone(), timeout }
+    }
+
     fn socket(&self) -> &PathBuf {
         match &self.place {
             Place::Named(socket) | Place::Usual(socket) => socket,
@@ -179,7 +185,9 @@ fn understand<T: DeserializeOwned>(doing: &str, line: &str) -> Result<T, Failed>
 fn exit_of(code: &str) -> Exit {
     match code {
         "NOT_FOUND" => Exit::NotFound,
-        "BUSY" | "EXPORTED" | "EXISTS" | "NOT_BLANK" | "NO_TARGET" => Exit::Precondition,
+        "BUSY" | "EXPORTED" | "EXISTS" | "NOT_BLANK" | "NO_TARGET" | "UNSUPPORTED" => {
+            Exit::Precondition
+        }
         "INVALID" => Exit::Usage,
         "TIMEOUT" => Exit::Timeout,
         _ => Exit::Failed,

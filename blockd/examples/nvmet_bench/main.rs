@@ -1,7 +1,7 @@
 //! How many 4 KiB reads and writes a second does one reactor serve over NVMe/TCP, and what does each cost it?
 //!
-//! Target and host are in this process: a volume in RAM, loopback, one reactor thread, the small host of the tests on
-//! the main thread. CPU is the reactor's, so that the host's own cost does not count. With `--address` the same host measures
+//! Target and host are in this process: a volume in RAM, loopback, one reactor thread, and on the main thread a host that
+//! polls (`host`), connected by the small host of the tests. CPU is the reactor's, so that the host's own cost does not count. With `--address` the same host measures
 //! another target, such as SPDK's; `--pid` is then the process whose CPU counts.
 //!
 //!     cargo run --release -p blockd --example nvmet_bench -- --time 5
@@ -18,10 +18,12 @@ use blockd::daemon::Daemon;
 use blockd::nvmet;
 use clap::Parser;
 
-#[path = "../tests/nvmet/initiator.rs"]
+mod host;
+#[path = "../../tests/nvmet/initiator.rs"]
 mod initiator;
 
-use initiator::{Host, Options, Queue, Who};
+use host::{Flow, Shape};
+use initiator::{Host, Options, Who};
 
 const NQN: &str = "nqn.2025-01.org.example:bench";
 const HOST: &str = "nqn.2014-08.org.example:bench";
@@ -83,10 +85,10 @@ fn main() -> anyhow::Result<()> {
     let who = Who { depth: 128, flow: false, ..Who::new(nqn, HOST) };
     let mut host = Host::connect(address, &who, options)?;
     let disk = identify(&mut host)?;
-    let mut queue = host.queue(address, &who, 1, options)?;
+    let mut flow = Flow::new(host.queue(address, &who, 1, options)?, options)?;
     for depth in [1, 32] {
         for write in [false, true] {
-            measure(&mut queue, &arguments, &disk, depth, write, cpu.as_ref())?;
+            measure(&mut flow, &arguments, &disk, depth, write, cpu.as_ref())?;
         }
     }
     Ok(())
@@ -159,10 +161,10 @@ fn identify(host: &mut Host) -> anyhow::Result<Disk> {
 }
 
 fn measure(
-    queue: &mut Queue,
+    flow: &mut Flow,
     arguments: &Arguments,
     disk: &Disk,
-    depth: usize,
+    depth: u16,
     write: bool,
     cpu: Option<&Cpu>,
 ) -> anyhow::Result<()> {
@@ -170,9 +172,9 @@ fn measure(
     let blocks = (bytes as u64 / disk.block_bytes) as u16;
     let places = disk.bytes / bytes as u64;
     anyhow::ensure!(places > 0, "the namespace is smaller than --bs");
-    let data = vec![0x5a; bytes];
+    flow.shape(Shape { bytes, blocks, write });
     let mut place = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut submit = |queue: &mut Queue| {
+    let mut next = || {
         if arguments.sequential {
             place = (place + 1) % places;
         } else {
@@ -180,28 +182,29 @@ fn measure(
             place ^= place >> 7;
             place ^= place << 17;
         }
-        let lba = place % places * u64::from(blocks);
-        if write {
-            queue.submit(initiator::io(1, lba, blocks), &data, 0)
-        } else {
-            queue.submit(initiator::io(2, lba, blocks), &[], bytes)
-        }
+        place % places * u64::from(blocks)
     };
-    for _ in 0..depth {
-        submit(queue)?;
+    for id in 0..depth {
+        flow.submit(id, next());
     }
     let used = || cpu.map(Cpu::used).transpose();
     let (start, cpu_before) = (Instant::now(), used()?);
+    let time = Duration::from_secs(arguments.time);
     let mut count = 0_u64;
-    while start.elapsed() < Duration::from_secs(arguments.time) {
-        let done = queue.complete()?;
-        anyhow::ensure!(done.status == 0, "status {:#x}", done.status);
-        count += 1;
-        submit(queue)?;
+    let mut ended = Vec::with_capacity(depth.into());
+    while start.elapsed() < time {
+        flow.turn(&mut ended)?;
+        for id in ended.drain(..) {
+            count += 1;
+            flow.submit(id, next());
+        }
     }
     let (elapsed, cpu_after) = (start.elapsed(), used()?);
-    for _ in 0..depth {
-        queue.complete()?;
+    let mut left = usize::from(depth);
+    while left > 0 {
+        flow.turn(&mut ended)?;
+        left -= ended.len();
+        ended.clear();
     }
     let used = cpu_after.zip(cpu_before).map(|(after, before)| after.saturating_sub(before));
     report(arguments, depth, write, count, elapsed, used);
@@ -210,7 +213,7 @@ fn measure(
 
 fn report(
     arguments: &Arguments,
-    depth: usize,
+    depth: u16,
     write: bool,
     count: u64,
     elapsed: Duration,
