@@ -100,6 +100,8 @@ pub(crate) struct Handle {
     /// Number of the last failure that this handle has told of.
     heard: AtomicU64,
     pattern: Mutex<read::Pattern>,
+    /// The version as of whose open the kernel drops its pages; nothing once it has, which the first read shows.
+    dropping: Mutex<Option<Version>>,
 }
 
 /// An inode that has open handles.
@@ -247,6 +249,11 @@ impl Core {
             Response::Inode(inode) => Ok(self.local(inode)),
             _ => unexpected(),
         }
+    }
+
+    /// Asks the server for an inode, whatever is cached here.
+    fn inode_now(&self, ino: Ino) -> Result<Inode> {
+        self.inode_of(&Request::GetAttr { ino })
     }
 
     fn handle(&self, fh: u64) -> Result<Arc<Handle>> {

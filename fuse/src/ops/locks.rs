@@ -40,13 +40,15 @@ impl Core {
         if lock.family == LockFamily::Posix {
             self.lock_owners.lock().insert((lock.ino, lock.owner.owner));
         }
-        let seen = self.seen.lock().get(&lock.ino).copied();
-        let inode = self.getattr(lock.ino)?;
-        // Nothing seen: a change elsewhere was heard of, and the kernel may not have been told yet.
-        if seen == Some(inode.data_version) {
+        // Not what is cached: the event of a change under the lock may be on its way.
+        let inode = self.inode_now(lock.ino)?;
+        let mut seen = self.seen.lock();
+        if seen.get(&lock.ino) == Some(&inode.data_version) {
             return Ok(Locked::Fresh);
         }
-        self.seen.lock().insert(lock.ino, inode.data_version);
+        // The kernel is told before the lock is answered; who opens the file until then keeps no pages either.
+        seen.remove(&lock.ino);
+        drop(seen);
         self.invalidate(lock.ino, false);
         Ok(Locked::Stale)
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use fsd_rpc::message::{Request, Response};
 use parking_lot::{Condvar, Mutex};
 use raftmeta_types::command::{AttrChange, SetAttr, SetTime};
-use raftmeta_types::{Ino, Inode};
+use raftmeta_types::{Ino, Inode, Version};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -61,11 +61,20 @@ impl Core {
             }
         };
         let mut state = file.state.lock();
-        let seen = self.seen.lock().insert(ino, inode.data_version);
+        let keep_pages = {
+            let mut seen = self.seen.lock();
+            let keep_pages = seen.get(&ino) == Some(&inode.data_version);
+            // The kernel drops its pages after the answer; another open until then must not keep them.
+            if !keep_pages {
+                seen.remove(&ino);
+            }
+            keep_pages
+        };
         state.adopt(&inode);
         drop(state);
-        let keep_pages = seen == Some(inode.data_version);
-        Ok(Opened { fh: self.add_handle(file, flags), keep_pages, changed: !keep_pages })
+        let dropping = (!keep_pages).then_some(inode.data_version);
+        let fh = self.add_handle(file, flags, dropping);
+        Ok(Opened { fh, keep_pages, changed: !keep_pages })
     }
 
     /// The same for `open(O_CREAT)` of a file that another has made since the kernel looked: the kernel takes
@@ -92,10 +101,10 @@ impl Core {
         state.undurable = true;
         state.no_capability = true;
         drop(state);
-        Opened { fh: self.add_handle(file, flags), keep_pages: false, changed: false }
+        Opened { fh: self.add_handle(file, flags, None), keep_pages: false, changed: false }
     }
 
-    fn add_handle(&self, file: Arc<File>, flags: OFlags) -> u64 {
+    fn add_handle(&self, file: Arc<File>, flags: OFlags, dropping: Option<Version>) -> u64 {
         let heard = file.state.lock().failures;
         let handle = Handle {
             file,
@@ -103,6 +112,7 @@ impl Core {
             keeps_atime: flags.contains(OFlags::NOATIME),
             heard: AtomicU64::new(heard),
             pattern: Mutex::default(),
+            dropping: Mutex::new(dropping),
         };
         let mut handles = self.handles.lock();
         handles.next += 1;

@@ -1,6 +1,7 @@
 //! Five nodes, each on a small disk of its own, two clients, and what is done to them.
 
 use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -125,10 +126,7 @@ impl Site {
     fn full_disk(&self, number: usize, lasts: Duration) {
         let node = self.node(number);
         let filler = node.directory().join("filler");
-        let mut free = Command::new("df");
-        let free = run(free.args(["--output=avail", "-B1"]).arg(node.directory()));
-        let free = free.lines().last().unwrap().trim().to_owned();
-        run(Command::new("fallocate").args(["-l", &free]).arg(&filler));
+        fill(&filler);
         std::thread::sleep(lasts);
         fs::remove_file(&filler).unwrap();
         node.stop().unwrap();
@@ -209,6 +207,21 @@ impl Site {
         for (name, log) in nodes.chain(clients) {
             if let Err(error) = fs::copy(&log, to.join(format!("{name}.log"))) {
                 eprintln!("nemesis: {}: {error}", log.display());
+            }
+        }
+    }
+}
+
+/// Writes until there is no room for another page.
+fn fill(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    for len in [1 << 20, 4 << 10] {
+        let bytes = vec![1; len];
+        loop {
+            match file.write_all(&bytes) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                Err(error) => panic!("filling {}: {error}", path.display()),
             }
         }
     }
