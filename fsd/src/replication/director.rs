@@ -435,8 +435,10 @@ pub(crate) async fn new_epoch(
     // Who does not answer does not count: with too few others the shard would never get a primary again.
     let answering = {
         let beats = node.beats().lock();
-        let answers =
-            |id: &&NodeId| **id == from || beats.get(id).is_none_or(|beat| !beat.is_suspect());
+        let answers = |id: &&NodeId| {
+            let heard = |beat: &members::Beat| beat.usage.is_some() && !beat.is_suspect();
+            [from, node.id()].contains(*id) || beats.get(id).is_some_and(heard)
+        };
         in_sync.iter().filter(answers).count()
     };
     if in_sync.len() < info.in_sync.len() && answering < least {

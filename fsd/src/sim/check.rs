@@ -115,19 +115,40 @@ impl Seen {
     }
 }
 
-/// Waits until all is well.
-pub(super) async fn settle(world: &Arc<World>) {
+/// Waits until all is well. `false`: a shard has fewer replicas left than it needs to go on, which is for an
+/// administrator to decide (docs/operations.md).
+pub(super) async fn settle(world: &Arc<World>) -> bool {
     let start = since_start();
     loop {
         undrain(world).await;
         let Some(why) = unsettled(world).await else {
             let took = since_start() - start;
-            return world.note(format_args!("settled after {took:?}"));
+            world.note(format_args!("settled after {took:?}"));
+            return true;
         };
         world.note(format_args!("not yet: {why}"));
+        if since_start() - start > SETTLED_WITHIN / 2 && has_too_few(world) {
+            world.note(format_args!("a shard has too few replicas left"));
+            return false;
+        }
         assert!(since_start() - start < SETTLED_WITHIN, "it does not settle: {why}");
         clock::sleep(SETTLE_EVERY).await;
     }
+}
+
+/// Whether disks are gone without which a shard takes no writes.
+fn has_too_few(world: &Arc<World>) -> bool {
+    let (shards, least) = world.log(|log, _, _| {
+        let newest = log.newest();
+        let protection = read::protection(&newest).expect("memory does not fail");
+        (read::shards(&newest).expect("memory does not fail"), protection.in_sync_min)
+    });
+    let net = world.net.lock();
+    let has_disk = |id: &&NodeId| net.machines[id].volume.is_some();
+    shards.iter().any(|shard| {
+        let left = shard.in_sync.iter().filter(has_disk).count();
+        left < shard.in_sync.len() && left < usize::from(least)
+    })
 }
 
 /// An administrator takes back what was to be drained: there may be too few nodes without it.

@@ -89,12 +89,17 @@ pub(super) struct World {
     pub tally: Mutex<Tally>,
     /// Nothing goes wrong any more, and nobody writes.
     pub calm: watch::Sender<bool>,
+    /// Numbers what nodes ask each other.
+    questions: AtomicU64,
     lives: AtomicU64,
 }
 
 /// How much happened: a simulation in which nothing does shows nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
+    pub runs: u64,
+    /// Those in which all was well in the end.
+    pub settled: u64,
     pub committed: u64,
     pub refused: u64,
     pub read: u64,
@@ -109,6 +114,8 @@ pub(super) struct Tally {
 
 impl Tally {
     pub fn add(&mut self, other: &Tally) {
+        self.runs += other.runs;
+        self.settled += other.settled;
         self.committed += other.committed;
         self.refused += other.refused;
         self.read += other.read;
@@ -134,6 +141,7 @@ impl World {
             files: Mutex::default(),
             tally: Mutex::default(),
             calm: watch::Sender::new(false),
+            questions: AtomicU64::new(1),
             lives: AtomicU64::new(0),
         }
     }
@@ -254,6 +262,7 @@ impl World {
         F: Future<Output = T> + Send + 'static,
     {
         let lost = || Err("the connection was lost".to_owned());
+        let question = self.questions.fetch_add(1, Ordering::Relaxed);
         clock::sleep(self.delay()).await;
         if self.is_cut(from, to) {
             clock::sleep(UNHEARD).await;
@@ -275,6 +284,8 @@ impl World {
         let answer = tokio::select! {
             biased;
             () = life.over() => {
+                // All who wait are woken at this moment, in no order: now in that of their questions.
+                clock::sleep(Duration::from_nanos(question)).await;
                 if self.net.lock().machines[&to].silent {
                     clock::sleep(UNHEARD).await;
                 }
