@@ -1,5 +1,5 @@
 //! Everything that has to hold before a change lands, in order, stopping at the first stage that fails: format,
-//! lints, tidiness, tests, the crash test with all its rounds, a cluster under its nemesis, NVMe in an emulated machine, and the world's suites on
+//! lints, tidiness, tests, the crash test with all its rounds, a cluster under its nemesis (if `CFS_NEMESIS_SECONDS` says for how long), NVMe in an emulated machine, and the world's suites on
 //! a mount.
 //!
 //! The last line says how many tests ran, whatever happened.
@@ -17,10 +17,6 @@ use crate::tidy;
 const CRASH_ROUNDS: &str = "200";
 /// Rounds within the workspace's tests, where the crash test only has to work.
 const CRASH_ROUNDS_BRIEF: &str = "3";
-/// Seconds for which the nemesis breaks a cluster; `CFS_NEMESIS_SECONDS` overrides.
-const NEMESIS_SECONDS: &str = "180";
-/// Within the workspace's tests, where it only has to work.
-const NEMESIS_SECONDS_BRIEF: &str = "15";
 /// A run of CI that takes longer than this hangs, and so does a stage that takes longer than its own.
 const SECONDS_MAX: u64 = 60 * 60;
 const BUILD_SECONDS_MAX: u64 = 30 * 60;
@@ -79,20 +75,21 @@ fn stages(quick: bool, tally: &mut Tally) -> Result<()> {
         return stage("unit tests", cargo(TESTS_SECONDS_MAX).args(test).args(["--lib", "--bins"]));
     }
     let mut tests = cargo(TESTS_SECONDS_MAX);
-    tests.env("CRASH_ROUNDS", CRASH_ROUNDS_BRIEF).env("CFS_NEMESIS_SECONDS", NEMESIS_SECONDS_BRIEF);
+    // It has a stage of its own.
+    tests.env("CRASH_ROUNDS", CRASH_ROUNDS_BRIEF).env_remove("CFS_NEMESIS_SECONDS");
     stage("tests", tests.args(test))?;
     let rounds = std::env::var("CRASH_ROUNDS").unwrap_or_else(|_| CRASH_ROUNDS.to_owned());
     let mut crash = cargo(CRASH_SECONDS_MAX);
     crash.args(["test", "--locked", "--workspace", "--test", "crash"]);
     crash.args(["--", "--exact", "--nocapture", "crash"]).env("CRASH_ROUNDS", &rounds);
     stage(&format!("crash test, {rounds} rounds"), &mut crash)?;
-    let seconds =
-        std::env::var("CFS_NEMESIS_SECONDS").unwrap_or_else(|_| NEMESIS_SECONDS.to_owned());
-    let lasts: u64 = seconds.parse().context("CFS_NEMESIS_SECONDS is not a number")?;
-    let mut nemesis = cargo(lasts.saturating_add(NEMESIS_SECONDS_MORE));
-    nemesis.args(["test", "--locked", "--workspace", "--test", "cluster"]);
-    nemesis.args(["--", "--exact", "--nocapture", "nemesis::nemesis"]);
-    stage(&format!("nemesis, {seconds} s"), nemesis.env("CFS_NEMESIS_SECONDS", &seconds))?;
+    if let Ok(seconds) = std::env::var("CFS_NEMESIS_SECONDS") {
+        let lasts: u64 = seconds.parse().context("CFS_NEMESIS_SECONDS is not a number")?;
+        let mut nemesis = cargo(lasts.saturating_add(NEMESIS_SECONDS_MORE));
+        nemesis.args(["test", "--locked", "--workspace", "--test", "cluster"]);
+        nemesis.args(["--", "--exact", "--nocapture", "nemesis::nemesis"]);
+        stage(&format!("nemesis, {seconds} s"), &mut nemesis)?;
+    }
     let mut guest = clock.bounded(GUEST, GUEST_SECONDS_MAX);
     stage("NVMe in the guest", guest.arg("--self-test"))?;
     if Path::new(SUITES).exists() {
