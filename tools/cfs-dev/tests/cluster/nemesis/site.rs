@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cfs_dev::Cluster;
 use cfs_dev::cluster::{Node, Options};
@@ -145,14 +145,22 @@ impl Site {
         self.scrub()
     }
 
-    /// Every node verifies what it has and makes it good.
-    pub fn scrub(&self) -> Vec<String> {
-        let report = self.admin(&["scrub", "-o", "json"]);
-        let nodes = report["nodes"].as_array().expect("scrub tells of every node");
-        let bad = nodes.iter().filter(|node| {
-            !node["failed"].is_null() || node["damaged"].as_u64() != node["repaired"].as_u64()
-        });
-        bad.map(|node| format!("scrub: {node}")).collect()
+    /// Every node verifies what it has and makes it good, again until there is nothing: what is deleted while it is
+    /// looked at cannot be made good, and goes.
+    fn scrub(&self) -> Vec<String> {
+        let started = Instant::now();
+        loop {
+            let report = self.admin(&["scrub", "-o", "json"]);
+            let nodes = report["nodes"].as_array().expect("scrub tells of every node");
+            let bad = |node: &&Value| !node["failed"].is_null() || node["damaged"] != 0;
+            let bad: Vec<String> =
+                nodes.iter().filter(bad).map(|node| format!("scrub: {node}")).collect();
+            if bad.is_empty() || started.elapsed() > LIMIT {
+                return bad;
+            }
+            eprintln!("nemesis: {}", bad.join(", "));
+            std::thread::sleep(Duration::from_millis(500));
+        }
     }
 
     /// Nodes that ended although nobody ended them.
