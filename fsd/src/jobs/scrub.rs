@@ -156,8 +156,9 @@ impl Pace {
             return self.took;
         }
         let usage = node.chunks.usage();
-        let segments = (usage.segments_closed + usage.segments_open).max(1);
-        let step = (PASS / segments).max(STEP_MIN);
+        // The end of each shard, and of the pass, is a step as well.
+        let steps = usage.segments_closed + usage.segments_open + node.cluster.shard_count + 1;
+        let step = (PASS / steps).max(STEP_MIN);
         step.saturating_sub(self.verified.map_or(Duration::ZERO, |at| at.elapsed()))
     }
 
@@ -236,7 +237,15 @@ impl Pace {
             Ok(found) => found,
             // It was freed, or has moved.
             Err(error) if error.kind() == Kind::NotFound => return Ok(()),
-            Err(error) => return Err(node.chunk_failure(&error, None)),
+            Err(error) => {
+                // What cannot be read is not clean, and is looked at again in the next pass.
+                let mut state = scrub.state.lock();
+                if state.pass == pass {
+                    (state.segments, state.damaged) = (state.segments + 1, state.damaged + 1);
+                }
+                drop(state);
+                return Err(node.chunk_failure(&error, None));
+            }
         };
         let mut mended = false;
         if !found.whole {

@@ -155,7 +155,7 @@ pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
             able.for_each(|id| bring(node, shard, id));
         }
     }
-    if left == 0 {
+    if left == 0 && !knows_damage(&**node) {
         let_go(node, &nodes, &shards, &plan);
     }
     node.director().lock().note(left + changes.len());
@@ -170,6 +170,13 @@ pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
     commit(&**node, changes).await?;
     leaving.into_iter().for_each(|(shard, id)| release(node, shard, id));
     Ok(())
+}
+
+/// Whether anything is known to be damaged: then no copy goes that is only left over, for it may be the good one.
+fn knows_damage(node: &impl Host) -> bool {
+    let beats = node.beats().lock();
+    let there = |beat: &members::Beat| beat.usage.as_ref().is_some_and(|u| u.damaged_chunks > 0);
+    node.chunks().damaged_count() > 0 || beats.values().any(there)
 }
 
 /// What nodes have left of shards that are whole without them, and that they are not to get.
