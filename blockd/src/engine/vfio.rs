@@ -14,6 +14,7 @@
 mod admin;
 mod bus;
 mod controller;
+mod doorbell;
 mod iova;
 mod keeper;
 mod memory;

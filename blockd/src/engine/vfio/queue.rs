@@ -18,6 +18,7 @@ use hugepages::{Arena, BUFFER_BYTES_MAX, Buffer, Pool};
 
 use super::bus::Bus;
 use super::controller::{Controller, DEAD, Seat, signal};
+use super::doorbell::Doorbell;
 use super::memory::{Arenas, Shown, publish};
 use super::registers;
 use crate::engine::operations::{Operations, Started};
@@ -57,8 +58,8 @@ struct Link {
     arenas: Arc<Arenas>,
     rings: Shown,
     bounce: Arc<Pool>,
-    sq_doorbell: usize,
-    cq_doorbell: usize,
+    sq_doorbell: Doorbell,
+    cq_doorbell: Doorbell,
 }
 
 /// See the module.
@@ -80,6 +81,8 @@ pub struct VfioQueue {
     since_sleep: Cell<u32>,
     /// Completions that were taken and that the device was not told of.
     untold: Cell<u16>,
+    /// Commands are in the ring and the device was not told.
+    unrung: Cell<bool>,
 }
 
 impl VfioQueue {
@@ -87,7 +90,7 @@ impl VfioQueue {
         let mut made = None;
         let arenas = controller.parts().as_ref().map(|p| Arc::clone(&p.arenas));
         let arenas = arenas.ok_or_else(registers::gone)?;
-        let (seat, epoch) = controller.seat(|bus, _| {
+        let (seat, doorbells, epoch) = controller.seat(|bus, _| {
             let rings = Shown::new(bus, ARENA_BYTES)?;
             let addresses = (rings.iova(SQ_AT), rings.iova(CQ_AT));
             made = Some((Arc::clone(bus), rings));
@@ -95,14 +98,14 @@ impl VfioQueue {
         })?;
         let (bus, rings) = made.expect("a seat has its place");
         let entries = seat.pair.entries;
-        let doorbell = |is_cq| registers::doorbell(&controller.capabilities, seat.pair.id, is_cq);
+        let [sq_doorbell, cq_doorbell] = doorbells;
         let link = Link {
             bus,
             arenas,
             bounce: Pool::new(Arc::clone(rings.arena()), BOUNCE_AT, || {}),
             rings,
-            sq_doorbell: doorbell(false),
-            cq_doorbell: doorbell(true),
+            sq_doorbell,
+            cq_doorbell,
         };
         let slots = entries - 1;
         Ok(VfioQueue {
@@ -121,6 +124,7 @@ impl VfioQueue {
             slept: Cell::new(false),
             since_sleep: Cell::new(0),
             untold: Cell::new(0),
+            unrung: Cell::new(false),
             seat,
         })
     }
@@ -154,6 +158,7 @@ impl VfioQueue {
         self.completions = Completions::new(self.seat.pair.entries);
         self.armed.set(false);
         self.untold.set(0);
+        self.unrung.set(false);
         if epoch == DEAD {
             let (device, queue) = (&self.controller.name, self.seat.pair.id);
             let lost = self.operations.in_flight();
@@ -170,6 +175,8 @@ impl VfioQueue {
         }
         if let Some(link) = &self.link {
             link.rings.zero(CQ_AT, usize::from(self.seat.pair.entries) * CQE_BYTES);
+            link.sq_doorbell.restart();
+            link.cq_doorbell.restart();
         }
         self.troubled = true;
         self.seat.wanted.store(epoch, Ordering::Release);
@@ -186,7 +193,6 @@ impl VfioQueue {
             return;
         }
         let now = self.now_ms();
-        let mut sent = false;
         while let Some(&id) = self.free.last() {
             let Some(started) = self.operations.next(now) else { break };
             let Some(flight) = self.prepare(started, id) else { break };
@@ -201,11 +207,17 @@ impl VfioQueue {
             self.seat.sent_ms[usize::from(id)].store(now, Ordering::Release);
             let link = self.link.as_ref().expect("seen above");
             link.rings.write(SQ_AT + usize::from(slot) * SQE_BYTES, &entry);
-            sent = true;
+            self.unrung.set(true);
         }
-        if sent && let Some(link) = &self.link {
+    }
+
+    /// Tells the device of the commands that were put into the ring since it was told last.
+    fn ring(&self) {
+        if self.unrung.replace(false)
+            && let Some(link) = &self.link
+        {
             publish();
-            link.bus.write32(link.sq_doorbell, self.submission.tail().into());
+            link.sq_doorbell.ring(link.bus.as_ref(), self.submission.tail());
         }
     }
 
@@ -319,7 +331,7 @@ impl VfioQueue {
         if self.untold.replace(0) > 0
             && let Some(link) = &self.link
         {
-            link.bus.write32(link.cq_doorbell, self.completions.head().into());
+            link.cq_doorbell.ring(link.bus.as_ref(), self.completions.head());
         }
     }
 
@@ -393,6 +405,11 @@ impl Queue for VfioQueue {
         self.operations.submit(op, now);
         self.follow();
         self.start();
+        // One goes at once; beside others it waits for the next look, which comes after all that are submitted now: a write to
+        // a register for all of them.
+        if self.flights.len() - self.free.len() == 1 {
+            self.ring();
+        }
     }
 
     fn poll(&mut self, done: &mut Vec<Completion>) {
@@ -404,12 +421,14 @@ impl Queue for VfioQueue {
         if self.operations.in_flight() > 0 {
             self.reap();
             self.start();
+            self.ring();
             self.disarm_if_busy();
         }
         self.operations.take_done(done);
     }
 
     fn wait_fd(&self) -> Option<RawFd> {
+        self.ring();
         // While the pair is being made, the keeper wakes.
         if self.operations.has_done() || (self.operations.is_waiting() && self.is_live()) {
             return None;

@@ -31,6 +31,10 @@ pub struct Behaviour {
     pub ignores: Option<u8>,
     /// It has a second namespace, with the same blocks as the first.
     pub has_second: bool,
+    /// It has shadow doorbells.
+    pub has_shadows: bool,
+    /// With those: it looks by itself, at `look`, and wants no register to be written.
+    pub looks: bool,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +45,8 @@ pub struct Counts {
     pub interrupts: u32,
     pub flushes: u32,
     pub formats: u32,
+    /// Writes to doorbells of I/O queues.
+    pub rings: u32,
 }
 
 struct Pair {
@@ -67,6 +73,8 @@ pub struct State {
     storage: Vec<u8>,
     shift: u8,
     pub mapped: usize,
+    /// Pages of shadow doorbells and of event indexes.
+    shadows: Option<(u64, u64)>,
 }
 
 /// See the module.
@@ -88,6 +96,7 @@ impl Simulation {
             storage: vec![0; bytes],
             shift,
             mapped: 0,
+            shadows: None,
         }))
     }
 
@@ -129,6 +138,7 @@ impl State {
         self.pairs.clear();
         self.completion_queues.clear();
         self.hanging.clear();
+        self.shadows = None;
         self.counts.resets += 1;
     }
 
@@ -156,9 +166,23 @@ impl State {
         }
     }
 
-    fn ring(&mut self, queue: u16, tail: u16) {
+    /// Does what has come into the queues whose doorbells were not rung.
+    pub fn look(&mut self) {
+        let queues: Vec<u16> = self.pairs.keys().copied().filter(|queue| *queue > 0).collect();
+        queues.into_iter().for_each(|queue| self.ring(queue, 0));
+    }
+
+    fn ring(&mut self, queue: u16, told: u16) {
+        let shadow = self.shadows.filter(|_| queue > 0);
+        let shadow =
+            shadow.map(|(values, events)| [values, events].map(|p| p + 8 * u64::from(queue)));
         loop {
             let Some(pair) = self.pairs.get_mut(&queue) else { return };
+            let tail = shadow.map_or(told, |[value, _]| u32_at(&peek(value, 4), 0) as u16);
+            if let Some([_, event]) = shadow {
+                let far = if self.behaviour.looks { pair.entries / 2 } else { 0 };
+                poke(event, &u32::from((pair.head + far) % pair.entries).to_le_bytes());
+            }
             if pair.head == tail {
                 return;
             }
@@ -233,6 +257,10 @@ impl State {
                 self.completion_queues.remove(&queue);
                 (0, 0)
             }
+            admin::DOORBELL_BUFFERS if self.behaviour.has_shadows => {
+                self.shadows = Some((u64_at(sqe, 24), u64_at(sqe, 32)));
+                (0, 0)
+            }
             admin::ABORT => {
                 self.counts.aborts += 1;
                 let id = (low >> 16) as u16;
@@ -269,6 +297,7 @@ impl State {
                 b[4..10].copy_from_slice(b"serial");
                 b[24..29].copy_from_slice(b"model");
                 b[256] = 1 << 1;
+                b[257] = u8::from(self.behaviour.has_shadows);
                 // 64 KiB.
                 b[77] = 4;
                 b[512] = 0x66;
@@ -345,6 +374,7 @@ impl Bus for Simulation {
             0x14 => state.configure(value),
             0x1000.. => {
                 let number = (offset - 0x1000) / 4;
+                state.counts.rings += u32::from(number >= 2);
                 if number.is_multiple_of(2) {
                     state.ring((number / 2) as u16, value as u16);
                 }
