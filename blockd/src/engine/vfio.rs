@@ -14,7 +14,6 @@
 mod admin;
 mod bus;
 mod controller;
-mod doorbell;
 mod iova;
 mod keeper;
 mod memory;

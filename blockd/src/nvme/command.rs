@@ -120,12 +120,6 @@ impl Command {
         command
     }
 
-    /// Doorbell Buffer Config (§5.8): PRP 1 is the page of shadow doorbells, PRP 2 that of event indexes.
-    #[must_use]
-    pub fn doorbell_buffers() -> Command {
-        Command::new(admin::DOORBELL_BUFFERS, 0)
-    }
-
     /// Format NVM (§5.14) of a namespace, without metadata and protection information. `secure` is the SES field: 0 none, 1 user
     /// data, 2 by the key.
     #[must_use]

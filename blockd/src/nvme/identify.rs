@@ -33,8 +33,6 @@ pub struct Controller {
     pub has_write_zeroes: bool,
     /// Format NVM: whether it is there, and what of it is done to all namespaces, whichever is named.
     pub has_format: bool,
-    /// Doorbell Buffer Config: an emulated controller that may look for values itself.
-    pub has_shadow_doorbells: bool,
     pub formats_all: bool,
     pub erases_all: bool,
     /// It can erase by throwing its key away.
@@ -63,7 +61,6 @@ impl Controller {
             has_deallocate: commands & 1 << 2 != 0,
             has_write_zeroes: commands & 1 << 3 != 0,
             has_format: u16_at(b, 256) & 1 << 1 != 0,
-            has_shadow_doorbells: u16_at(b, 256) & 1 << 8 != 0,
             formats_all: b[524] & 1 != 0,
             erases_all: b[524] & 1 << 1 != 0,
             has_crypto_erase: b[524] & 1 << 2 != 0,

@@ -12,7 +12,6 @@ pub mod admin {
     pub const GET_FEATURES: u8 = 0x0a;
     pub const EVENT_REQUEST: u8 = 0x0c;
     pub const KEEP_ALIVE: u8 = 0x18;
-    pub const DOORBELL_BUFFERS: u8 = 0x7c;
     pub const FORMAT: u8 = 0x80;
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::bus::Bus;
-use super::doorbell::{Doorbell, Shadow};
 use super::memory::{Shown, publish};
 use super::registers::{self, Capabilities};
 use crate::nvme::command::{Command, Data};
@@ -17,36 +16,30 @@ const ENTRIES: u16 = 32;
 const SQ_AT: usize = 0;
 const CQ_AT: usize = 4096;
 const DATA_AT: usize = 8192;
-const SHADOWS_AT: usize = 12288;
-const EVENTS_AT: usize = 16384;
-const USED_BYTES: usize = 20480;
 /// A controller that has not answered by then is reset.
 const TIME: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
 pub struct Admin {
-    memory: Arc<Shown>,
+    memory: Shown,
     submission: Submission,
     completions: Completions,
     capabilities: Capabilities,
     next_id: u16,
     /// A command has not ended in its time: the device may still write its page. Until it is stopped, no other has it.
     is_lost: bool,
-    /// The controller finds the values of the I/O queues' doorbells in memory.
-    has_shadows: bool,
 }
 
 impl Admin {
     pub fn new(bus: &Arc<dyn Bus>, capabilities: Capabilities) -> io::Result<Admin> {
         Ok(Admin {
-            memory: Arc::new(Shown::new(bus, hugepages::HUGE_PAGE_BYTES)?),
+            memory: Shown::new(bus, hugepages::HUGE_PAGE_BYTES)?,
             submission: Submission::new(ENTRIES),
             completions: Completions::new(ENTRIES),
             capabilities,
             next_id: 0,
             is_lost: false,
-            has_shadows: false,
         })
     }
 
@@ -57,7 +50,7 @@ impl Admin {
 
     /// Starts the controller, which is stopped, with this queue.
     pub fn start(&mut self, bus: &dyn Bus) -> io::Result<()> {
-        self.memory.zero(0, USED_BYTES);
+        self.memory.zero(0, DATA_AT);
         self.submission = Submission::new(ENTRIES);
         self.completions = Completions::new(ENTRIES);
         self.is_lost = false;
@@ -176,41 +169,11 @@ impl Admin {
         Ok(submission.min(completion).saturating_add(1).min(wanted))
     }
 
-    /// Tells the controller where it finds the values of doorbells without a register being written. It forgets with a reset.
-    ///
-    /// # Errors
-    /// As [`Admin::run`].
-    pub fn show_doorbells(&mut self, bus: &dyn Bus) -> io::Result<()> {
-        let data = Data { prp1: self.memory.iova(SHADOWS_AT), prp2: self.memory.iova(EVENTS_AT) };
-        self.execute(bus, &Command::doorbell_buffers(), data, TIME)?;
-        self.has_shadows = true;
-        Ok(())
-    }
-
-    pub fn has_shadows(&self) -> bool {
-        self.has_shadows
-    }
-
-    /// A doorbell of an I/O queue.
-    pub fn doorbell(&self, queue: u16, is_completion: bool) -> Doorbell {
-        let register = registers::doorbell(&self.capabilities, queue, is_completion);
-        let at = register - registers::doorbell(&self.capabilities, 0, false);
-        let shadow = self.has_shadows.then(|| Shadow {
-            memory: Arc::clone(&self.memory),
-            value_at: SHADOWS_AT + at,
-            event_at: EVENTS_AT + at,
-        });
-        Doorbell::new(register, shadow)
-    }
-
-    /// Makes a pair of queues, whose doorbells start at 0. Nobody uses them meanwhile.
+    /// Makes a pair of queues.
     ///
     /// # Errors
     /// As [`Admin::run`].
     pub fn create_pair(&mut self, bus: &dyn Bus, pair: &Pair) -> io::Result<()> {
-        for is_completion in [false, true] {
-            self.doorbell(pair.id, is_completion).clear();
-        }
         let cq = Data { prp1: pair.cq, prp2: 0 };
         self.execute(bus, &Command::create_cq(pair.id, pair.entries, pair.vector), cq, TIME)?;
         let sq = Data { prp1: pair.sq, prp2: 0 };

@@ -16,7 +16,6 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::admin::{Admin, Pair};
 use super::bus::Bus;
-use super::doorbell::Doorbell;
 use super::memory::Arenas;
 use super::registers::{self, Capabilities};
 use crate::engine::{Health, HealthCell};
@@ -115,15 +114,6 @@ impl Controller {
         }
         let wanted = QUEUES_WANTED.min(registers::queue_max(bus.as_ref(), &capabilities)).max(1);
         let queues_max = admin.queues(bus.as_ref(), wanted)?;
-        if identity.has_shadow_doorbells && registers::doorbells_fit(&capabilities, queues_max) {
-            match admin.show_doorbells(bus.as_ref()) {
-                // It can do without.
-                Err(error) if error.kind() == io::ErrorKind::Other => {
-                    tracing::info!(device = name, %error, "no doorbells in memory");
-                }
-                shown => shown?,
-            }
-        }
         let arenas = Arc::new(Arenas::new(&bus));
         Ok(Controller {
             name,
@@ -261,12 +251,11 @@ impl Controller {
         !open.is_empty()
     }
 
-    /// Makes the pair of a new queue, with the doorbells of submissions and completions; `place` puts its rings into memory and
-    /// gives their addresses.
+    /// Makes the pair of a new queue; `place` puts its rings into memory and gives their addresses.
     pub fn seat(
         &self,
         place: impl FnOnce(&Arc<dyn Bus>, u16) -> io::Result<(u64, u64)>,
-    ) -> io::Result<(Arc<Seat>, [Doorbell; 2], u64)> {
+    ) -> io::Result<(Arc<Seat>, u64)> {
         let mut parts = self.parts();
         let Some(Parts { bus, admin, .. }) = parts.as_mut() else { return Err(registers::gone()) };
         let mut seats = self.seats();
@@ -282,7 +271,6 @@ impl Controller {
         let pair = Pair { id, entries: self.entries, sq, cq, vector };
         let epoch = self.epoch.load(Ordering::Acquire);
         admin.create_pair(bus.as_ref(), &pair)?;
-        let doorbells = [false, true].map(|is_completion| admin.doorbell(id, is_completion));
         let seat = Arc::new(Seat {
             pair,
             event: new_event()?,
@@ -291,7 +279,7 @@ impl Controller {
             sent_ms: (0..self.entries).map(|_| AtomicU64::new(0)).collect(),
         });
         seats.push(Arc::clone(&seat));
-        Ok((seat, doorbells, epoch))
+        Ok((seat, epoch))
     }
 
     /// Removes a queue's pair. `false` if the device may still use its memory.

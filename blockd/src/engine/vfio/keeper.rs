@@ -225,9 +225,6 @@ fn restart(controller: &Controller, parts: &mut Parts) -> io::Result<()> {
     let epoch = controller.epoch.fetch_add(1, Ordering::AcqRel) + 1;
     assert_ne!(epoch, DEAD, "resets are fewer than that");
     admin.start(bus)?;
-    if admin.has_shadows() {
-        admin.show_doorbells(bus)?;
-    }
     let granted = admin.queues(bus, controller.queues_max)?;
     if granted < controller.queues_max {
         return Err(io::Error::other(format!("it grants only {granted} queues now")));

@@ -82,25 +82,6 @@ impl Shown {
         u16::from_le(word)
     }
 
-    /// The same of a double word.
-    pub fn poll_u32(&self, offset: usize) -> u32 {
-        assert!(offset.is_multiple_of(4));
-        // SAFETY: inside the mapping and aligned.
-        let word = unsafe { self.at(offset, 4).cast::<u32>().read_volatile() };
-        fence(Ordering::Acquire);
-        u32::from_le(word)
-    }
-
-    /// Writes a double word that the device may look at at any time. All writes before this are seen before it, and what is
-    /// read after it is what the device wrote before it looked.
-    pub fn post_u32(&self, offset: usize, value: u32) {
-        assert!(offset.is_multiple_of(4));
-        publish();
-        // SAFETY: inside the mapping and aligned.
-        unsafe { self.at(offset, 4).cast::<u32>().write_volatile(value.to_le()) };
-        fence(Ordering::SeqCst);
-    }
-
     /// Bytes that the device has finished writing.
     pub fn read<const N: usize>(&self, offset: usize) -> [u8; N] {
         // SAFETY: inside the mapping; any bytes are an array.

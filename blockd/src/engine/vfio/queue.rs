@@ -18,7 +18,6 @@ use hugepages::{Arena, BUFFER_BYTES_MAX, Buffer, Pool};
 
 use super::bus::Bus;
 use super::controller::{Controller, DEAD, Seat, signal};
-use super::doorbell::Doorbell;
 use super::memory::{Arenas, Shown, publish};
 use super::registers;
 use crate::engine::operations::{Operations, Started};
@@ -58,8 +57,8 @@ struct Link {
     arenas: Arc<Arenas>,
     rings: Shown,
     bounce: Arc<Pool>,
-    sq_doorbell: Doorbell,
-    cq_doorbell: Doorbell,
+    sq_doorbell: usize,
+    cq_doorbell: usize,
 }
 
 /// See the module.
@@ -90,7 +89,7 @@ impl VfioQueue {
         let mut made = None;
         let arenas = controller.parts().as_ref().map(|p| Arc::clone(&p.arenas));
         let arenas = arenas.ok_or_else(registers::gone)?;
-        let (seat, doorbells, epoch) = controller.seat(|bus, _| {
+        let (seat, epoch) = controller.seat(|bus, _| {
             let rings = Shown::new(bus, ARENA_BYTES)?;
             let addresses = (rings.iova(SQ_AT), rings.iova(CQ_AT));
             made = Some((Arc::clone(bus), rings));
@@ -98,14 +97,14 @@ impl VfioQueue {
         })?;
         let (bus, rings) = made.expect("a seat has its place");
         let entries = seat.pair.entries;
-        let [sq_doorbell, cq_doorbell] = doorbells;
+        let doorbell = |is_cq| registers::doorbell(&controller.capabilities, seat.pair.id, is_cq);
         let link = Link {
             bus,
             arenas,
             bounce: Pool::new(Arc::clone(rings.arena()), BOUNCE_AT, || {}),
             rings,
-            sq_doorbell,
-            cq_doorbell,
+            sq_doorbell: doorbell(false),
+            cq_doorbell: doorbell(true),
         };
         let slots = entries - 1;
         Ok(VfioQueue {
@@ -175,8 +174,6 @@ impl VfioQueue {
         }
         if let Some(link) = &self.link {
             link.rings.zero(CQ_AT, usize::from(self.seat.pair.entries) * CQE_BYTES);
-            link.sq_doorbell.restart();
-            link.cq_doorbell.restart();
         }
         self.troubled = true;
         self.seat.wanted.store(epoch, Ordering::Release);
@@ -217,7 +214,7 @@ impl VfioQueue {
             && let Some(link) = &self.link
         {
             publish();
-            link.sq_doorbell.ring(link.bus.as_ref(), self.submission.tail());
+            link.bus.write32(link.sq_doorbell, self.submission.tail().into());
         }
     }
 
@@ -331,7 +328,7 @@ impl VfioQueue {
         if self.untold.replace(0) > 0
             && let Some(link) = &self.link
         {
-            link.cq_doorbell.ring(link.bus.as_ref(), self.completions.head());
+            link.bus.write32(link.cq_doorbell, self.completions.head().into());
         }
     }
 

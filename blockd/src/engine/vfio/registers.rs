@@ -4,7 +4,6 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::bus::Bus;
-use crate::nvme::PAGE_BYTES;
 
 const CAP: usize = 0x00;
 const CC: usize = 0x14;
@@ -151,11 +150,6 @@ pub fn shut_down(bus: &dyn Bus) -> io::Result<()> {
 /// Where the doorbell of a queue is.
 pub fn doorbell(capabilities: &Capabilities, queue: u16, is_completion: bool) -> usize {
     DOORBELLS + (2 * usize::from(queue) + usize::from(is_completion)) * capabilities.stride
-}
-
-/// Whether shadows of the doorbells of so many queues, and of the admin queue's, fit a page.
-pub fn doorbells_fit(capabilities: &Capabilities, queues: u16) -> bool {
-    doorbell(capabilities, queues, true) + 4 <= DOORBELLS + PAGE_BYTES as usize
 }
 
 /// Highest queue whose doorbells lie in the registers.

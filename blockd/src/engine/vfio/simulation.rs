@@ -31,10 +31,6 @@ pub struct Behaviour {
     pub ignores: Option<u8>,
     /// It has a second namespace, with the same blocks as the first.
     pub has_second: bool,
-    /// It has shadow doorbells.
-    pub has_shadows: bool,
-    /// With those: it looks by itself, at `look`, and wants no register to be written.
-    pub looks: bool,
 }
 
 #[derive(Debug, Default)]
@@ -73,8 +69,6 @@ pub struct State {
     storage: Vec<u8>,
     shift: u8,
     pub mapped: usize,
-    /// Pages of shadow doorbells and of event indexes.
-    shadows: Option<(u64, u64)>,
 }
 
 /// See the module.
@@ -96,7 +90,6 @@ impl Simulation {
             storage: vec![0; bytes],
             shift,
             mapped: 0,
-            shadows: None,
         }))
     }
 
@@ -138,7 +131,6 @@ impl State {
         self.pairs.clear();
         self.completion_queues.clear();
         self.hanging.clear();
-        self.shadows = None;
         self.counts.resets += 1;
     }
 
@@ -166,23 +158,9 @@ impl State {
         }
     }
 
-    /// Does what has come into the queues whose doorbells were not rung.
-    pub fn look(&mut self) {
-        let queues: Vec<u16> = self.pairs.keys().copied().filter(|queue| *queue > 0).collect();
-        queues.into_iter().for_each(|queue| self.ring(queue, 0));
-    }
-
-    fn ring(&mut self, queue: u16, told: u16) {
-        let shadow = self.shadows.filter(|_| queue > 0);
-        let shadow =
-            shadow.map(|(values, events)| [values, events].map(|p| p + 8 * u64::from(queue)));
+    fn ring(&mut self, queue: u16, tail: u16) {
         loop {
             let Some(pair) = self.pairs.get_mut(&queue) else { return };
-            let tail = shadow.map_or(told, |[value, _]| u32_at(&peek(value, 4), 0) as u16);
-            if let Some([_, event]) = shadow {
-                let far = if self.behaviour.looks { pair.entries / 2 } else { 0 };
-                poke(event, &u32::from((pair.head + far) % pair.entries).to_le_bytes());
-            }
             if pair.head == tail {
                 return;
             }
@@ -257,10 +235,6 @@ impl State {
                 self.completion_queues.remove(&queue);
                 (0, 0)
             }
-            admin::DOORBELL_BUFFERS if self.behaviour.has_shadows => {
-                self.shadows = Some((u64_at(sqe, 24), u64_at(sqe, 32)));
-                (0, 0)
-            }
             admin::ABORT => {
                 self.counts.aborts += 1;
                 let id = (low >> 16) as u16;
@@ -297,7 +271,6 @@ impl State {
                 b[4..10].copy_from_slice(b"serial");
                 b[24..29].copy_from_slice(b"model");
                 b[256] = 1 << 1;
-                b[257] = u8::from(self.behaviour.has_shadows);
                 // 64 KiB.
                 b[77] = 4;
                 b[512] = 0x66;

@@ -48,53 +48,6 @@ fn both_block_sizes_conform() {
 }
 
 #[test]
-fn with_shadow_doorbells_it_conforms_and_survives_resets() {
-    let simulation = Arc::new(Simulation::new(BYTES as usize, 12));
-    simulation.state().behaviour.has_shadows = true;
-    let held = Held::new("simulated".to_owned(), simulation.clone(), TIMEOUT).unwrap();
-    let device = Vfio::of(Arc::new(held), None).unwrap();
-    conforms(&device);
-    // A queue of a number that others had; then one whose pair is made anew at another place than its doorbells were.
-    let mut queue = device.queue().unwrap();
-    for round in 1..=3 {
-        write(queue.as_mut(), round).unwrap();
-        device.reset().unwrap();
-        until("the reset", || simulation.state().counts.resets >= u32::from(round));
-        assert_eq!(read(queue.as_mut()).unwrap(), round);
-    }
-}
-
-#[test]
-fn a_controller_that_looks_by_itself_is_not_told() {
-    let simulation = Arc::new(Simulation::new(BYTES as usize, 12));
-    simulation.state().behaviour.has_shadows = true;
-    let held = Held::new("simulated".to_owned(), simulation.clone(), TIMEOUT).unwrap();
-    let device = Vfio::of(Arc::new(held), None).unwrap();
-    let mut queue = device.queue().unwrap();
-    simulation.state().behaviour.looks = true;
-    write(queue.as_mut(), 1).unwrap();
-    let rings = simulation.state().counts.rings;
-    let mut done = Vec::new();
-    for byte in 2..=9 {
-        let memory = Memory::copy_of(&[byte; 8192]);
-        queue.submit(Op { tag: 7, action: Action::Write { offset: 4096, memory, fua: false } });
-        queue.poll(&mut done);
-        assert!(done.is_empty(), "it was told");
-        simulation.state().look();
-        queue.poll(&mut done);
-        assert_eq!(
-            done.drain(..).map(|c| (c.tag, c.result.is_ok())).collect::<Vec<_>>(),
-            [(7, true)]
-        );
-    }
-    assert_eq!(simulation.state().counts.rings, rings);
-    simulation.state().behaviour.looks = false;
-    simulation.state().look();
-    assert_eq!(read(queue.as_mut()).unwrap(), 9);
-    assert!(simulation.state().counts.rings > rings, "it wants to be told again");
-}
-
-#[test]
 fn what_is_submitted_together_is_told_together() {
     let (simulation, device) = device(12);
     let mut queue = device.queue().unwrap();
