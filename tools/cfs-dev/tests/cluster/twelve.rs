@@ -13,6 +13,8 @@ use crate::world::{World, in_namespaces, is_root};
 const NODES: usize = 12;
 const REPLICAS: usize = 3;
 const SHARDS: usize = 256;
+/// Two open segments of every shard need more than the smallest pool has.
+const INSTANCE: &str = "i4i.4xlarge";
 /// Nodes that die.
 const LOST: usize = 2;
 /// Memory that is free before anything is started: about half of it is used.
@@ -63,8 +65,12 @@ fn twelve_nodes_are_balanced_and_any_two_may_die() {
         Err(_) => now % 1_000_000_007,
     };
     let world = World::new();
-    let topology =
-        Topology { replicas: REPLICAS, shard_count: SHARDS as u32, ..Topology::of(NODES, 2) };
+    let topology = Topology {
+        nodes: vec![INSTANCE.to_owned(); NODES],
+        replicas: REPLICAS,
+        shard_count: SHARDS as u32,
+        ..Topology::of(NODES, 2)
+    };
     let site = Site::up(&world.state(), "twelve", &topology);
     let all: Vec<usize> = (1..=NODES).collect();
     let shares = site.balanced(&all, SHARDS, REPLICAS);
