@@ -98,6 +98,13 @@ pub enum AdminRequest {
     JobCancel {
         job: u64,
     },
+    /// Takes a node out of the cluster whose disks are gone for good. Without `confirm` only says what it would lead to.
+    NodeRemoveLost {
+        node: String,
+        confirm: bool,
+        /// Shards of which no copy is left begin anew.
+        accept_data_loss: bool,
+    },
 }
 
 /// A file, as an administrator names it.
@@ -152,6 +159,7 @@ pub enum AdminReply {
         job: u64,
     },
     Job(Box<JobState>),
+    NodeLost(NodeLost),
 }
 
 /// Text that no log may show.
@@ -311,6 +319,31 @@ pub struct NodeMoved {
     pub shards: u32,
     /// What the node stores of them, about.
     pub bytes: u64,
+}
+
+/// What the loss of a node leads to, or would lead to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeLost {
+    pub node: u64,
+    pub name: String,
+    /// It is out of the cluster; else nothing was changed.
+    pub done: bool,
+    /// Copies of everything that the cluster wants.
+    pub copies_wanted: u32,
+    /// Shards that counted on it and go on, by how many copies in sync they have left; fewest first.
+    pub left: Vec<CopiesLeft>,
+    /// Numbers of the shards of which no copy in sync is left.
+    pub lost_shards: Vec<u16>,
+    /// Voters of the metadata that are left.
+    pub voters: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiesLeft {
+    pub copies: u32,
+    pub shards: u32,
+    /// Those of them whose copies are all on nodes that do not answer either.
+    pub shards_waiting: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -98,8 +98,8 @@ pub(super) struct World {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     pub runs: u64,
-    /// Those in which all was well in the end.
-    pub settled: u64,
+    /// Nodes that an administrator took out because their disks were lost.
+    pub removed: u64,
     pub committed: u64,
     pub refused: u64,
     pub read: u64,
@@ -115,7 +115,7 @@ pub(super) struct Tally {
 impl Tally {
     pub fn add(&mut self, other: &Tally) {
         self.runs += other.runs;
-        self.settled += other.settled;
+        self.removed += other.removed;
         self.committed += other.committed;
         self.refused += other.refused;
         self.read += other.read;
