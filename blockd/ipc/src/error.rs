@@ -122,7 +122,8 @@ impl From<hugepages::Error> for Error {
     fn from(source: hugepages::Error) -> Error {
         let kind = match &source {
             hugepages::Error::Length { .. } | hugepages::Error::Descriptors { .. } => Kind::Invalid,
-            hugepages::Error::System { .. } => Kind::Io,
+            // A peer that dies between its connection and our descriptors is gone like any other.
+            hugepages::Error::System { source, .. } => kind_of(source),
         };
         Error::with_source(kind, "shared memory", source)
     }
@@ -130,16 +131,19 @@ impl From<hugepages::Error> for Error {
 
 impl From<io::Error> for Error {
     fn from(source: io::Error) -> Error {
-        let kind = match source.kind() {
-            io::ErrorKind::NotFound => Kind::NotFound,
-            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Kind::Timeout,
-            io::ErrorKind::StorageFull => Kind::NoSpace,
-            io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::UnexpectedEof => Kind::Disconnected,
-            _ => Kind::Io,
-        };
-        Error::with_source(kind, "socket of blockd", source)
+        Error::with_source(kind_of(&source), "socket of blockd", source)
+    }
+}
+
+fn kind_of(error: &io::Error) -> Kind {
+    match error.kind() {
+        io::ErrorKind::NotFound => Kind::NotFound,
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Kind::Timeout,
+        io::ErrorKind::StorageFull => Kind::NoSpace,
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::UnexpectedEof => Kind::Disconnected,
+        _ => Kind::Io,
     }
 }

@@ -10,7 +10,7 @@
 //! Choosing per block covers lost, reordered and torn writes at once. A flush, and FUA for its own
 //! blocks, is a promise that no cut breaks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -44,6 +44,8 @@ struct State {
     /// Operation numbers that fail with `Io`.
     failing: Vec<u64>,
     flush_fails: bool,
+    /// Blocks that cannot be read.
+    unreadable: BTreeSet<u64>,
     /// From this operation number on everything fails with `Disconnected`.
     halted_from: Option<u64>,
     poisoned: bool,
@@ -123,6 +125,12 @@ impl SimVolume {
         state.durable.insert(lba, block.into());
     }
 
+    /// Makes every read of a block fail with `Io`, until it is written.
+    pub fn break_block(&self, lba: u64) {
+        assert!(lba < self.geometry.blocks);
+        self.state().unreadable.insert(lba);
+    }
+
     /// Operations that were asked for so far, of every kind.
     pub fn ops(&self) -> u64 {
         self.state().ops
@@ -131,6 +139,11 @@ impl SimVolume {
     /// Flushes that succeeded so far.
     pub fn flushes(&self) -> u64 {
         self.state().flushes
+    }
+
+    /// Whether the block holds something: written and not deallocated.
+    pub fn is_used(&self, lba: u64) -> bool {
+        self.state().current(lba).is_some()
     }
 
     /// Blocks that hold something: written and not deallocated.
@@ -215,6 +228,7 @@ impl SimVolume {
                 continue;
             }
             let block: Block = bytes.into();
+            state.unreadable.remove(&lba);
             if fua && failed.is_none() {
                 state.versions.remove(&lba);
                 state.durable.insert(lba, block);
@@ -291,6 +305,10 @@ impl Volume for SimVolume {
         self.blocks_of("read", lba, &buffer)?;
         let mut state = self.state();
         state.begin("read", lba)?;
+        let end = lba + (buffer.len() / self.block_bytes()) as u64;
+        if let Some(broken) = state.unreadable.range(lba..end).next() {
+            return Err(Error::new(Kind::Io, format!("simulated read: block {broken} is broken")));
+        }
         let block_bytes = self.block_bytes();
         for (lba, bytes) in (lba..).zip(buffer.chunks_mut(block_bytes)) {
             match state.current(lba) {

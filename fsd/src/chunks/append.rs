@@ -25,7 +25,7 @@ use super::format::{self, BLOCK, Entry, RECORD_ALIGN, RECORD_HEADER, SegmentHead
 use super::index::{Index, Location};
 use super::pack::{Sealed, stopped};
 use super::queue::{Put, Reply};
-use super::replicate::Op;
+use super::replicate::{Concerns, Op};
 use crate::clock;
 
 /// A group with more bytes than this is copied into device buffers by several tasks.
@@ -238,7 +238,11 @@ impl<V: Volume> Inner<V> {
         let mut told = Vec::new();
         for going in &batches {
             let op = || going.batch.op(going.id);
-            told.extend(self.numbered(going.id.shard, Some((going.slot, going.id)), op));
+            told.extend(self.numbered(
+                going.id.shard,
+                Concerns::Open { slot: going.slot, id: going.id },
+                op,
+            ));
         }
         let audience: Vec<_> = told.iter().map(|op| (op.shard, op.epoch)).collect();
         let write = async {
@@ -325,7 +329,11 @@ impl<V: Volume> Inner<V> {
             let footer = format::encode_footer(open.id, &open.entries);
             let seal =
                 || Op::Seal { segment: open.id.number, footer: Bytes::copy_from_slice(&footer) };
-            told.extend(self.numbered(open.id.shard, Some((open.slot, open.id)), seal));
+            told.extend(self.numbered(
+                open.id.shard,
+                Concerns::Open { slot: open.slot, id: open.id },
+                seal,
+            ));
             full.push((open, footer));
         }
         if full.is_empty() {

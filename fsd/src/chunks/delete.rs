@@ -11,7 +11,7 @@ use super::device::Device;
 use super::error::{Error, Kind};
 use super::format::{BLOCK, SegmentId};
 use super::pack::stopped;
-use super::replicate::Op;
+use super::replicate::{Concerns, Op};
 use super::{ChunkStore, Inner};
 
 /// Slots whose headers are written, or whose blocks are discarded, at the same time.
@@ -56,7 +56,8 @@ impl<V: Volume> Inner<V> {
             }
             epoch
         };
-        let op = self.numbered(shard, None, || Op::Delete { gc_epoch, hashes: hashes.clone() });
+        let op = self
+            .numbered(shard, Concerns::Chunks, || Op::Delete { gc_epoch, hashes: hashes.clone() });
         if let Some(error) = self.replicate(op.into_iter().collect()).await.remove(&shard) {
             return Err(error);
         }
@@ -109,7 +110,9 @@ impl<V: Volume> Inner<V> {
 
     /// The committer's part: of shards that are no longer this store's to clean the new primary finds out.
     pub(super) async fn tell_freed(&self, freed: Vec<SegmentId>) {
-        let op = |id: SegmentId| self.numbered(id.shard, None, || Op::Free { segment: id.number });
+        let op = |id: SegmentId| {
+            self.numbered(id.shard, Concerns::Freed(id), || Op::Free { segment: id.number })
+        };
         self.replicate(freed.into_iter().filter_map(op).collect()).await;
     }
 }

@@ -3,11 +3,13 @@
 use blockd_ipc::volume::Volume;
 use hugepages::Buffer;
 
-use super::error::Error;
+use super::error::{Error, Kind};
 use super::format::{BLOCK, SLOTS_START, VolumeHeader};
 
 /// Longest single transfer, in bytes; the volume may allow less.
 const PIECE_BYTES_MAX: usize = 1 << 20;
+/// Failed reads of one range after which it is not single blocks that cannot be read.
+const UNREADABLE_MAX: u32 = 64;
 
 pub(super) struct Device<V> {
     pub volume: V,
@@ -77,6 +79,45 @@ impl<V: Volume> Device<V> {
             out.extend_from_slice(&self.read_piece(offset + out.len() as u64, piece).await?);
         }
         Ok(out)
+    }
+
+    /// As [`Device::read`], with zeros for single blocks that the device cannot read.
+    ///
+    /// # Errors
+    /// `Io`: it reads nothing of the range, or fails too often.
+    pub async fn read_around(&self, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
+        let whole = match self.read(offset, len).await {
+            Err(error) if error.kind() == Kind::Io => error,
+            done => return done,
+        };
+        let mut out = vec![0; len];
+        let (mut failures, mut any) = (1, false);
+        // Halves of what fails, and halves of these, down to the blocks that are to blame.
+        let mut left = vec![(0, len)];
+        while let Some((at, len)) = left.pop() {
+            let half = (len / 2).next_multiple_of(BLOCK);
+            if len > self.piece() {
+                left.extend([(at + half, len - half), (at, half)]);
+                continue;
+            }
+            match self.read_piece(offset + at as u64, len).await {
+                Ok(piece) => {
+                    out[at..at + len].copy_from_slice(&piece);
+                    any = true;
+                }
+                Err(error) if error.kind() == Kind::Io && failures < UNREADABLE_MAX => {
+                    failures += 1;
+                    if len > BLOCK {
+                        left.extend([(at + half, len - half), (at, half)]);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match any {
+            true => Ok(out),
+            false => Err(whole),
+        }
     }
 
     pub async fn deallocate(&self, offset: u64, len: u64) -> Result<(), Error> {

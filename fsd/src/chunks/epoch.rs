@@ -3,7 +3,7 @@
 //! ```text
 //! new primary: begin_epoch ── (number, len, sealed, digest) of all segments ──> replica: settle
 //!              <── what is missing or differs there, what only it has ──────────────┘
-//!              good copies go where they are missing (install_segment), both ways
+//!              the better copies go where the others are (install_segment), both ways
 //!              follow(live sum) ──> replica: the index has what the primary's has; op 1 may come
 //!              set_role(Primary)
 //! ```
@@ -19,7 +19,7 @@ use raftmeta_types::{Epoch, ShardId};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind};
-use super::format::{self, SegmentId};
+use super::format::SegmentId;
 use super::replica::Stream;
 use super::replicate::{OpNumber, SegmentNumber};
 use super::segments::SegmentInfo;
@@ -33,7 +33,7 @@ pub struct Begun {
     pub live: LiveSum,
 }
 
-/// In what a replica differs from the primary, after it has cut what was longer.
+/// In what a replica differs from the primary.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settled {
     /// Segments of the primary that are not here.
@@ -159,8 +159,8 @@ impl<V: Volume> ChunkStore<V> {
         }
     }
 
-    /// Compares with what the new primary has, on a replica that was in sync. What is longer here than there
-    /// is cut. May be asked again until [`ChunkStore::follow`].
+    /// Compares with what the new primary has, on a replica that was in sync. Nothing is changed. May be
+    /// asked again until [`ChunkStore::follow`].
     ///
     /// # Errors
     /// `StaleEpoch`; `Invalid`: ops of that epoch were applied already, so the primary takes a newer one.
@@ -179,22 +179,14 @@ impl<V: Volume> ChunkStore<V> {
         let mut settled = Settled::default();
         let mut ours: BTreeMap<SegmentNumber, SegmentInfo> =
             inner.segments(shard).await?.into_iter().map(|our| (our.number, our)).collect();
-        let mut lost = 0;
         for their in theirs {
             match ours.remove(&their.number) {
                 None => settled.missing.push(*their),
                 Some(our) if our == *their => {}
-                Some(our) => match inner.cut_to(shard, &our, their).await? {
-                    Some(cut) => lost += cut,
-                    None => settled.differing.push(our),
-                },
+                Some(our) => settled.differing.push(our),
             }
         }
         settled.extra = ours.into_values().collect();
-        if lost > 0 {
-            // Their older records are elsewhere, unless they are new and unacknowledged.
-            inner.reindex(shard).await?;
-        }
         Ok(settled)
     }
 
@@ -286,24 +278,5 @@ impl<V: Volume> Inner<V> {
             unborn.map(|(number, _)| SegmentId { shard, number }).collect()
         };
         self.drop_segments(&unborn).await.map(|_| ())
-    }
-
-    /// Cuts our segment if it is theirs with something more at the end, and says how many chunks lost
-    /// their place.
-    async fn cut_to(
-        &self,
-        shard: ShardId,
-        our: &SegmentInfo,
-        their: &SegmentInfo,
-    ) -> Result<Option<usize>, Error> {
-        if our.sealed || their.sealed || our.len <= their.len {
-            return Ok(None);
-        }
-        let extent = self.extent(SegmentId { shard, number: our.number })?;
-        let head = self.content(extent, 0, their.len as usize).await?;
-        if format::digest(&head) != their.digest {
-            return Ok(None);
-        }
-        self.cut(extent, their.len as usize).await.map(Some)
     }
 }

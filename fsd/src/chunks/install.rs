@@ -22,7 +22,7 @@ use super::index::SlotState;
 use super::pack::stopped;
 use super::replica::{Coming, Stream, Tail};
 use super::replicate::SegmentNumber;
-use super::segments::{Extent, Salvaged, SegmentCopy, check_whole, salvage};
+use super::segments::{Salvaged, SegmentCopy, check_whole, salvage};
 use super::shards::Standing;
 use super::{ChunkStore, Inner};
 
@@ -116,7 +116,7 @@ impl<V: Volume> Inner<V> {
         index.shard_mut(id.shard).hear(epoch)?;
         let held = index.segments.get(&id).map(|&slot| index.slots[slot as usize].state);
         let refused = match (index.shard(id.shard).standing, held) {
-            (Standing::Unassigned | Standing::Suspended { .. }, _) => {
+            (Standing::Suspended { .. }, _) | (Standing::Unassigned, None) => {
                 "the store has no part in the shard"
             }
             (Standing::Primary { .. }, Some(SlotState::Open)) => "it takes records now",
@@ -233,31 +233,6 @@ impl<V: Volume> Inner<V> {
         }
         Ok(())
     }
-
-    /// Cuts what this replica has more of a segment than the primary, durably. Says how many chunks lost
-    /// their place.
-    pub(super) async fn cut(&self, extent: Extent, len: usize) -> Result<usize, Error> {
-        let entries = self.entries(extent).await?;
-        let lost = {
-            let mut index = self.index.lock();
-            let cut: Vec<ChunkHash> = entries
-                .iter()
-                .filter(|entry| entry.offset as usize >= len)
-                .filter(|entry| {
-                    let at = index.table.get(&entry.hash);
-                    at.is_some_and(|at| at.slot == extent.slot && at.offset == entry.offset)
-                })
-                .map(|entry| entry.hash)
-                .collect();
-            cut.iter().for_each(|hash| index.remove(hash));
-            index.slots[extent.slot as usize].len = len as u32;
-            cut.len()
-        };
-        let zeros = vec![0; extent.len - len];
-        self.device.write(self.device.slot_start(extent.slot) + len as u64, &[&zeros]).await?;
-        self.flush().await?;
-        Ok(lost)
-    }
 }
 
 /// Takes records over that are good in `ours` and not in `theirs`.
@@ -283,7 +258,7 @@ impl Copy {
         Ok(Copy { id, content, entries, footer, bad: Vec::new(), damaged: false })
     }
 
-    /// As much of it as there is, and what is good in the copy that it replaces.
+    /// As much of it as there is, and what is good in the copy that it replaces, or stands behind its end there.
     fn damaged(
         id: SegmentId,
         copy: &SegmentCopy,
@@ -292,6 +267,9 @@ impl Copy {
     ) -> Result<Copy, String> {
         let mut content = copy.content.to_vec();
         keep_good(&mut content, ours, id, volume);
+        if let Some(more) = ours.get(content.len()..).filter(|_| !copy.sealed) {
+            content.extend_from_slice(more);
+        }
         // Whatever has become of its header, this is what it was.
         let header = SegmentHeader { cluster: volume.cluster, id }.encode();
         match content.get_mut(..BLOCK) {

@@ -3,6 +3,7 @@
 //!
 //! The order is here, the transport is the [`Peer`]'s. Each call may be repeated after a failure.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::time::Duration;
 
@@ -17,9 +18,9 @@ use super::replicate::SegmentNumber;
 use super::segments::{SegmentCopy, SegmentInfo};
 use super::shards::{LiveSum, Role};
 
-/// Comparisons of one beginning. The second one finds what the first one brought; more means that
-/// somebody changes segments meanwhile.
-const ROUNDS_MAX: usize = 4;
+/// Comparisons of one beginning. The second one finds what the first one brought, a third one what was put
+/// together from several damaged copies; more means that somebody changes segments meanwhile.
+const ROUNDS_MAX: usize = 6;
 /// Attempts at a segment that grows, or is freed, while it is fetched.
 const FETCHES_MAX: usize = 100;
 /// Between two of them.
@@ -54,7 +55,7 @@ pub trait Peer: Send + Sync {
         epoch: Epoch,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    fn whole_segment(
+    fn copy_segment(
         &self,
         shard: ShardId,
         number: SegmentNumber,
@@ -115,11 +116,11 @@ impl<V: Volume> ChunkStore<V> {
             for (number, peer) in peers.iter().enumerate() {
                 let theirs = begun.segments.clone();
                 let settled = peer.settle(shard, epoch, theirs).await.map_err(of(number))?;
-                if !settled.is_equal() {
-                    changed |= self
-                        .equalise(shard, epoch, &begun, &settled, peer)
-                        .await
-                        .map_err(|error| LeadError { peer: error.peer.map(|_| number), ..error })?;
+                let equalised = self.equalise(shard, epoch, &begun, &settled, peer).await;
+                let of = |error: LeadError| LeadError { peer: error.peer.map(|_| number), ..error };
+                if equalised.map_err(of)? {
+                    changed = true;
+                    begun = self.begun(shard, epoch).await.map_err(own)?;
                 }
             }
             if !changed {
@@ -130,7 +131,6 @@ impl<V: Volume> ChunkStore<V> {
                 let why = format!("the replicas of shard {shard} do not become equal");
                 return Err(own(Error::new(Kind::NotReplicated, why)));
             }
-            begun = self.begun(shard, epoch).await.map_err(own)?;
         }
         for (number, peer) in peers.iter().enumerate() {
             let follow = peer.follow(shard, epoch, gc_epoch, begun.live);
@@ -139,7 +139,7 @@ impl<V: Volume> ChunkStore<V> {
         self.set_role(shard, Role::Primary { epoch, gc_epoch }).map_err(own)
     }
 
-    /// Good copies go where they are missing. Says whether this store got any.
+    /// The better copy of each segment goes where the other one is. Says whether this store got any.
     async fn equalise<P: Peer>(
         &self,
         shard: ShardId,
@@ -149,30 +149,17 @@ impl<V: Volume> ChunkStore<V> {
         peer: &P,
     ) -> Result<bool, LeadError> {
         let mut changed = false;
+        let pair = Pair { store: self, peer, shard, epoch };
         for &SegmentInfo { number, .. } in &settled.extra {
-            let copy = match peer.whole_segment(shard, number).await {
-                // Nobody has a good copy, so there is nothing to make equal.
-                Err(error) if error.kind() == Kind::Damaged => continue,
-                read => read.map_err(of(0))?,
-            };
-            self.install_segment(shard, epoch, number, copy).await.map_err(own)?;
+            pair.take(number).await?;
             changed = true;
         }
-        for &SegmentInfo { number, .. } in settled.missing.iter().chain(&settled.differing) {
-            assert!(begun.segments.iter().any(|info| info.number == number), "it was ours");
-            match self.whole_segment(shard, number).await {
-                Ok(copy) => {
-                    let install = peer.install_segment(shard, epoch, number, copy);
-                    install.await.map_err(of(0))?;
-                }
-                Err(error) if error.kind() == Kind::Damaged => {
-                    tracing::error!(%error, "a replica is asked for a good copy");
-                    let Ok(copy) = peer.whole_segment(shard, number).await else { continue };
-                    self.install_segment(shard, epoch, number, copy).await.map_err(own)?;
-                    changed = true;
-                }
-                Err(error) => return Err(own(error)),
-            }
+        for &SegmentInfo { number, .. } in &settled.missing {
+            pair.give(number).await?;
+        }
+        for their in &settled.differing {
+            let our = begun.segments.iter().find(|info| info.number == their.number);
+            changed |= pair.join(our.expect("it is one of ours"), their).await?;
         }
         Ok(changed)
     }
@@ -231,5 +218,61 @@ impl<V: Volume> ChunkStore<V> {
                 done => return done.map_err(of(0)),
             }
         }
+    }
+}
+
+/// A primary that begins an epoch, and one of its replicas.
+struct Pair<'a, V: Volume, P> {
+    store: &'a ChunkStore<V>,
+    peer: &'a P,
+    shard: ShardId,
+    epoch: Epoch,
+}
+
+impl<V: Volume, P: Peer> Pair<'_, V, P> {
+    /// The replica's copy comes here. Says whether it is damaged.
+    async fn take(&self, number: SegmentNumber) -> Result<bool, LeadError> {
+        let copy = self.peer.copy_segment(self.shard, number).await.map_err(of(0))?;
+        let damaged = copy.damaged;
+        let install = self.store.install_segment(self.shard, self.epoch, number, copy);
+        install.await.map_err(own)?;
+        Ok(damaged)
+    }
+
+    /// Our copy goes to the replica. Says whether it is damaged.
+    async fn give(&self, number: SegmentNumber) -> Result<bool, LeadError> {
+        let copy = self.store.copy_segment(self.shard, number).await.map_err(own)?;
+        let damaged = copy.damaged;
+        let install = self.peer.install_segment(self.shard, self.epoch, number, copy);
+        install.await.map_err(of(0))?;
+        Ok(damaged)
+    }
+
+    /// Two copies become the better of them. A primary wrote the bytes of both, so one that ends earlier has
+    /// lost its end, to damage or with its node; what the other one has more is acknowledged, or garbage for the
+    /// sweep. A damaged copy that is taken over keeps what is good where it goes, so it goes back, too. Says whether
+    /// our copy is another one now.
+    async fn join(&self, our: &SegmentInfo, their: &SegmentInfo) -> Result<bool, LeadError> {
+        let number = our.number;
+        let reach = |info: &SegmentInfo| (info.sealed, info.len);
+        let theirs_counts = match reach(their).cmp(&reach(our)) {
+            Ordering::Greater => true,
+            Ordering::Less => false,
+            Ordering::Equal => {
+                self.store.copy_segment(self.shard, number).await.map_err(own)?.damaged
+            }
+        };
+        if theirs_counts {
+            tracing::warn!(shard = %self.shard, %number, "another replica has more of a segment");
+            if self.take(number).await? {
+                self.give(number).await?;
+            }
+            return Ok(true);
+        }
+        let damaged = self.give(number).await?;
+        if damaged {
+            self.take(number).await?;
+        }
+        Ok(damaged)
     }
 }

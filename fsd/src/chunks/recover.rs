@@ -300,8 +300,7 @@ async fn load<V: Volume>(
         let tail = device.read(start + (segment_bytes - len) as u64, len).await?;
         match format::decode_footer(&tail, id, segment_bytes) {
             Footer::Lines(entries) => {
-                let footer = &tail[tail.len() - format::footer_bytes(entries.len())..];
-                let sealed = Some(format::digest(footer));
+                let sealed = Some(seal_of(id, &entries));
                 return Ok(Some(Loaded { id, entries, sealed }));
             }
             Footer::Longer(needed) if needed > len => len = needed,
@@ -321,8 +320,13 @@ async fn holds_records<V: Volume>(device: &Device<V>, start: u64) -> Result<bool
         || format::has_footer(&device.read_piece(last, BLOCK).await?))
 }
 
+/// Digest of the footer as it was written: what fills its first block is not covered by its checksum.
+fn seal_of(id: SegmentId, lines: &[Entry]) -> u64 {
+    format::digest(&format::encode_footer(id, lines))
+}
+
 /// A segment whose header is damaged, or bytes that never were one of this store: only records that
-/// our key opens are believed.
+/// our key opens are believed, and the footer of a segment that has one.
 fn salvage(bytes: &[u8], shard_count: u32, keys: &Keys) -> Option<Loaded> {
     let id = format::recognise(bytes, shard_count)?;
     let mut entries = format::scan(bytes, id, shard_count);
@@ -331,13 +335,14 @@ fn salvage(bytes: &[u8], shard_count: u32, keys: &Keys) -> Option<Loaded> {
             .and_then(|(head, stored)| open_record(keys, &head, stored))
             .is_some()
     });
-    let sealed = match format::decode_footer(bytes, id, bytes.len()) {
-        Footer::Lines(lines) => {
-            Some(format::digest(&bytes[bytes.len() - format::footer_bytes(lines.len())..]))
-        }
-        Footer::Longer(_) | Footer::None => None,
-    };
-    (!entries.is_empty()).then_some(Loaded { id, entries, sealed })
+    if entries.is_empty() {
+        return None;
+    }
+    Some(match format::decode_footer(bytes, id, bytes.len()) {
+        // It names what is damaged, too: whoever compares footers would take this for a copy like the others.
+        Footer::Lines(lines) => Loaded { id, sealed: Some(seal_of(id, &lines)), entries: lines },
+        Footer::Longer(_) | Footer::None => Loaded { id, entries, sealed: None },
+    })
 }
 
 /// The index of what was found, and slots whose segment lies in another one, too: a crash came between

@@ -123,18 +123,36 @@ impl Replicator for Alone {
     }
 }
 
+/// What an op is about.
+#[derive(Clone, Copy)]
+pub(super) enum Concerns {
+    Chunks,
+    /// A segment that takes records in that slot, still.
+    Open {
+        slot: u32,
+        id: SegmentId,
+    },
+    /// A segment that is not here. A new epoch may have brought it back before the others heard that it was freed.
+    Freed(SegmentId),
+}
+
 impl<V: Volume> Inner<V> {
-    /// Gives an op of this primary its number; the op itself if anybody is to hear of it. One that concerns
-    /// an open segment (and its slot) counts only while that is open.
+    /// Gives an op of this primary its number, if what it `concerns` is as it says at that moment; the op itself
+    /// if anybody is to hear of it.
     pub(super) fn numbered(
         &self,
         shard: ShardId,
-        of: Option<(u32, SegmentId)>,
+        concerns: Concerns,
         op: impl FnOnce() -> Op,
     ) -> Option<ShardOp> {
         let (epoch, number) = {
             let mut index = self.index.lock();
-            if of.is_some_and(|(slot, id)| !index.is_open(slot, id)) {
+            let counts = match concerns {
+                Concerns::Chunks => true,
+                Concerns::Open { slot, id } => index.is_open(slot, id),
+                Concerns::Freed(id) => !index.segments.contains_key(&id),
+            };
+            if !counts {
                 return None;
             }
             index.shard_mut(shard).take_op()?

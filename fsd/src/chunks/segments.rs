@@ -79,25 +79,6 @@ impl<V: Volume> ChunkStore<V> {
         Ok(SegmentCopy { content: content.into(), sealed, damaged })
     }
 
-    /// All of a segment that is whole.
-    ///
-    /// # Errors
-    /// `NotFound`: not here, or freed. `Damaged`, `Io`.
-    pub async fn whole_segment(
-        &self,
-        shard: ShardId,
-        number: SegmentNumber,
-    ) -> Result<SegmentCopy, Error> {
-        let copy = self.copy_segment(shard, number).await?;
-        match copy.damaged {
-            false => Ok(copy),
-            true => {
-                let why = format!("segment {number} of shard {shard} is damaged");
-                Err(Error::new(Kind::Damaged, why))
-            }
-        }
-    }
-
     /// Bytes of a segment's content, shorter where that ends. `offset` and `len` are whole blocks.
     ///
     /// # Errors
@@ -165,7 +146,8 @@ impl<V: Volume> Inner<V> {
         Ok(SegmentInfo { number: id.number, len: len as u32, sealed: sealed.is_some(), digest })
     }
 
-    /// Part of a segment's content. A segment that was freed while it was read is not found.
+    /// Part of a segment's content, with zeros for what the device cannot read, which no segment that is whole
+    /// has there. A segment that was freed while it was read is not found.
     pub(super) async fn content(
         &self,
         extent: Extent,
@@ -179,7 +161,7 @@ impl<V: Volume> Inner<V> {
         };
         let len = len.min(end.saturating_sub(offset));
         let start = self.device.slot_start(extent.slot);
-        let mut bytes = self.device.read(start + offset as u64, len).await?;
+        let mut bytes = self.device.read_around(start + offset as u64, len).await?;
         if extent.sealed.is_some() && offset + len > extent.len {
             let footer = whole - self.footer_len(extent).await?;
             // Between the records and the footer lies what was there before.
@@ -196,8 +178,12 @@ impl<V: Volume> Inner<V> {
     async fn footer_len(&self, extent: Extent) -> Result<usize, Error> {
         let whole = self.device.segment_bytes();
         let end = self.device.slot_start(extent.slot) + whole as u64;
-        let last = self.device.read_piece(end - BLOCK as u64, BLOCK).await?;
-        Ok(match format::decode_footer(&last, extent.id, whole) {
+        let footer = match self.device.read_piece(end - BLOCK as u64, BLOCK).await {
+            Ok(last) => format::decode_footer(&last, extent.id, whole),
+            Err(error) if error.kind() == Kind::Io => Footer::None,
+            Err(error) => return Err(error),
+        };
+        Ok(match footer {
             Footer::Lines(lines) => format::footer_bytes(lines.len()),
             Footer::Longer(len) => len,
             // Damaged: whatever stands there is compared and found different.
@@ -261,6 +247,9 @@ pub(super) fn check_whole(
     let entries = format::parse(&content[BLOCK..end], BLOCK, id, shard_count).map_err(damaged)?;
     if entries != lines || content[end..footer].iter().any(|&byte| byte != 0) {
         return Err("its footer lists other records".to_owned());
+    }
+    if content[footer..] != format::encode_footer(id, &lines) {
+        return Err("its footer has more than its lines".to_owned());
     }
     Ok((entries, end))
 }

@@ -207,10 +207,14 @@ async fn end(pid: Pid, signal: Signal) -> Result<bool, NodeError> {
     Ok(false)
 }
 
-/// It has ended, and its parent has not looked yet.
+/// It has ended, and its parent has not looked yet. The first thread of a process that was killed can be
+/// a zombie while others still hold its sockets and files: only when it is the last one, all has ended.
 fn is_zombie(pid: Pid) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid()));
-    stat.is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
+    let process = PathBuf::from(format!("/proc/{}", pid.as_raw_pid()));
+    let stat = std::fs::read_to_string(process.join("stat"));
+    let ended =
+        stat.is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")));
+    ended && std::fs::read_dir(process.join("task")).is_ok_and(|threads| threads.count() <= 1)
 }
 
 async fn connect(

@@ -85,12 +85,12 @@ pub(crate) async fn mend_segment(
     let others = Others::of(node, shard)?;
     let number = found.info.number;
     for target in &others.targets {
-        let wanted = Ask::WholeSegment { shard, number };
+        let wanted = Ask::Segment { shard, number };
         let asked = ask(&**node, target, &wanted, ANSWER_WITHIN).await;
         let Ok(Told::Segment(copy)) = asked else { continue };
         // One that ends earlier lacks what somebody was answered.
         let ends_earlier = copy.content.len() < found.info.len as usize;
-        if !copy.sealed && (found.info.sealed || ends_earlier) {
+        if copy.damaged || !copy.sealed && (found.info.sealed || ends_earlier) {
             continue;
         }
         let installed = node.chunks.install_segment(shard, others.shard.epoch, number, copy).await;

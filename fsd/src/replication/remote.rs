@@ -50,7 +50,7 @@ impl Remote {
             Ask::Apply { .. }
             | Ask::Compare { .. }
             | Ask::CaughtUp { .. }
-            | Ask::WholeSegment { .. }
+            | Ask::Segment { .. }
             | Ask::Record { .. }
             | Ask::Install { .. } => ANSWER_WITHIN,
         };
@@ -103,12 +103,12 @@ impl Peer for Remote {
         self.done(Ask::CaughtUp { shard, epoch }).await
     }
 
-    async fn whole_segment(
+    async fn copy_segment(
         &self,
         shard: ShardId,
         number: SegmentNumber,
     ) -> Result<SegmentCopy, Error> {
-        match self.ask(Ask::WholeSegment { shard, number }).await? {
+        match self.ask(Ask::Segment { shard, number }).await? {
             Told::Segment(copy) => Ok(copy),
             _ => unexpected(&self.target),
         }

@@ -26,7 +26,7 @@ pub(super) enum Ask {
     Follow { shard: ShardId, epoch: Epoch, gc_epoch: Epoch, live: LiveSum },
     Compare { shard: ShardId, theirs: Snapshot },
     CaughtUp { shard: ShardId, epoch: Epoch },
-    WholeSegment { shard: ShardId, number: SegmentNumber },
+    Segment { shard: ShardId, number: SegmentNumber },
     Record { hash: ChunkHash },
     Install { shard: ShardId, epoch: Epoch, number: SegmentNumber, copy: SegmentCopy },
 }
@@ -114,9 +114,7 @@ async fn perform<V: Volume>(store: &ChunkStore<V>, ask: Ask) -> Result<Told, Err
             store.caught_up(shard, epoch).await?;
             Told::Done
         }
-        Ask::WholeSegment { shard, number } => {
-            Told::Segment(store.whole_segment(shard, number).await?)
-        }
+        Ask::Segment { shard, number } => Told::Segment(store.copy_segment(shard, number).await?),
         Ask::Record { hash } => Told::Record(store.read_record(&hash).await?.into()),
         Ask::Install { shard, epoch, number, copy } => {
             store.install_segment(shard, epoch, number, copy).await?;

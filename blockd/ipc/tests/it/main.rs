@@ -269,6 +269,27 @@ fn refusals_and_absences_are_told_apart() {
     server.stop();
 }
 
+/// A server that is killed may still be connected to; wherever in the greeting it goes, it is gone.
+#[test]
+fn a_server_that_dies_while_it_is_greeted_is_absent() {
+    use std::io::Read;
+    const ATTEMPTS: usize = 300;
+    let scene = scene();
+    let listener = std::os::unix::net::UnixListener::bind(&scene.path).unwrap();
+    let server = thread::spawn(move || {
+        for attempt in 0..ATTEMPTS {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut some = vec![0; [0, 1, 96, 97][attempt % 4]];
+            let _ = stream.read_exact(&mut some);
+        }
+    });
+    for attempt in 0..ATTEMPTS {
+        let error = RemoteVolume::connect(config(&scene.path)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Disconnected, "attempt {attempt}: {error}");
+    }
+    server.join().unwrap();
+}
+
 #[test]
 fn a_blocking_queue_keeps_its_depth_in_flight() {
     let scene = scene();

@@ -53,6 +53,15 @@ pub fn daemon(program: &Path, arguments: &[&str], runtime_dir: &str, log: &Path)
         .unwrap_or_else(|error| panic!("starting {}: {error}", program.display()))
 }
 
+/// The last lines of a daemon's log, for the message of a failure.
+pub fn tail(log: &Path) -> String {
+    const LINES: usize = 20;
+    let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let text = text.unwrap_or_else(|error| format!("{}: {error}", log.display()));
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}
+
 pub fn pid(child: &Child) -> Pid {
     Pid::from_child(child)
 }

@@ -101,7 +101,7 @@ impl System {
         let server = self.server.as_mut().expect("it was started");
         wait_for("the server's socket", || {
             if let Some(status) = server.try_wait().expect("waiting for a child") {
-                panic!("cfs server ended with {status}, see {}", log.display());
+                panic!("cfs server ended with {status}:\n{}", process::tail(&log));
             }
             UnixStream::connect(&socket).is_ok()
         });
@@ -115,7 +115,7 @@ impl System {
         let mut client = process::daemon(cfs(), &arguments, &self.path("run"), &log);
         wait_for("the mount", || {
             if let Some(status) = client.try_wait().expect("waiting for a child") {
-                panic!("cfs mount ended with {status}, see {}", log.display());
+                panic!("cfs mount ended with {status}:\n{}", process::tail(&log));
             }
             is_mounted(&mountpoint)
         });

@@ -230,12 +230,12 @@ impl Peer for Link {
         self.call(|store| async move { store.caught_up(shard, epoch).await }).await
     }
 
-    async fn whole_segment(
+    async fn copy_segment(
         &self,
         shard: ShardId,
         number: SegmentNumber,
     ) -> Result<SegmentCopy, Error> {
-        self.call(|store| async move { store.whole_segment(shard, number).await }).await
+        self.call(|store| async move { store.copy_segment(shard, number).await }).await
     }
 
     async fn install_segment(
@@ -269,6 +269,7 @@ pub(super) struct Leader {
     acknowledged: u64,
     promotions: u64,
     joined: u64,
+    damages: u64,
 }
 
 async fn member(site: &Arc<Site>, node: usize, volume: SimVolume) -> ChunkStore<SimVolume> {
@@ -315,6 +316,7 @@ impl Leader {
             acknowledged: 0,
             promotions: 0,
             joined: 0,
+            damages: 0,
         };
         for shard in 0..SHARDS {
             leader.begin(shard).await;
@@ -517,7 +519,10 @@ impl Leader {
             let count = 1 + self.dice.below(6);
             self.puts(count).await;
             let up = up.await.unwrap();
-            if up.is_err() || joiner.lock().await.broken {
+            let broken = joiner.lock().await.broken;
+            if up.is_err() || broken {
+                self.log
+                    .push(format!("{shard}: {node} is not brought up: {up:?}, broken: {broken}"));
                 self.site.joiners.lock().remove(&(shard, node));
                 continue;
             }
@@ -596,10 +601,103 @@ impl Leader {
                 self.log.push("blackout".into());
                 self.blackout().await;
             }
+            13 => self.damage(node).await,
             _ => {
                 let count = 1 + self.dice.below(4);
                 self.puts(count).await;
                 self.commit();
+            }
+        }
+    }
+
+    /// Bytes on a node's device change while everybody is well, perhaps while it is down; everything is scrubbed
+    /// before anything else goes wrong.
+    async fn damage(&mut self, node: usize) {
+        self.site.away.lock().clear();
+        *self.site.loss.lock() = 0;
+        for shard in 0..SHARDS {
+            self.begin(shard).await;
+            let others = self.line(shard).in_sync.iter().any(|&other| other != node);
+            if !others {
+                return;
+            }
+        }
+        let restarts = self.dice.below(4) > 0;
+        let one_in = [2, 6, 40][self.dice.below(3) as usize];
+        self.log.push(format!("damage {node}, one block in {one_in}, restarts: {restarts}"));
+        if restarts {
+            let at = self.dice.next();
+            self.volumes[node] = self.volumes[node].power_cut(at);
+        }
+        let volume = self.volumes[node].clone();
+        for lba in (format::SLOTS_START / 4096..16 + SLOTS * 16).filter(|&lba| volume.is_used(lba))
+        {
+            if self.dice.below(one_in) == 0 {
+                volume.corrupt(lba, self.dice.below(4096) as usize, 1 << self.dice.below(8));
+            }
+        }
+        if restarts {
+            let store = member(&self.site, node, volume).await;
+            self.site.stores.lock()[node] = store;
+            match self.dice.below(3) {
+                0 => self.suspect(node).await,
+                leads => {
+                    for shard in 0..SHARDS {
+                        let line = self.line(shard);
+                        if leads == 1 && line.in_sync.contains(&node) {
+                            line.primary = node;
+                        }
+                        self.begin(shard).await;
+                    }
+                }
+            }
+        }
+        self.puts(3).await;
+        self.commit();
+        if self.dice.below(2) == 0 {
+            self.delete().await;
+        }
+        let _ = self.site.store(node).clean(u64::MAX).await;
+        for shard in 0..SHARDS {
+            self.bring_up(shard).await;
+            self.scrub(shard).await;
+        }
+        self.damages += 1;
+        self.check().await;
+    }
+
+    /// What `replication/mender.rs` does, on all replicas.
+    async fn scrub(&mut self, shard: u16) {
+        let line = self.line(shard).clone();
+        let (shard, epoch) = (ShardId(shard), Epoch(line.epoch));
+        for &node in &line.in_sync {
+            let store = self.site.store(node);
+            for number in store.segment_numbers(shard) {
+                let Ok(found) = store.verify_segment(shard, number).await else { continue };
+                if found.whole {
+                    continue;
+                }
+                for &other in line.in_sync.iter().filter(|&&other| other != node) {
+                    let other = self.site.store(other);
+                    if let Ok(copy) = other.copy_segment(shard, number).await
+                        && !copy.damaged
+                        && copy.sealed >= found.info.sealed
+                        && (copy.sealed || copy.content.len() >= found.info.len as usize)
+                    {
+                        let _ = store.install_segment(shard, epoch, number, copy).await;
+                    }
+                    for hash in &found.bad {
+                        if let Ok(record) = other.read_record(hash).await {
+                            let _ = store.repair(hash, epoch, &record).await;
+                        }
+                        if node == line.primary
+                            && store.get(hash).await.is_err()
+                            && let Ok(plain) = other.get(hash).await
+                        {
+                            let _ = store.put(vec![(*hash, plain)]).await;
+                        }
+                    }
+                }
             }
         }
     }
@@ -615,6 +713,11 @@ impl Leader {
                     break;
                 }
                 self.bring_up(shard).await;
+                // Garbage may be in the way of what is to be installed.
+                self.delete().await;
+                for node in 0..NODES {
+                    let _ = self.site.store(node).clean(u64::MAX).await;
+                }
             }
             let line = self.line(shard).clone();
             assert_eq!(line.in_sync.len(), NODES, "seed {}: {:?}", self.seed, self.log);
@@ -642,9 +745,12 @@ impl Leader {
                 let read = async |store: &ChunkStore<SimVolume>| {
                     store.read_segment(shard, info.number, 0, 64 << 10).await.unwrap()
                 };
-                let whole = store.whole_segment(shard, info.number).await;
-                assert!(whole.is_ok(), "seed {seed}: node {node}: {whole:?}");
-                assert!(read(&store).await == read(&first).await, "seed {seed}: {info:?}");
+                let copy = store.copy_segment(shard, info.number).await;
+                let whole = copy.as_ref().is_ok_and(|copy| !copy.damaged);
+                // What nobody was told of may be damaged everywhere.
+                assert!(whole || self.damages > 0, "seed {seed}: node {node}: {copy:?}");
+                let same = !whole || read(&store).await == read(&first).await;
+                assert!(same || self.damages > 0, "seed {seed}: {info:?}");
             }
             for hash in first.iter_hashes(Some(shard)) {
                 assert!(store.contains(&hash), "seed {seed}: node {node} lacks {hash}");
@@ -655,8 +761,8 @@ impl Leader {
 
 #[tokio::test]
 async fn nothing_that_a_commit_references_is_lost_by_any_in_sync_replica() {
-    let (mut acknowledged, mut promotions, mut joined) = (0, 0, 0);
-    for seed in 0..rounds("CLAUDEFS_CHUNK_SITE_SEEDS", 40) {
+    let (mut acknowledged, mut promotions, mut joined, mut damages) = (0, 0, 0, 0);
+    for seed in 0..rounds("CLAUDEFS_CHUNK_SITE_SEEDS", 100) {
         let mut leader = Leader::new(seed).await;
         for _ in 0..rounds("CLAUDEFS_CHUNK_SITE_STEPS", 150) {
             leader.step().await;
@@ -665,7 +771,11 @@ async fn nothing_that_a_commit_references_is_lost_by_any_in_sync_replica() {
         acknowledged += leader.acknowledged;
         promotions += leader.promotions;
         joined += leader.joined;
+        damages += leader.damages;
     }
-    let enough = acknowledged > 500 && promotions > 10 && joined > 20;
-    assert!(enough, "{acknowledged} puts, {promotions} promotions, {joined} caught up");
+    let enough = acknowledged > 500 && promotions > 10 && joined > 20 && damages > 10;
+    assert!(
+        enough,
+        "{acknowledged} puts, {promotions} promotions, {joined} caught up, {damages} damaged"
+    );
 }
