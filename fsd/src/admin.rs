@@ -10,6 +10,7 @@ mod jobs;
 mod lost;
 mod nodes;
 mod path;
+mod protection;
 mod scrub;
 pub(crate) mod security;
 mod stat;
@@ -63,6 +64,9 @@ pub async fn answer(
         AdminRequest::JobCancel { job } => node.admin.cancel(job),
         AdminRequest::NodeRemoveLost { node: named, confirm, accept_data_loss } => {
             lost::remove(node, &named, lost::Consent { confirm, accept_data_loss }).await
+        }
+        AdminRequest::Protection { replicas, in_sync_min } => {
+            protection::set(node, replicas, in_sync_min).await
         }
     }
 }

@@ -158,8 +158,7 @@ async fn found(seed: u64, print: bool, careless: bool) -> Arc<World> {
         let (state, capacity_bytes) = (NodeState::Up, blocks * 4096);
         Command::SetNode(NodeInfo { id: *id, name, address, state, capacity_bytes })
     }));
-    let in_sync_min = replicas.div_ceil(2);
-    commands.push(Command::SetProtection(Protection { replicas, in_sync_min }));
+    commands.push(Command::SetProtection(Protection::of(replicas)));
     commands.extend((0..FILES).map(|file| {
         Command::Create(Create {
             parent: Ino::ROOT,

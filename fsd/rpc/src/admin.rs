@@ -105,6 +105,11 @@ pub enum AdminRequest {
         /// Shards of which no copy is left begin anew.
         accept_data_loss: bool,
     },
+    /// How often data is kept; what is named is changed first.
+    Protection {
+        replicas: Option<u8>,
+        in_sync_min: Option<u8>,
+    },
 }
 
 /// A file, as an administrator names it.
@@ -160,6 +165,7 @@ pub enum AdminReply {
     },
     Job(Box<JobState>),
     NodeLost(NodeLost),
+    Protection(Protection),
 }
 
 /// Text that no log may show.
@@ -223,11 +229,21 @@ pub struct Status {
     pub health: Health,
     pub nodes_up: u32,
     pub nodes: u32,
+    pub protection: Protection,
     pub metadata: MetadataStatus,
     pub data: DataStatus,
     pub blockd: BlockdStatus,
     pub clients: u32,
     pub jobs: Vec<JobSummary>,
+}
+
+/// How often data is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protection {
+    /// Copies of everything.
+    pub replicas: u8,
+    /// Copies in sync that a shard needs to acknowledge writes when others fail.
+    pub in_sync_min: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use fsd_rpc::message::Failure;
 use raftmeta::read;
 use raftmeta_types::cluster::NodeState;
 
+use super::protection;
 use crate::node::{Node, now};
 use crate::service::storage;
 use crate::supervise::State;
@@ -17,6 +18,7 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
     let view = node.group.view();
     let group = node.group.status();
     let counters = read::counters(&view).map_err(storage)?;
+    let protection = read::protection(&view).map_err(storage)?;
     let nodes = read::nodes(&view).map_err(storage)?;
     let nodes = nodes.iter().filter(|node| node.state != NodeState::Removed);
     let up = nodes.clone().filter(|node| node.state == NodeState::Up).count();
@@ -35,6 +37,7 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
         health: node.health(),
         nodes_up: up as u32,
         nodes: nodes.count() as u32,
+        protection: protection::told(protection),
         metadata: MetadataStatus {
             term: group.term,
             leader: group.leader,
