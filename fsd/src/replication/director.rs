@@ -21,9 +21,12 @@ use raftmeta_types::{Command, Epoch, MetaError, NodeId, ShardId, Time};
 use super::host::Host;
 use super::keeper;
 use crate::clock;
-use crate::node::{members, now};
+use crate::node::{members, now, skew};
 use crate::placement::{self, Held, Place};
 use crate::service::storage;
+
+#[cfg(test)]
+mod tests;
 
 /// Replicas that are brought up at once, in all and to one node.
 const MOVES_MAX: usize = 16;
@@ -77,17 +80,27 @@ impl Director {
 }
 
 /// The nodes as a round sees them.
+#[derive(Default)]
 struct Nodes {
     /// Answers, and may be a primary.
     alive: BTreeSet<NodeId>,
+    /// Has a clock that is wrong, and is no primary where another can be.
+    wrong: BTreeSet<NodeId>,
     /// Known to be down.
     down: BTreeSet<NodeId>,
     places: Vec<Place>,
 }
 
+impl Nodes {
+    fn may_lead(&self, id: &NodeId) -> bool {
+        self.alive.contains(id) && !self.wrong.contains(id)
+    }
+}
+
 fn nodes(node: &impl Host, known: &[NodeInfo]) -> Nodes {
     let beats = node.beats().lock();
-    let mut nodes = Nodes { alive: BTreeSet::new(), down: BTreeSet::new(), places: Vec::new() };
+    let wrong = skew::wrong(node.id(), &beats);
+    let mut nodes = Nodes { wrong, ..Nodes::default() };
     for info in known {
         let stalled = match beats.get(&info.id).and_then(|beat| beat.usage.as_ref()) {
             Some(usage) => Duration::from_millis(usage.stalled_ms),
@@ -215,7 +228,10 @@ fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange>
         shard.in_sync.iter().copied().filter(|id| nodes.alive.contains(id)).collect();
     let lost = shard.in_sync.iter().any(|id| nodes.down.contains(id));
     let primary_lost = !nodes.alive.contains(&shard.primary);
-    if alive.len() < least || alive.is_empty() || !(lost || primary_lost) {
+    if !(lost || primary_lost) {
+        return change_clocks(shard, nodes);
+    }
+    if alive.len() < least || alive.is_empty() {
         return None;
     }
     // Who is only suspected stays, unless it has to lead.
@@ -226,8 +242,19 @@ fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange>
             shard.in_sync.iter().copied().filter(stays).collect()
         }
     };
-    let primary = if primary_lost { in_sync[0] } else { shard.primary };
+    let first = in_sync.iter().find(|id| nodes.may_lead(id)).unwrap_or(&in_sync[0]);
+    let primary = if primary_lost { *first } else { shard.primary };
     Some(ShardChange { id: shard.id, expected: shard.epoch, primary, in_sync })
+}
+
+/// Whoever has a wrong clock leads no more where another can. Its copy stays in sync.
+fn change_clocks(shard: &ShardInfo, nodes: &Nodes) -> Option<ShardChange> {
+    if nodes.may_lead(&shard.primary) {
+        return None;
+    }
+    let primary = *shard.in_sync.iter().find(|id| nodes.may_lead(id))?;
+    let (expected, in_sync) = (shard.epoch, shard.in_sync.clone());
+    Some(ShardChange { id: shard.id, expected, primary, in_sync })
 }
 
 /// The last step of a plan whose replicas are all in sync. Where there are too few nodes for all of them, nobody
@@ -240,8 +267,9 @@ fn follow(
 ) -> Option<ShardChange> {
     let first = planned.by.first()?;
     let present = planned.by.iter().filter(|id| **id == shard.primary);
-    let mut able = std::iter::once(first).chain(present).chain(&planned.by);
-    let primary = *able.find(|id| nodes.alive.contains(id))?;
+    let able = std::iter::once(first).chain(present).chain(&planned.by);
+    let any = || able.clone().find(|id| nodes.alive.contains(id));
+    let primary = *able.clone().find(|id| nodes.may_lead(id)).or_else(any)?;
     let mut in_sync = planned.by.clone();
     if in_sync.len() < replicas {
         let others = shard.in_sync.iter().filter(|id| !planned.by.contains(id));

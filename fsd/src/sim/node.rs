@@ -246,6 +246,7 @@ impl Life {
             reserve_bytes: usage.reserve,
             chunks: usage.chunks,
             strays: self.upkeep.strays.of(self),
+            clock_ms: self.clock_ms(),
             ..NodeUsage::default()
         }
     }
@@ -446,6 +447,10 @@ impl Host for Life {
             Some(id) if id != self.id => self.target_of(id),
             Some(_) | None => Err(Failure::NotReady("no leader is known".into())),
         }
+    }
+
+    fn clock_ms(&self) -> i64 {
+        since_start().as_millis() as i64 + self.world.clock_off_ms(self.id)
     }
 
     /// Of one that is not reached the others say what they like.
