@@ -297,6 +297,12 @@ pub struct JobSummary {
     pub name: String,
     pub started: Timestamp,
     pub progress: Progress,
+    /// Of the whole, rounded down. Nothing while the whole is not known.
+    pub percent: Option<u8>,
+    /// Bytes that are left, about; nothing where something else is counted.
+    pub bytes_left: Option<u64>,
+    /// How long the rest takes at the rate of the last minute, in milliseconds; nothing while that is not known.
+    pub eta_ms: Option<u64>,
 }
 
 /// How far a job is. `total` is 0 while it is not known.

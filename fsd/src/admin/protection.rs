@@ -33,7 +33,8 @@ pub(super) async fn set(
     let Protection { replicas, in_sync_min } = after;
     let doing = "setting the protection";
     if !(1..=replicas).contains(&in_sync_min) {
-        let why = format!("{in_sync_min} copies in sync are not from 1 to the {replicas} there are");
+        let why =
+            format!("{in_sync_min} copies in sync are not from 1 to the {replicas} there are");
         return Err(refused("INVALID", doing, why, ""));
     }
     let up = nodes.iter().filter(|info| info.state == NodeState::Up).count();

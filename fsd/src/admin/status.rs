@@ -9,8 +9,9 @@ use fsd_rpc::message::Failure;
 use raftmeta::read;
 use raftmeta_types::cluster::NodeState;
 
-use super::protection;
+use super::{jobs, protection};
 use crate::node::{Node, now};
+use crate::replication::{Cause, Work};
 use crate::service::storage;
 use crate::supervise::State;
 
@@ -54,16 +55,28 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
     })))
 }
 
-/// What the leader moves from node to node, as a job.
-fn moving(node: &Node, draining: &[String]) -> Option<JobSummary> {
-    let work = node.director.lock().work?;
-    let name = match draining {
-        [] => "placing replicas".to_owned(),
-        names => format!("drain {}", names.join(", ")),
+/// What the leader moves from node to node, as jobs.
+fn moving(node: &Node, draining: &[String]) -> Vec<JobSummary> {
+    let director = node.director.lock();
+    let summary = |(cause, work): (&Cause, &Work)| {
+        let name = match cause {
+            Cause::Copies => "re-replication".to_owned(),
+            Cause::Drain => format!("drain {}", draining.join(", ")),
+            Cause::Balance => "rebalance".to_owned(),
+        };
+        let (total, done) = (work.total as u64, work.done());
+        let progress = match work.bytes_each {
+            0 => Progress { phase: "copying".into(), done, total, unit: "shards".into() },
+            each => Progress {
+                phase: "copying".into(),
+                done: done.saturating_mul(each),
+                total: total.saturating_mul(each),
+                unit: "bytes".into(),
+            },
+        };
+        jobs::summary(0, name, work.since.into(), progress, &work.pace)
     };
-    let (total, done) = (work.total as u64, (work.total - work.left) as u64);
-    let progress = Progress { phase: "copying".into(), done, total, unit: "shards".into() };
-    Some(JobSummary { job: 0, name, started: work.since.into(), progress })
+    director.works.iter().map(summary).collect()
 }
 
 /// The space of the chunk store.

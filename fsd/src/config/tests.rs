@@ -49,11 +49,7 @@ fn what_cannot_work_is_refused_by_name() {
         ("[door]", "[cluster]\nprotection = \"ec:4+2\"\n[door]", "ec:4+2"),
         ("[door]", "[cluster]\nin_sync_min = 0\n[door]", "cluster.in_sync_min"),
         ("[door]", "[cluster]\nin_sync_min = 2\n[door]", "cluster.in_sync_min"),
-        (
-            "[door]",
-            "[cluster]\nprotection = \"replica:3\"\nin_sync_min = 4\n[door]",
-            "from 1 to 3",
-        ),
+        ("[door]", "[cluster]\nprotection = \"replica:3\"\nin_sync_min = 4\n[door]", "from 1 to 3"),
         ("[door]", "[door]\nadvertise = \"h:1\"", "door.advertise"),
         ("[door]", "[door]\ntcp = \"nowhere\"", "tcp"),
         ("[door]", "[chunks]\nmin = \"64K\"\n[door]", "chunks.avg"),

@@ -131,7 +131,7 @@ fn screen(status: &fsd_rpc::admin::Status, wide: bool, colours: bool) -> String 
     text += &format!("clients  {} mounts\n", status.clients);
     for (at, job) in status.jobs.iter().enumerate() {
         let label = if at == 0 { "jobs" } else { "" };
-        text += &format!("{label:<8} {} {}\n", job.name, progress::line(&job.progress));
+        text += &format!("{label:<8} {} {}\n", job.name, progress::summary(job));
     }
     if wide {
         text += &wide_part(status);
@@ -206,7 +206,9 @@ fn wide_part(status: &fsd_rpc::admin::Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fsd_rpc::admin::{BlockdStatus, Check, DataStatus, Health, MetadataStatus, Protection, Timestamp};
+    use fsd_rpc::admin::{
+        BlockdStatus, Check, DataStatus, Health, MetadataStatus, Protection, Timestamp,
+    };
 
     fn example() -> fsd_rpc::admin::Status {
         fsd_rpc::admin::Status {
