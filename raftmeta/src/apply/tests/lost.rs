@@ -22,7 +22,7 @@ fn site(shards: [&[u64]; 2]) -> Fs {
     for (id, in_sync) in (0..).zip(shards) {
         // Only one that was in sync may lead.
         for (expected, primary, in_sync) in [
-            (1, 1, [&[1], in_sync].concat().into_iter().collect::<BTreeSet<u64>>()),
+            (1, 1, [&[1][..], in_sync].concat().into_iter().collect::<BTreeSet<u64>>()),
             (2, in_sync[0], in_sync.iter().copied().collect()),
         ] {
             let in_sync = in_sync.into_iter().map(NodeId).collect();
