@@ -125,12 +125,13 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// How the section of `scripts/bench nvme` begins.
-const NVME_SECTION: &str = "\n## NVMe\n";
+/// How the sections begin that others have measured: `scripts/bench-nodes`, `scripts/bench-failover`, `scripts/bench nvme`.
+const FOREIGN: [&str; 3] = ["\n## Several nodes\n", "\n## Failover\n", "\n## NVMe\n"];
 
-/// What `scripts/bench nvme` has written into the same file: its section is the last, and stays.
+/// Those sections as they are: they are the last in the file, and stay.
 fn foreign(old: &str) -> String {
-    old.find(NVME_SECTION).map_or(String::new(), |at| format!("\n{}", old[at..].trim_start()))
+    let first = FOREIGN.iter().filter_map(|section| old.find(section)).min();
+    first.map_or(String::new(), |at| format!("\n{}", old[at..].trim_start()))
 }
 
 fn file_systems(arguments: &Arguments, work: &Work, results: &mut Results) -> Result<()> {
@@ -166,8 +167,10 @@ mod tests {
     use super::foreign;
 
     #[test]
-    fn the_section_of_nvme_stays() {
+    fn the_sections_of_others_stay() {
         assert_eq!(foreign("# Benchmarks\n\n## Commands\n"), "");
         assert_eq!(foreign("# Benchmarks\n\n## NVMe\n\ntable\n"), "\n## NVMe\n\ntable\n");
+        let more = "\n## Several nodes\n\ntable\n\n## Failover\n\n## NVMe\n\ntable\n";
+        assert_eq!(foreign(&format!("# Benchmarks\n\n## Commands\n{more}")), more);
     }
 }

@@ -100,6 +100,10 @@ pub struct Gauges {
     pub inodes: u64,
     /// Bytes that the chunk store occupies on the device.
     pub used_bytes: u64,
+    /// Of those, the bytes of chunks that there are.
+    pub live_bytes: u64,
+    /// Bytes of whole segments that this node has sent or fetched since its start, as replicas were brought up.
+    pub segments_moved_bytes: u64,
     pub raft_term: u64,
 }
 
@@ -112,6 +116,11 @@ impl Metrics {
         metrics::with_local_recorder(&recorder, || {
             metrics::describe_gauge!("claudefs_inode_count", "Inodes in the namespace");
             metrics::describe_gauge!("claudefs_used_bytes", "Bytes used on the device");
+            metrics::describe_gauge!("claudefs_live_bytes", "Bytes of the chunks on the device");
+            metrics::describe_counter!(
+                "claudefs_segments_moved_bytes_total",
+                "Bytes of whole segments sent or fetched to bring replicas up and make them equal"
+            );
             metrics::describe_gauge!("claudefs_raft_term", "Term of the metadata group");
             metrics::describe_counter!(
                 "claudefs_refused_total",
@@ -147,6 +156,9 @@ impl Metrics {
         metrics::with_local_recorder(&*self.recorder, || {
             metrics::gauge!("claudefs_inode_count").set(gauges.inodes as f64);
             metrics::gauge!("claudefs_used_bytes").set(gauges.used_bytes as f64);
+            metrics::gauge!("claudefs_live_bytes").set(gauges.live_bytes as f64);
+            metrics::counter!("claudefs_segments_moved_bytes_total")
+                .absolute(gauges.segments_moved_bytes);
             metrics::gauge!("claudefs_raft_term").set(gauges.raft_term as f64);
         });
     }

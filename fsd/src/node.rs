@@ -402,9 +402,12 @@ impl Node {
     /// Brings the gauges up to date.
     pub(crate) fn measure(&self) {
         let counters = read::counters(&self.group.view()).unwrap_or_default();
+        let usage = self.chunks.usage();
         self.metrics.set(Gauges {
             inodes: counters.inodes,
-            used_bytes: self.chunks.usage().used,
+            used_bytes: usage.used,
+            live_bytes: usage.live,
+            segments_moved_bytes: self.courier.moved_bytes(),
             raft_term: self.group.status().term,
         });
     }

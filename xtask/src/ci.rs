@@ -1,6 +1,6 @@
 //! Everything that has to hold before a change lands, in order, stopping at the first stage that fails: format,
-//! lints, tidiness, tests, the crash test with all its rounds, a cluster under its nemesis (if `CFS_NEMESIS_SECONDS` says for how long), NVMe in an emulated machine, and the world's suites on
-//! a mount.
+//! lints, tidiness, tests, the crash test with all its rounds, a cluster under its nemesis, NVMe in an emulated
+//! machine, and the world's suites on a mount.
 //!
 //! The last line says how many tests ran, whatever happened.
 
@@ -22,6 +22,8 @@ const SECONDS_MAX: u64 = 60 * 60;
 const BUILD_SECONDS_MAX: u64 = 30 * 60;
 const TESTS_SECONDS_MAX: u64 = 25 * 60;
 const CRASH_SECONDS_MAX: u64 = 20 * 60;
+/// Seconds of accidents; `CFS_NEMESIS_SECONDS` overrides.
+const NEMESIS_SECONDS: &str = "120";
 /// Besides the seconds of accidents: starting, waiting for all copies, reading all of it.
 const NEMESIS_SECONDS_MORE: u64 = 12 * 60;
 const SUITES_SECONDS_MAX: u64 = 25 * 60;
@@ -83,13 +85,13 @@ fn stages(quick: bool, tally: &mut Tally) -> Result<()> {
     crash.args(["test", "--locked", "--workspace", "--test", "crash"]);
     crash.args(["--", "--exact", "--nocapture", "crash"]).env("CRASH_ROUNDS", &rounds);
     stage(&format!("crash test, {rounds} rounds"), &mut crash)?;
-    if let Ok(seconds) = std::env::var("CFS_NEMESIS_SECONDS") {
-        let lasts: u64 = seconds.parse().context("CFS_NEMESIS_SECONDS is not a number")?;
-        let mut nemesis = cargo(lasts.saturating_add(NEMESIS_SECONDS_MORE));
-        nemesis.args(["test", "--locked", "--workspace", "--test", "cluster"]);
-        nemesis.args(["--", "--exact", "--nocapture", "nemesis::nemesis"]);
-        stage(&format!("nemesis, {seconds} s"), &mut nemesis)?;
-    }
+    let seconds =
+        std::env::var("CFS_NEMESIS_SECONDS").unwrap_or_else(|_| NEMESIS_SECONDS.to_owned());
+    let lasts: u64 = seconds.parse().context("CFS_NEMESIS_SECONDS is not a number")?;
+    let mut nemesis = cargo(lasts.saturating_add(NEMESIS_SECONDS_MORE));
+    nemesis.args(["test", "--locked", "--workspace", "--test", "cluster"]);
+    nemesis.args(["--", "--exact", "--nocapture", "nemesis::nemesis"]);
+    stage(&format!("nemesis, {seconds} s"), nemesis.env("CFS_NEMESIS_SECONDS", &seconds))?;
     let mut guest = clock.bounded(GUEST, GUEST_SECONDS_MAX);
     stage("NVMe in the guest", guest.arg("--self-test"))?;
     if Path::new(SUITES).exists() {

@@ -2,7 +2,13 @@ use super::*;
 
 async fn ask(request: &[u8]) -> String {
     let metrics = Metrics::new().unwrap();
-    metrics.set(Gauges { inodes: 42, used_bytes: 4096, raft_term: 3 });
+    metrics.set(Gauges {
+        inodes: 42,
+        used_bytes: 4096,
+        live_bytes: 1024,
+        segments_moved_bytes: 7,
+        raft_term: 3,
+    });
     metrics.operation(Operation::Lookup, Duration::from_millis(2));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -23,6 +29,8 @@ async fn metrics_are_served_over_http() {
     for line in [
         "claudefs_inode_count 42",
         "claudefs_used_bytes 4096",
+        "claudefs_live_bytes 1024",
+        "claudefs_segments_moved_bytes_total 7",
         "claudefs_raft_term 3",
         "claudefs_operation_latency_ms{operation=\"lookup\",quantile=\"0.99\"}",
         "claudefs_operation_duration_ms_bucket{operation=\"lookup\",le=\"2.5\"} 1",

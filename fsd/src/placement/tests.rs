@@ -39,6 +39,23 @@ fn twelve_equal_nodes_are_within_five_percent() {
 }
 
 #[test]
+fn any_two_of_twelve_leave_ten_within_five_percent() {
+    let twelve = plan(&places(&[1 << 40; 12]), 3, &fresh(256));
+    for (one, other) in (1..=12).flat_map(|one| (1..one).map(move |other| (one, other))) {
+        let gone = [NodeId(one), NodeId(other)];
+        let mut left = places(&[1 << 40; 12]);
+        left.retain(|place| !gone.contains(&place.node));
+        let ten = plan(&left, 3, &twelve);
+        let loads: Vec<usize> = left.iter().map(|place| copies(&ten, place.node.0)).collect();
+        let (least, most) = (loads.iter().min().unwrap(), loads.iter().max().unwrap());
+        assert!(most - least <= 3 && loads.iter().sum::<usize>() == 3 * 256, "{loads:?}");
+        // What the two held, and hardly anything else.
+        let lost = copies(&twelve, one) + copies(&twelve, other);
+        assert!(moved(&twelve, &ten) <= lost + 4, "{} for {lost}", moved(&twelve, &ten));
+    }
+}
+
+#[test]
 fn a_further_node_gets_its_share_and_nothing_else_moves() {
     let four = plan(&places(&[10; 4]), 2, &fresh(256));
     let five = plan(&places(&[10; 5]), 2, &four);

@@ -9,7 +9,7 @@
 //! is only not brought up.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -83,6 +83,8 @@ pub(crate) struct Courier {
     suspected: Notify,
     /// Nodes without a free segment, and when they said so.
     full: Mutex<BTreeMap<NodeId, Instant>>,
+    /// Of whole segments, sent and fetched.
+    moved_bytes: AtomicU64,
 }
 
 impl std::fmt::Debug for Courier {
@@ -137,7 +139,18 @@ impl Courier {
             suspects: Mutex::default(),
             suspected: Notify::new(),
             full: Mutex::default(),
+            moved_bytes: AtomicU64::new(0),
         })
+    }
+
+    /// So many bytes of whole segments go to another node, or came from one.
+    pub fn count_moved(&self, bytes: usize) {
+        self.moved_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// All of them since the node was started.
+    pub fn moved_bytes(&self) -> u64 {
+        self.moved_bytes.load(Ordering::Relaxed)
     }
 
     /// The node whose connections and map are used. The store is opened before there is one.

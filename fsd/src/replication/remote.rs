@@ -109,7 +109,10 @@ impl Peer for Remote {
         number: SegmentNumber,
     ) -> Result<SegmentCopy, Error> {
         match self.ask(Ask::Segment { shard, number }).await? {
-            Told::Segment(copy) => Ok(copy),
+            Told::Segment(copy) => {
+                self.courier.count_moved(copy.content.len());
+                Ok(copy)
+            }
             _ => unexpected(&self.target),
         }
     }
@@ -121,6 +124,8 @@ impl Peer for Remote {
         number: SegmentNumber,
         copy: SegmentCopy,
     ) -> Result<(), Error> {
+        // An attempt that fails has cost as much.
+        self.courier.count_moved(copy.content.len());
         self.done(Ask::Install { shard, epoch, number, copy }).await
     }
 }

@@ -8,7 +8,7 @@
 //! ```
 //! A node is a set of processes (`cfs server`, which starts `blockd`) in a network namespace of its own; without root,
 //! at a loopback address of its own. A client is `cfs mount` in another one. The command `cfs-dev` (`command.rs`)
-//! leaves them running and finds them again; a test uses [`Cluster`] itself. `agent.rs` and `logs.rs` are about their logs.
+//! leaves them running and finds them again; a test uses [`Cluster`] itself, and `random.rs` for what it chooses. `agent.rs` and `logs.rs` are about their logs.
 //!
 //! Of ClaudeFS this uses the door of fsd (`fsd-rpc`) and the programs, nothing else.
 
@@ -24,6 +24,7 @@ mod logs;
 pub mod net;
 pub mod process;
 mod programs;
+pub mod random;
 mod state;
 pub mod topology;
 mod wait;

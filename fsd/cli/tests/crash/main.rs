@@ -28,7 +28,6 @@ mod disk;
 mod model;
 mod plan;
 mod process;
-mod random;
 mod scan;
 mod system;
 mod worker;
@@ -38,11 +37,11 @@ use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use cfs_dev::random::Random;
 use rustix::process::Signal;
 
 use crate::disk::Disk;
 use crate::model::Model;
-use crate::random::Random;
 use crate::scan::Found;
 use crate::system::{Engine, System};
 use crate::worker::{Job, Told};
@@ -256,7 +255,7 @@ impl Run {
                 }
                 Kind::Client => self.system.kill_client(),
                 Kind::All => self.kill_all(random),
-                Kind::Power => self.system.power_cut(random.next()),
+                Kind::Power => self.system.power_cut(random.draw()),
             }
         }
     }

@@ -8,8 +8,20 @@
 
 use std::collections::BTreeMap;
 
+use cfs_dev::random::{Random, fill};
+
 use crate::plan::{Op, Pace, SLOTS};
-use crate::random;
+
+/// The bytes of content number `number`: half of the numbers give text that compresses well, half noise.
+pub fn content(number: u64, len: usize) -> Vec<u8> {
+    if number & 1 == 0 {
+        let word = format!("content {number} of the crash test, line by line\n").into_bytes();
+        return word.into_iter().cycle().take(len).collect();
+    }
+    let mut bytes = Vec::with_capacity(len + 8);
+    fill(&mut bytes, &mut Random::new(number), len);
+    bytes
+}
 
 /// Identity of a file, under whatever names.
 pub type FileId = u64;
@@ -185,7 +197,7 @@ impl Model {
                 let Open { file, append, pace } = self.opened(*slot);
                 let file = self.file(file);
                 let offset = if append { file.bytes.len() } else { *offset };
-                let bytes = random::content(*number, *len);
+                let bytes = content(*number, *len);
                 let durable = pace == Pace::Synchronous && acknowledged;
                 if durable {
                     // Of this range only: what others wrote to the file stays as it was.

@@ -1,7 +1,8 @@
 //! What a worker does next: random, and the same again for the same seed and the same tree.
 
+use cfs_dev::random::Random;
+
 use crate::model::{Model, Node, is_below};
-use crate::random::Random;
 
 /// Descriptors that a worker holds at most.
 pub const SLOTS: usize = 4;
@@ -108,7 +109,7 @@ fn write(model: &Model, random: &mut Random) -> Option<Op> {
     };
     let number = match random.below(3) {
         0 => random.below(SHARED_CONTENTS) as u64,
-        _ => random.next(),
+        _ => random.draw(),
     };
     (size.max(offset) + len <= FILE_BYTES_MAX).then_some(Op::Write { slot, offset, len, number })
 }

@@ -11,12 +11,12 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
+use cfs_dev::random::Random;
 use rustix::fs::{CWD, OFlags, RenameFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Model, Node};
+use crate::model::{self, Model, Node};
 use crate::plan::{self, Op, Pace};
-use crate::random::{self, Random};
 use crate::scan::{Found, History};
 
 /// Holds a [`Job`] in the worker's environment.
@@ -173,7 +173,7 @@ fn perform(
             files.insert(*slot, options.open(dir.join(path))?);
         }
         Op::Write { slot, offset, len, number } => {
-            let bytes = random::content(*number, *len);
+            let bytes = model::content(*number, *len);
             files[slot].write_all_at(&bytes, *offset as u64)?;
         }
         Op::Fsync { slot, data_only: true } => files[slot].sync_data()?,

@@ -17,7 +17,6 @@
 mod history;
 mod linear;
 mod plan;
-mod random;
 mod site;
 mod workload;
 
@@ -27,11 +26,11 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use cfs_dev::random::Random;
 use serde::{Deserialize, Serialize};
 
 use self::history::History;
 use self::plan::{KINDS, Kind, Step};
-use self::random::Random;
 use self::site::{CLIENTS, Site};
 use self::workload::{REGISTERS, Work, Worker};
 use crate::world::{in_namespaces, is_root};

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::random::Random;
+use cfs_dev::random::Random;
 
 pub const NODES: usize = 5;
 
@@ -82,7 +82,7 @@ pub fn steps(seed: u64, kinds: &[Kind], count: usize) -> Vec<Step> {
             lasts: Duration::from_millis(1000 + random.below(11_000) as u64),
             nodes: random.some(&numbers, NODES),
             count: 1 + random.below(2),
-            choice: random.next(),
+            choice: random.draw(),
         }
     };
     (0..count).map(step).collect()

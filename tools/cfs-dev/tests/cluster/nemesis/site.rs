@@ -7,18 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use cfs_dev::Cluster;
-use cfs_dev::cluster::{Node, Options};
+use cfs_dev::cluster::Node;
 use cfs_dev::net::faults::Net;
+use cfs_dev::random::Random;
 use cfs_dev::topology::Topology;
 use serde_json::Value;
 
 use super::plan::{Kind, NODES, Step};
-use super::random::Random;
+use crate::site::{self, LIMIT};
 
 pub const CLIENTS: usize = 2;
-/// Longer than any start or repair takes on the slowest machine.
-const LIMIT: Duration = Duration::from_secs(400);
 /// A node's disk: a tmpfs, so that it can be full.
 const DISK: &str = "size=1g,mode=0755";
 /// Records that are damaged at a time, at most.
@@ -29,9 +27,8 @@ const RECORD_MAGIC: &[u8] = b"CFRC";
 /// See the module.
 #[derive(Debug)]
 pub struct Site {
-    cluster: Cluster,
+    site: site::Site,
     net: Net,
-    programs: PathBuf,
 }
 
 impl Site {
@@ -42,32 +39,17 @@ impl Site {
             fs::create_dir_all(&disk).unwrap();
             run(Command::new("mount").args(["-t", "tmpfs", "-o", DISK, "tmpfs"]).arg(&disk));
         }
-        let programs = Path::new(crate::world::PROGRAM).parent().unwrap().to_owned();
-        let options = Options {
-            directory: directory.to_owned(),
-            programs: Some(programs.clone()),
-            limit: LIMIT,
-            say: |what| eprintln!("nemesis: {what}"),
-        };
         let topology = Topology { replicas: 3, shard_count: 16, ..Topology::of(NODES, CLIENTS) };
-        let cluster = Cluster::create(options, Some("nemesis"), Some(&topology)).unwrap();
-        cluster.up(2).unwrap();
-        Site { net: cluster.net().unwrap(), cluster, programs }
+        let site = site::Site::up(directory, "nemesis", &topology);
+        Site { net: site.cluster.net().unwrap(), site }
     }
 
     pub fn mount(&self, client: usize) -> PathBuf {
-        self.cluster.clients()[client].mountpoint()
+        self.site.mount(client)
     }
 
     fn node(&self, number: usize) -> Node<'_> {
-        self.cluster.node(&format!("n{number}")).unwrap()
-    }
-
-    /// Number of the node that leads the metadata, if anybody says.
-    fn leader(&self) -> Option<usize> {
-        let nodes = self.cluster.list().ok()?;
-        let leader = nodes.iter().find(|node| node.role == "leader")?;
-        leader.name.strip_prefix('n')?.parse().ok()
+        self.site.node(number)
     }
 
     /// Does what the step says, from its beginning to its end. What is wrong afterwards is returned.
@@ -91,7 +73,7 @@ impl Site {
                 self.cut(&step.groups(), step.lasts);
             }
             Kind::LeaderAlone => {
-                let leader = self.leader().unwrap_or(step.nodes[0]);
+                let leader = self.site.leader().unwrap_or(step.nodes[0]);
                 let others = step.nodes.iter().filter(|number| **number != leader);
                 let others = others.map(|number| format!("n{number}")).collect();
                 self.cut(&[vec![format!("n{leader}")], others], step.lasts);
@@ -105,7 +87,7 @@ impl Site {
             Kind::FullDisk => self.full_disk(step.nodes[0], step.lasts),
             Kind::Corrupt => return self.corrupt(step.nodes[0], step.choice),
         }
-        self.fallen()
+        self.site.fallen()
     }
 
     fn killed(&self, numbers: &[usize], lasts: Duration) {
@@ -135,12 +117,12 @@ impl Site {
 
     /// While everything has all its copies, one of them goes bad; the scrub has to make it good.
     fn corrupt(&self, number: usize, choice: u64) -> Vec<String> {
-        self.cluster.settled().unwrap();
+        self.site.cluster.settled().unwrap();
         let node = self.node(number);
         node.kill9().unwrap();
         let damaged = damage(&node.pool(), choice);
         node.start().unwrap();
-        self.cluster.settled().unwrap();
+        self.site.cluster.settled().unwrap();
         eprintln!("nemesis: {damaged} records of n{number} are damaged");
         self.scrub()
     }
@@ -150,7 +132,7 @@ impl Site {
     fn scrub(&self) -> Vec<String> {
         let started = Instant::now();
         loop {
-            let report = self.admin(&["scrub", "-o", "json"]);
+            let report = self.site.admin(1, &["scrub"]);
             let nodes = report["nodes"].as_array().expect("scrub tells of every node");
             let bad = |node: &&Value| !node["failed"].is_null() || node["damaged"] != 0;
             let bad: Vec<String> =
@@ -163,54 +145,33 @@ impl Site {
         }
     }
 
-    /// Nodes that ended although nobody ended them.
-    fn fallen(&self) -> Vec<String> {
-        let nodes = self.cluster.nodes();
-        let fallen = nodes.iter().filter(|node| node.process().is_none());
-        fallen.map(|node| format!("{} ended by itself", node.name())).collect()
-    }
-
     /// Undoes whatever an accident has left and waits until all is well.
     pub fn heal(&self) {
         self.net.heal().unwrap();
-        for node in self.cluster.nodes() {
+        for node in self.site.cluster.nodes() {
             if node.process().is_some() {
                 node.resume().unwrap();
             }
             node.start().unwrap();
         }
-        self.cluster.settled().unwrap();
+        self.site.cluster.settled().unwrap();
     }
 
     /// Findings of the check of everything, all data read.
     pub fn fsck(&self) -> Vec<String> {
-        let report = self.admin(&["fsck", "--read-data", "-o", "json"]);
-        let findings = report["findings"].as_array().expect("fsck tells its findings");
-        assert!(report["chunks_read"].as_u64() > Some(0), "{report}");
-        findings.iter().map(|finding| format!("fsck: {finding}")).collect()
-    }
-
-    /// `cfs admin …` on the first node, whatever its exit code: its document.
-    fn admin(&self, arguments: &[&str]) -> Value {
-        let mut command = Command::new(self.programs.join("cfs"));
-        command.arg("admin").args(arguments).args(["--timeout", "300s", "--socket"]);
-        let output = command.arg(self.node(1).socket()).output().unwrap();
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-            let told = String::from_utf8_lossy(&output.stderr);
-            panic!("{command:?}: {error}: {}: {told}", output.status)
-        })
+        self.site.fsck(1)
     }
 
     /// Where the nodes' disks are mounted.
     pub fn disks(&self) -> Vec<PathBuf> {
-        self.cluster.nodes().iter().map(Node::directory).collect()
+        self.site.cluster.nodes().iter().map(Node::directory).collect()
     }
 
     /// Copies the logs to where they outlive this process's mounts.
     pub fn save_logs(&self, to: &Path) {
-        let nodes = self.cluster.nodes();
+        let nodes = self.site.cluster.nodes();
         let nodes = nodes.iter().map(|node| (node.name(), node.log()));
-        let clients = self.cluster.clients();
+        let clients = self.site.cluster.clients();
         let clients = clients.iter().map(|c| (c.name(), c.directory().join("log")));
         for (name, log) in nodes.chain(clients) {
             if let Err(error) = fs::copy(&log, to.join(format!("{name}.log"))) {

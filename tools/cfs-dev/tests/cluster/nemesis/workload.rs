@@ -23,11 +23,11 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use cfs_dev::random::{Random, fill};
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 
 use super::history::{History, Increment, NamesOp, RegisterOp, append_findings};
 use super::linear::Entry;
-use super::random::{Random, content};
 
 /// How long a file or directory is worked on.
 const EPOCH_US: u64 = 8_000_000;
@@ -283,6 +283,13 @@ pub fn list(directory: &Path) -> io::Result<u8> {
         }
     }
     Ok(mask)
+}
+
+/// The bytes of value `number`: the number, and noise that it determines.
+fn content(number: u64, len: usize) -> Vec<u8> {
+    let mut bytes = number.to_le_bytes().to_vec();
+    fill(&mut bytes, &mut Random::new(number), len);
+    bytes
 }
 
 fn register_bytes(key: &str) -> usize {

@@ -1,0 +1,67 @@
+//! The node that leads is drained and removed while two clients write and read.
+
+use cfs_dev::topology::Topology;
+
+use crate::load::Load;
+use crate::site::Site;
+use crate::world::{World, in_namespaces, is_root};
+
+const NODES: usize = 4;
+const REPLICAS: usize = 2;
+const SHARDS: usize = 16;
+/// Files to begin with, and their bytes: several segments for every shard.
+const FIRST: (u64, usize) = (64, 1 << 20);
+/// Bytes of a file that is written meanwhile.
+const FILE_BYTES: usize = 24 << 10;
+
+#[test]
+fn a_drain_under_load_moves_what_the_node_held_and_no_client_notices() {
+    let name = "a_drain_under_load_moves_what_the_node_held_and_no_client_notices";
+    if !is_root() || !std::path::Path::new("/dev/fuse").exists() {
+        eprintln!("SKIPPED {name}: it needs root and /dev/fuse, for mounts and namespaces");
+        return;
+    }
+    if !in_namespaces(&format!("drain::{name}")) {
+        return;
+    }
+    let world = World::new();
+    let topology =
+        Topology { replicas: REPLICAS, shard_count: SHARDS as u32, ..Topology::of(NODES, 2) };
+    let site = Site::up(&world.state(), "drain", &topology);
+    let all: Vec<usize> = (1..=NODES).collect();
+    let load = Load::prepare(vec![site.mount(0), site.mount(1)], 11, FILE_BYTES, FIRST);
+    site.balanced(&all, SHARDS, REPLICAS);
+
+    // The leader: it hands over the metadata as well.
+    let victim = site.leader().expect("there is a leader");
+    let others: Vec<usize> = all.iter().copied().filter(|number| *number != victim).collect();
+    let moved =
+        || all.iter().map(|n| site.metric(*n, "claudefs_segments_moved_bytes_total")).sum::<u64>();
+    let (moved_before, written_before) = (moved(), load.bytes());
+    let held = site.metric(victim, "claudefs_live_bytes");
+    let drained =
+        load.during(|| site.admin(others[0], &["node", "drain", &format!("n{victim}"), "--wait"]));
+    assert_eq!(drained["state"], "drained", "{drained}");
+    assert_eq!(drained["shards"], 0, "{drained}");
+    assert_ne!(site.leader(), Some(victim), "a drained node leads nothing");
+    site.balanced(&others, SHARDS, REPLICAS);
+
+    let (moved, written) = (moved() - moved_before, load.bytes() - written_before);
+    let least = u64::try_from(FIRST.0 as usize * FIRST.1 * REPLICAS / NODES / 2).unwrap();
+    assert!(held > least, "n{victim} held {held} bytes");
+    // What is written meanwhile has at most one copy on the node, too, and leaves it.
+    let most = (held + written) / 10 * 11;
+    eprintln!("drain: n{victim} held {held} bytes, {written} were written, {moved} moved");
+    assert!(
+        moved >= held / 2 && moved <= most,
+        "{moved} bytes moved for {held}, {written} written"
+    );
+
+    let removed = site.admin(others[0], &["node", "remove", &format!("n{victim}")]);
+    assert_eq!(removed["state"], "removed", "{removed}");
+    site.node(victim).stop().unwrap();
+    let findings = load.findings();
+    assert!(findings.is_empty(), "{findings:#?}");
+    let findings = site.fsck(others[0]);
+    assert!(findings.is_empty(), "{findings:#?}");
+}
