@@ -4,6 +4,8 @@ use std::io;
 
 use blockd_ipc::Kind;
 
+use crate::pool::format::VERSION;
+
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// An error of the daemon outside the I/O path (there, a completion carries an errno).
@@ -93,8 +95,8 @@ impl Error {
 pub enum FormatError {
     #[error("it holds something that is not a blockd pool; `cfsctl block device wipe` clears it")]
     OtherMagic,
-    #[error("pool format version {0} is newer than this program's; upgrade blockd")]
-    NewerVersion(u32),
+    #[error("the pool has format {0}, this blockd reads {VERSION}; use the blockd that wrote it")]
+    OtherVersion(u32),
     #[error("both superblocks fail their checksum; restore the device from a replica")]
     Checksum,
     #[error("the device is {device} bytes, its superblock says {expected}; it was truncated")]

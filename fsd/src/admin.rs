@@ -7,8 +7,10 @@ mod du;
 mod fsck;
 mod gc;
 mod jobs;
+mod lost;
 mod nodes;
 mod path;
+mod protection;
 mod scrub;
 pub(crate) mod security;
 mod stat;
@@ -60,6 +62,12 @@ pub async fn answer(
         AdminRequest::JobStart(job) => jobs::start(node, job),
         AdminRequest::JobPoll { job, wait_ms } => node.admin.poll(job, wait_ms).await,
         AdminRequest::JobCancel { job } => node.admin.cancel(job),
+        AdminRequest::NodeRemoveLost { node: named, confirm, accept_data_loss } => {
+            lost::remove(node, &named, lost::Consent { confirm, accept_data_loss }).await
+        }
+        AdminRequest::Protection { replicas, in_sync_min } => {
+            protection::set(node, replicas, in_sync_min).await
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use raftmeta_types::cluster;
 use serde::Deserialize;
 
 #[cfg(test)]
@@ -55,6 +56,18 @@ pub struct Cluster {
     /// Power of two, 1 to 65536.
     pub shard_count: u32,
     pub protection: Protection,
+    /// Copies in sync that a shard needs to acknowledge writes when others fail, 1 to those of `protection`; half of
+    /// them, rounded up, where nothing is said.
+    pub in_sync_min: Option<u8>,
+}
+
+impl Cluster {
+    /// As the cluster keeps it.
+    pub fn protected(&self) -> cluster::Protection {
+        let protection = cluster::Protection::of(self.protection.replicas);
+        let in_sync_min = self.in_sync_min.unwrap_or(protection.in_sync_min);
+        cluster::Protection { in_sync_min, ..protection }
+    }
 }
 
 impl Default for Cluster {
@@ -63,6 +76,7 @@ impl Default for Cluster {
             name: "claudefs".into(),
             shard_count: 256,
             protection: Protection { replicas: 1 },
+            in_sync_min: None,
         }
     }
 }
@@ -258,6 +272,11 @@ impl Config {
                 "cluster.shard_count",
                 format!("{shards} is not a power of two up to 65536"),
             ));
+        }
+        let cluster::Protection { replicas, in_sync_min } = self.cluster.protected();
+        if !(1..=replicas).contains(&in_sync_min) {
+            let why = format!("{in_sync_min} is not from 1 to {replicas}, the copies there are");
+            return Err(("cluster.in_sync_min", why));
         }
         check_socket("door.unix", &self.door.unix)?;
         check_socket("blockd.socket", &self.blockd.socket)?;

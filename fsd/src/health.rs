@@ -7,7 +7,7 @@
 pub use fsd_rpc::admin::{Check, Health, Level};
 use raftmeta_types::cluster::RotationStage;
 
-use crate::node::skew::{CLOCK_OFF_MAX, Off};
+use crate::node::skew::{Off, is_wrong};
 
 #[cfg(test)]
 mod tests;
@@ -35,7 +35,7 @@ pub struct Facts {
     pub nodes_down: Vec<String>,
     /// Names of nodes that answer, and whose datagrams do not arrive.
     pub nodes_without_datagrams: Vec<String>,
-    /// Nodes whose clocks are far from the leader's, in milliseconds.
+    /// Nodes whose clocks are far from the others', in milliseconds.
     pub clocks_off: Vec<(String, i64)>,
     /// The certificate authority is being replaced.
     pub rotation: Option<RotationStage>,
@@ -82,12 +82,12 @@ pub fn judge(facts: &Facts) -> Health {
         say("DATAGRAMS", Level::Warn, detail, next);
     }
     for (name, off_ms) in &facts.clocks_off {
-        let level = match off_ms.unsigned_abs() > CLOCK_OFF_MAX.as_millis() as u64 {
-            true => Level::Err,
-            false => Level::Warn,
+        let (level, so) = match is_wrong(*off_ms) {
+            true => (Level::Err, "; while most agree, this one leads nothing"),
+            false => (Level::Warn, ""),
         };
-        let detail = format!("the clock of {name} is {} the leader's", Off(*off_ms));
-        say("CLOCK_SKEW", level, detail, "let NTP set the clocks of all nodes");
+        let detail = format!("the clock of {name} is {} the others'", Off(*off_ms));
+        say("CLOCK_SKEW", level, detail, &format!("let NTP set the clocks of all nodes{so}"));
     }
     if facts.rotation.is_some() {
         let detail = "the certificate authority is being replaced";

@@ -36,6 +36,7 @@ pub mod health;
 pub mod jobs;
 pub mod metrics;
 pub mod node;
+mod pace;
 pub mod placement;
 mod refusals;
 pub mod replication;

@@ -290,6 +290,7 @@ fn of_command(command: &Command, durable: bool) -> Operation {
         | Command::SetProtection(_)
         | Command::SetShards(_)
         | Command::Rotate(_)
-        | Command::RenewCertificate { .. } => Operation::Admin,
+        | Command::RenewCertificate { .. }
+        | Command::RemoveLost { .. } => Operation::Admin,
     }
 }

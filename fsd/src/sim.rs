@@ -113,14 +113,11 @@ fn simulate(seed: u64, careless: bool) -> Tally {
         for client in clients {
             client.await.expect("a client");
         }
-        let settled = check::settle(&world).await;
+        check::settle(&world).await;
         ticking.abort();
         checking.abort();
         world.tally.lock().runs = 1;
-        if settled {
-            check::all_is_there(&world).await;
-            world.tally.lock().settled = 1;
-        }
+        check::all_is_there(&world).await;
         world.end()
     });
     assert!(!PANICKED.get(), "something panicked, see above");
@@ -161,8 +158,7 @@ async fn found(seed: u64, print: bool, careless: bool) -> Arc<World> {
         let (state, capacity_bytes) = (NodeState::Up, blocks * 4096);
         Command::SetNode(NodeInfo { id: *id, name, address, state, capacity_bytes })
     }));
-    let in_sync_min = replicas.div_ceil(2);
-    commands.push(Command::SetProtection(Protection { replicas, in_sync_min }));
+    commands.push(Command::SetProtection(Protection::of(replicas)));
     commands.extend((0..FILES).map(|file| {
         Command::Create(Create {
             parent: Ino::ROOT,
@@ -266,10 +262,10 @@ fn nothing_that_was_committed_is_lost_and_all_is_well_in_the_end() {
         None => run_all(0..from_env("CLAUDEFS_SIM_SEEDS").unwrap_or(200)),
     };
     println!("{tally:?}");
-    let Tally { runs, settled, committed, read, deleted, faults, epochs, .. } = tally;
+    let Tally { runs, removed, committed, read, deleted, faults, epochs, .. } = tally;
     assert!(committed.min(read).min(deleted).min(faults).min(epochs) > 0, "{tally:?}");
-    // Two disks that go at the wrong moment are too many, and rare.
-    assert!(settled * 20 >= runs * 19, "{tally:?}");
+    // Disks are lost for good in about every third run, and some of their nodes are taken out.
+    assert!(removed > 0 || runs < 100, "{tally:?}");
 }
 
 #[test]

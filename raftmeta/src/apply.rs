@@ -12,6 +12,7 @@ mod extents;
 mod gc;
 mod link;
 mod locks;
+mod lost;
 mod nodes;
 mod reap;
 mod rename;
@@ -119,5 +120,6 @@ fn run(state: &mut State<'_>, command: &Command) -> Step<Reply> {
         Command::RenewCertificate { replaced, certificate } => {
             rotation::renew(state, *replaced, certificate)
         }
+        Command::RemoveLost { node, heirs } => lost::remove_lost(state, *node, heirs),
     }
 }

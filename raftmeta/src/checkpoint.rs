@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crc_fast::{CrcAlgorithm, Digest};
 
+use crate::format;
 use crate::kv::{KvRead, Pair};
 use crate::store::{State, View};
 
@@ -126,6 +127,11 @@ pub(crate) fn write(path: &Path, state: &State, view: &View, stop: &AtomicBool) 
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
+/// Of a version that this program does not read yet: it must not be taken for damage, which is thrown away.
+pub(crate) fn is_newer(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported
+}
+
 /// Reads a checkpoint block by block; every block's checksum is verified before it is decoded.
 pub(crate) struct Reader<R> {
     path: PathBuf,
@@ -175,6 +181,10 @@ impl<R: Read> Reader<R> {
         let mut reader = Reader { path, input, left, crcs: crc_digest(), blocks: 0 };
         let mut magic = [0; 8];
         reader.take(&mut magic)?;
+        if let Some(newer) = format::newer(&magic, MAGIC) {
+            let why = format!("checkpoint {}: {newer}", reader.path.display());
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         if &magic != MAGIC {
             return Err(reader.damaged("it does not start as a checkpoint of this version does"));
         }

@@ -29,6 +29,7 @@
 pub mod apply;
 pub mod check;
 pub mod checkpoint;
+mod format;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod group;

@@ -84,7 +84,9 @@ pub fn decode<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, KvErro
         Some((&VERSION, body)) => {
             postcard::from_bytes(body).map_err(|error| damaged(error.to_string()))
         }
-        Some((version, _)) => Err(damaged(format!("record version {version} is not known"))),
+        Some((version, _)) => Err(damaged(format!(
+            "record version {version}, and this program reads {VERSION}: start the one that wrote it"
+        ))),
         None => Err(damaged("empty".into())),
     }
 }

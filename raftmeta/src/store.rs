@@ -102,8 +102,7 @@ struct Opened {
 }
 
 fn open_files(path: &Path, intact: Intact) -> Result<Opened, Damage> {
-    let named =
-        |e: &dyn std::fmt::Display| Damage { path: path.to_path_buf(), what: e.to_string() };
+    let named = |e: &dyn std::fmt::Display| Damage::new(path, e);
     let db = Database::builder(path).cache_size(CACHE_BYTES).open().map_err(|e| named(&e))?;
     let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
     let records = db.keyspace("records", options);
@@ -150,20 +149,28 @@ impl Store {
     /// Opens or makes the store in `dir/kv`; checkpoints are in `dir/checkpoints`.
     ///
     /// A store that is damaged is set aside and made anew from the checkpoint; the log replays the rest. A
-    /// checkpoint that is damaged is removed, to be written anew. An error names the files if both are.
+    /// checkpoint that is damaged is removed, to be written anew. An error names the files if both are. What a newer
+    /// version has written is refused and left as it is.
     pub(crate) fn open(dir: &Path, lock: Arc<File>) -> io::Result<Store> {
         let checkpoints = dir.join("checkpoints");
         std::fs::create_dir_all(&checkpoints)?;
         remove_unfinished(&checkpoints)?;
         let current = checkpoints.join("current");
         let checkpoint = match current.try_exists()? {
-            true => Some(checkpoint::verify(&current)),
+            true => match checkpoint::verify(&current) {
+                Err(error) if checkpoint::is_newer(&error) => return Err(error),
+                verified => Some(verified),
+            },
             false => None,
         };
         let path = dir.join("kv");
         let opened = intact::check(&path).and_then(|intact| open_files(&path, intact));
         let (opened, damage) = match opened {
             Ok(opened) => (opened, None),
+            Err(damage) if damage.is_newer => {
+                let why = format!("metadata store {damage}");
+                return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+            }
             Err(damage) => {
                 if let Some(Err(error)) = &checkpoint {
                     return Err(io::Error::new(

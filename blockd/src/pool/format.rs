@@ -109,7 +109,7 @@ impl Superblock {
         }
         let version = u32_at(b, 8);
         if version != VERSION {
-            return Err(FormatError::NewerVersion(version));
+            return Err(FormatError::OtherVersion(version));
         }
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&b[16..32]);

@@ -148,12 +148,12 @@ pub type Before = (Vec<Arc<Volume>>, Vec<Owner>);
 
 type Decoded = std::result::Result<Superblock, FormatError>;
 
-/// The superblock to believe, or the better of two reasons for none. One of a newer format refuses the device even
+/// The superblock to believe, or the better of two reasons for none. One of another format refuses the device even
 /// when the other is readable.
 pub fn newest(a: Decoded, b: Decoded) -> Decoded {
-    use FormatError::{Blank, Checksum, NewerVersion};
+    use FormatError::{Blank, Checksum, OtherVersion};
     match (a, b) {
-        (Err(NewerVersion(v)), _) | (_, Err(NewerVersion(v))) => Err(NewerVersion(v)),
+        (Err(OtherVersion(v)), _) | (_, Err(OtherVersion(v))) => Err(OtherVersion(v)),
         (Ok(a), Ok(b)) => Ok(if b.generation > a.generation { b } else { a }),
         (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
         (Err(Blank), Err(Blank)) => Err(Blank),

@@ -111,7 +111,10 @@ fn what_is_not_a_sound_pool_is_refused() {
         let crc = crc_fast::crc32_iscsi(&b[..4092]).to_le_bytes();
         b[4092..].copy_from_slice(&crc);
     });
-    assert_eq!(refusal(&device), FormatError::NewerVersion(2));
+    let refused = refusal(&device);
+    assert_eq!(refused, FormatError::OtherVersion(2));
+    let text = refused.to_string();
+    assert!(text.contains("format 2") && text.contains("reads 1"), "{text}");
 
     let device = made();
     let areas = Superblock::for_device(BYTES, Uuid::nil()).unwrap();

@@ -129,6 +129,7 @@ pub fn refused(doing: &str, failure: &Failure) -> Failed {
 fn exit_of(code: &str) -> Exit {
     match code {
         "NOT_FOUND" | "NO_SUCH_JOB" => Exit::NotFound,
+        "NODE_UP" | "NO_MAJORITY" | "DATA_LOSS" | "NOT_CONFIRMED" => Exit::Precondition,
         "TOO_MANY_JOBS" | "JOB_LOST" | "BUSY" | "NOT_READY" => Exit::Precondition,
         "TIMEOUT" => Exit::Timeout,
         "INVALID" => Exit::Usage,

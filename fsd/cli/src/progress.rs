@@ -5,7 +5,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use fsd_rpc::admin::{AdminReply, AdminRequest, Job, JobReport, JobState, Progress};
+use fsd_rpc::admin::{AdminReply, AdminRequest, Job, JobReport, JobState, JobSummary, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::connect::{Admin, unexpected};
@@ -89,6 +89,22 @@ impl Drop for Display {
     }
 }
 
+const BAR: usize = 10;
+
+/// `[#####-----] 52%  41.0 GiB left  eta 6m10s`; without a whole as [`line`].
+pub fn summary(job: &JobSummary) -> String {
+    let Progress { done, total, unit, .. } = &job.progress;
+    let Some(percent) = job.percent else { return line(&job.progress) };
+    let full = usize::from(percent) * BAR / 100;
+    let bar = "#".repeat(full) + &"-".repeat(BAR.saturating_sub(full));
+    let left = match job.bytes_left {
+        Some(bytes) => units::bytes(bytes),
+        None => format!("{} {unit}", units::count(total.saturating_sub(*done))),
+    };
+    let eta = job.eta_ms.map_or("-".into(), |ms| units::duration(Duration::from_millis(ms)));
+    format!("[{bar}] {percent}%  {left} left  eta {eta}")
+}
+
 /// `reading chunks: 1,200 of 50,000 chunks`.
 pub fn line(progress: &Progress) -> String {
     let Progress { phase, done, total, unit } = progress;
@@ -105,6 +121,7 @@ pub fn line(progress: &Progress) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fsd_rpc::admin::Timestamp;
 
     #[test]
     fn lines_say_phase_and_counts() {
@@ -115,5 +132,31 @@ mod tests {
         assert_eq!(text(1200, 0, "chunks"), "reading: 1,200 chunks");
         assert_eq!(text(1200, 50_000, "chunks"), "reading: 1,200 of 50,000 chunks");
         assert_eq!(text(1024, 2048, "bytes"), "reading: 1.0 KiB of 2.0 KiB");
+    }
+
+    #[test]
+    fn a_job_of_the_status_says_percent_rest_and_time() {
+        let mut job = JobSummary {
+            job: 0,
+            name: "drain n4".into(),
+            started: Timestamp::default(),
+            progress: Progress {
+                phase: "copying".into(),
+                done: 52 << 30,
+                total: 100 << 30,
+                unit: "bytes".into(),
+            },
+            percent: Some(52),
+            bytes_left: Some(48 << 30),
+            eta_ms: Some(370_000),
+        };
+        assert_eq!(summary(&job), "[#####-----] 52%  48.0 GiB left  eta 6m10s");
+        (job.percent, job.eta_ms) = (Some(100), None);
+        assert_eq!(summary(&job), "[##########] 100%  48.0 GiB left  eta -");
+        job.progress = Progress { done: 1, total: 2000, unit: "shards".into(), ..job.progress };
+        (job.percent, job.bytes_left) = (Some(0), None);
+        assert_eq!(summary(&job), "[----------] 0%  1,999 shards left  eta -");
+        (job.percent, job.progress.total) = (None, 0);
+        assert_eq!(summary(&job), "copying: 1 shards");
     }
 }

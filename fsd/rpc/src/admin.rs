@@ -98,6 +98,18 @@ pub enum AdminRequest {
     JobCancel {
         job: u64,
     },
+    /// Takes a node out of the cluster whose disks are gone for good. Without `confirm` only says what it would lead to.
+    NodeRemoveLost {
+        node: String,
+        confirm: bool,
+        /// Shards of which no copy is left begin anew.
+        accept_data_loss: bool,
+    },
+    /// How often data is kept; what is named is changed first.
+    Protection {
+        replicas: Option<u8>,
+        in_sync_min: Option<u8>,
+    },
 }
 
 /// A file, as an administrator names it.
@@ -152,6 +164,8 @@ pub enum AdminReply {
         job: u64,
     },
     Job(Box<JobState>),
+    NodeLost(NodeLost),
+    Protection(Protection),
 }
 
 /// Text that no log may show.
@@ -215,11 +229,21 @@ pub struct Status {
     pub health: Health,
     pub nodes_up: u32,
     pub nodes: u32,
+    pub protection: Protection,
     pub metadata: MetadataStatus,
     pub data: DataStatus,
     pub blockd: BlockdStatus,
     pub clients: u32,
     pub jobs: Vec<JobSummary>,
+}
+
+/// How often data is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protection {
+    /// Copies of everything.
+    pub replicas: u8,
+    /// Copies in sync that a shard needs to acknowledge writes when others fail.
+    pub in_sync_min: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -273,6 +297,12 @@ pub struct JobSummary {
     pub name: String,
     pub started: Timestamp,
     pub progress: Progress,
+    /// Of the whole, rounded down. Nothing while the whole is not known.
+    pub percent: Option<u8>,
+    /// Bytes that are left, about; nothing where something else is counted.
+    pub bytes_left: Option<u64>,
+    /// How long the rest takes at the rate of the last minute, in milliseconds; nothing while that is not known.
+    pub eta_ms: Option<u64>,
 }
 
 /// How far a job is. `total` is 0 while it is not known.
@@ -311,6 +341,31 @@ pub struct NodeMoved {
     pub shards: u32,
     /// What the node stores of them, about.
     pub bytes: u64,
+}
+
+/// What the loss of a node leads to, or would lead to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeLost {
+    pub node: u64,
+    pub name: String,
+    /// It is out of the cluster; else nothing was changed.
+    pub done: bool,
+    /// Copies of everything that the cluster wants.
+    pub copies_wanted: u32,
+    /// Shards that counted on it and go on, by how many copies in sync they have left; fewest first.
+    pub left: Vec<CopiesLeft>,
+    /// Numbers of the shards of which no copy in sync is left.
+    pub lost_shards: Vec<u16>,
+    /// Voters of the metadata that are left.
+    pub voters: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiesLeft {
+    pub copies: u32,
+    pub shards: u32,
+    /// Those of them whose copies are all on nodes that do not answer either.
+    pub shards_waiting: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use crate::node::Node;
 use crate::service::storage;
 
 /// The node that is meant by `n3`, `3` or its name.
-fn named(node: &Node, text: &str) -> Result<(NodeInfo, Vec<NodeInfo>), Failure> {
+pub(super) fn named(node: &Node, text: &str) -> Result<(NodeInfo, Vec<NodeInfo>), Failure> {
     let all = read::nodes(&node.group.view()).map_err(storage)?;
     let number = text.strip_prefix('n').unwrap_or(text).parse::<u64>().ok();
     let known = all.iter().filter(|info| info.state != NodeState::Removed);
@@ -112,7 +112,8 @@ pub(super) async fn remove(node: &Arc<Node>, text: &str) -> Result<AdminReply, F
         }
         NodeState::Down => {
             let why = format!("{held} shards still count on it");
-            let next = "wait until the others have them: `cfs admin node recover --wait`";
+            let next = "wait until the others have them: `cfs admin node recover --wait`; if its disks are gone for \
+                        good: `cfs admin node remove --lost`";
             Err(refused("REDUNDANCY", doing, why, next))
         }
         NodeState::Up

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use fsd_rpc::admin::{
     AdminReply, JOB_ABANDONED_SECS, JOBS_MAX, Job, JobReport, JobState, JobSummary,
-    POLL_WAIT_MS_MAX, Progress, Target,
+    POLL_WAIT_MS_MAX, Progress, Target, Timestamp,
 };
 use fsd_rpc::message::Failure;
 use parking_lot::Mutex;
@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 
 use super::{du, fsck, gc, refused, scrub};
 use crate::node::{Node, now};
+use crate::pace::Pace;
 
 const ABANDONED: Duration = Duration::from_secs(JOB_ABANDONED_SECS);
 /// Reports kept at most; the oldest goes first.
@@ -53,6 +54,8 @@ pub(super) struct Entry {
 #[derive(Debug)]
 struct State {
     progress: Progress,
+    /// Of this phase.
+    pace: Pace,
     polled: Instant,
     result: Option<Result<JobReport, Failure>>,
 }
@@ -64,7 +67,12 @@ impl Entry {
             name,
             started: now(),
             cancelled: AtomicBool::new(false),
-            state: Mutex::new(State { progress, polled: Instant::now(), result: None }),
+            state: Mutex::new(State {
+                progress,
+                pace: Pace::default(),
+                polled: Instant::now(),
+                result: None,
+            }),
             ended: Notify::new(),
         }
     }
@@ -72,10 +80,14 @@ impl Entry {
     /// Says how far the job is (`total` 0: not known), and fails when it should not go on.
     pub fn progress(&self, phase: &str, done: u64, total: u64, unit: &str) -> Result<(), Failure> {
         let mut state = self.state.lock();
+        if state.progress.phase != phase {
+            state.pace = Pace::default();
+        }
         state.progress =
             Progress { phase: phase.to_owned(), done, total: total.max(done), unit: unit.into() };
-        if total == 0 {
-            state.progress.total = 0;
+        match total {
+            0 => state.progress.total = 0,
+            total => state.pace.note(Instant::now(), total.saturating_sub(done)),
         }
         if self.cancelled.load(Ordering::Relaxed) {
             return Err(refused("CANCELLED", &self.name, "it was cancelled", ""));
@@ -152,13 +164,35 @@ impl Jobs {
         let table = self.table.lock();
         let running = table.jobs.iter().filter(|(_, entry)| entry.is_running());
         running
-            .map(|(job, entry)| JobSummary {
-                job: *job,
-                name: entry.name.clone(),
-                started: entry.started.into(),
-                progress: entry.state.lock().progress.clone(),
+            .map(|(job, entry)| {
+                let state = entry.state.lock();
+                let (name, progress) = (entry.name.clone(), state.progress.clone());
+                summary(*job, name, entry.started.into(), progress, &state.pace)
             })
             .collect()
+    }
+}
+
+/// How far a job is, with what follows from that.
+pub(super) fn summary(
+    job: u64,
+    name: String,
+    started: Timestamp,
+    progress: Progress,
+    pace: &Pace,
+) -> JobSummary {
+    let Progress { done, total, .. } = progress;
+    let percent = (u128::from(done) * 100).checked_div(u128::from(total));
+    let in_bytes = total > 0 && progress.unit == "bytes";
+    let eta = pace.eta().filter(|_| total > 0);
+    JobSummary {
+        job,
+        name,
+        started,
+        percent: percent.map(|percent| u8::try_from(percent).unwrap_or(100).min(100)),
+        bytes_left: in_bytes.then(|| total.saturating_sub(done)),
+        eta_ms: eta.map(|eta| u64::try_from(eta.as_millis()).unwrap_or(u64::MAX)),
+        progress,
     }
 }
 
@@ -271,6 +305,23 @@ mod tests {
         assert!(
             matches!(jobs.poll(999, 0).await, Err(Failure::Admin { code, .. }) if code == "NO_SUCH_JOB")
         );
+    }
+
+    #[test]
+    fn a_summary_says_what_follows_from_the_progress() {
+        let (start, mut pace) = (Instant::now(), Pace::default());
+        let told = |done, total, unit: &str, pace: &Pace| {
+            let progress = Progress { phase: "x".into(), done, total, unit: unit.into() };
+            let told = summary(1, "x".into(), Timestamp::default(), progress, pace);
+            (told.percent, told.bytes_left, told.eta_ms)
+        };
+        assert_eq!(told(0, 0, "bytes", &pace), (None, None, None));
+        assert_eq!(told(3, 10, "chunks", &pace), (Some(30), None, None));
+        pace.note(start, 100);
+        pace.note(start + Duration::from_secs(30), 40);
+        assert_eq!(told(60, 100, "bytes", &pace), (Some(60), Some(40), Some(20_000)));
+        assert_eq!(told(60, 0, "bytes", &pace), (None, None, None));
+        assert_eq!(told(u64::MAX, u64::MAX, "bytes", &pace).0, Some(100));
     }
 
     #[test]

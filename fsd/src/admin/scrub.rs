@@ -22,6 +22,8 @@ const UNANSWERED_MAX: u32 = 12;
 struct Followed {
     id: NodeId,
     report: NodeScrub,
+    /// What it holds, about.
+    bytes: u64,
     pass: u64,
     next_shard: u32,
     unanswered: u32,
@@ -34,7 +36,9 @@ pub(super) async fn scrub(node: &Arc<Node>, entry: &Arc<Entry>) -> Result<ScrubR
     for info in known.into_iter().filter(|info| info.state != NodeState::Removed) {
         let report = NodeScrub { node: info.id.0, name: info.name, ..NodeScrub::default() };
         let id = info.id;
-        let mut one = Followed { id, report, pass: 0, next_shard: 0, unanswered: 0, ended: false };
+        let bytes = held(node, id);
+        let (pass, next_shard, unanswered, ended) = (0, 0, 0, false);
+        let mut one = Followed { id, report, bytes, pass, next_shard, unanswered, ended };
         match ask(node, id, ScrubAsk::Hurry).await {
             Ok(state) => one.pass = state.pass,
             Err(failure) => {
@@ -57,13 +61,18 @@ pub(super) async fn scrub(node: &Arc<Node>, entry: &Arc<Entry>) -> Result<ScrubR
 
 /// Until each of them has ended in one way or another.
 async fn follow(node: &Arc<Node>, entry: &Arc<Entry>, all: &mut [Followed]) -> Result<(), Failure> {
-    let shards = u64::from(node.cluster.shard_count) * all.len() as u64;
+    let shards = u64::from(node.cluster.shard_count);
+    let bytes: u64 = all.iter().map(|one| one.bytes).sum();
     while all.iter().any(|one| !one.ended) {
-        let done = all.iter().map(|one| match one.ended {
-            true => u64::from(node.cluster.shard_count),
-            false => u64::from(one.next_shard),
-        });
-        entry.progress("reading", done.sum(), shards, "shards")?;
+        let read = all.iter().map(|one| if one.ended { shards } else { one.next_shard.into() });
+        match bytes {
+            0 => entry.progress("reading", read.sum(), shards * all.len() as u64, "shards")?,
+            // Chunks spread over shards evenly.
+            _ => {
+                let done = all.iter().zip(read).map(|(one, read)| one.bytes / shards * read);
+                entry.progress("reading", done.sum(), bytes, "bytes")?;
+            }
+        }
         tokio::time::sleep(LOOK_EVERY).await;
         for one in all.iter_mut().filter(|one| !one.ended) {
             match ask(node, one.id, ScrubAsk::Look).await {
@@ -79,6 +88,15 @@ async fn follow(node: &Arc<Node>, entry: &Arc<Entry>, all: &mut [Followed]) -> R
         }
     }
     Ok(())
+}
+
+/// What a node holds, as far as is known.
+fn held(node: &Node, id: NodeId) -> u64 {
+    if id == node.id {
+        return node.chunks.usage().used;
+    }
+    let beats = node.beats.lock();
+    beats.get(&id).and_then(|beat| beat.usage.as_ref()).map_or(0, |usage| usage.used_bytes)
 }
 
 impl Followed {

@@ -9,7 +9,9 @@ use fsd_rpc::message::Failure;
 use raftmeta::read;
 use raftmeta_types::cluster::NodeState;
 
+use super::{jobs, protection};
 use crate::node::{Node, now};
+use crate::replication::{Cause, Work};
 use crate::service::storage;
 use crate::supervise::State;
 
@@ -17,6 +19,7 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
     let view = node.group.view();
     let group = node.group.status();
     let counters = read::counters(&view).map_err(storage)?;
+    let protection = read::protection(&view).map_err(storage)?;
     let nodes = read::nodes(&view).map_err(storage)?;
     let nodes = nodes.iter().filter(|node| node.state != NodeState::Removed);
     let up = nodes.clone().filter(|node| node.state == NodeState::Up).count();
@@ -35,6 +38,7 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
         health: node.health(),
         nodes_up: up as u32,
         nodes: nodes.count() as u32,
+        protection: protection::told(protection),
         metadata: MetadataStatus {
             term: group.term,
             leader: group.leader,
@@ -51,16 +55,28 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
     })))
 }
 
-/// What the leader moves from node to node, as a job.
-fn moving(node: &Node, draining: &[String]) -> Option<JobSummary> {
-    let work = node.director.lock().work?;
-    let name = match draining {
-        [] => "placing replicas".to_owned(),
-        names => format!("drain {}", names.join(", ")),
+/// What the leader moves from node to node, as jobs.
+fn moving(node: &Node, draining: &[String]) -> Vec<JobSummary> {
+    let director = node.director.lock();
+    let summary = |(cause, work): (&Cause, &Work)| {
+        let name = match cause {
+            Cause::Copies => "re-replication".to_owned(),
+            Cause::Drain => format!("drain {}", draining.join(", ")),
+            Cause::Balance => "rebalance".to_owned(),
+        };
+        let (total, done) = (work.total as u64, work.done());
+        let progress = match work.bytes_each {
+            0 => Progress { phase: "copying".into(), done, total, unit: "shards".into() },
+            each => Progress {
+                phase: "copying".into(),
+                done: done.saturating_mul(each),
+                total: total.saturating_mul(each),
+                unit: "bytes".into(),
+            },
+        };
+        jobs::summary(0, name, work.since.into(), progress, &work.pace)
     };
-    let (total, done) = (work.total as u64, (work.total - work.left) as u64);
-    let progress = Progress { phase: "copying".into(), done, total, unit: "shards".into() };
-    Some(JobSummary { job: 0, name, started: work.since.into(), progress })
+    director.works.iter().map(summary).collect()
 }
 
 /// The space of the chunk store.

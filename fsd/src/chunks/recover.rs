@@ -202,7 +202,7 @@ pub(super) async fn read_header<V: Volume>(
                 return bad(Kind::Foreign, format!("it is of cluster {other}, not {cluster}"));
             }
             Found::Newer(version) => {
-                return bad(Kind::NewerFormat, format!("format {version} is newer than this fsd"));
+                return bad(Kind::NewerFormat, newer(*version));
             }
             Found::Older(version) => {
                 return bad(
@@ -244,6 +244,11 @@ pub(super) async fn read_header<V: Volume>(
     Ok(header)
 }
 
+fn newer(version: u32) -> String {
+    let reads = format::VERSION;
+    format!("format {version} is newer than {reads}, the newest that this fsd reads: upgrade it")
+}
+
 async fn load_all<V: Volume>(
     device: &Arc<Device<V>>,
     keys: &Arc<Keys>,
@@ -281,7 +286,7 @@ async fn load<V: Volume>(
             head.id
         }
         Found::Newer(version) => {
-            let why = format!("the segment in slot {slot} has the newer format {version}");
+            let why = format!("the segment in slot {slot}: {}", newer(version));
             return Err(Error::new(Kind::NewerFormat, why));
         }
         Found::Damaged if holds_records(device, start).await? => {

@@ -80,6 +80,14 @@ impl Keys {
         let secret = read_master(master)?;
         let bad = |why: &str| Error::new(Kind::Key, format!("{}: {why}", wrapped.display()));
         let bytes = std::fs::read(wrapped).map_err(|error| bad(&error.to_string()))?;
+        if let [b'C', b'F', b'S', b'W', b'R', b'A', b'P', format, ..] = bytes[..]
+            && format > WRAP_MAGIC[7]
+        {
+            let (found, reads) = (char::from(format), char::from(WRAP_MAGIC[7]));
+            return Err(bad(&format!(
+                "format {found} is newer than {reads}, the newest that this fsd reads: upgrade it"
+            )));
+        }
         if bytes.len() != 8 + 4 + 12 + 32 + TAG || &bytes[..8] != WRAP_MAGIC {
             return Err(bad("is not a wrapped cluster key"));
         }

@@ -7,6 +7,7 @@ use super::*;
 
 mod crash;
 mod faults;
+mod formats;
 mod orders;
 mod replicas;
 mod site;
@@ -137,4 +138,9 @@ fn keys_are_wrapped_and_the_wrong_master_is_named() {
     std::fs::write(&master, [1; 32]).unwrap();
     let error = Keys::load(&master, &wrapped, CLUSTER).unwrap_err();
     assert!(error.to_string().contains("not the master key"), "{error}");
+    let mut newer = std::fs::read(&wrapped).unwrap();
+    newer[7] = b'2';
+    std::fs::write(&wrapped, newer).unwrap();
+    let error = Keys::load(&master, &wrapped, CLUSTER).unwrap_err().to_string();
+    assert!(error.contains("wrapped") && error.contains("format 2 is newer than 1"), "{error}");
 }

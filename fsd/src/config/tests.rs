@@ -47,6 +47,9 @@ fn what_cannot_work_is_refused_by_name() {
         ("[door]", "[cluster]\nshard_count = 131072\n[door]", "cluster.shard_count"),
         ("[door]", "[cluster]\nprotection = \"replica:0\"\n[door]", "replica:0"),
         ("[door]", "[cluster]\nprotection = \"ec:4+2\"\n[door]", "ec:4+2"),
+        ("[door]", "[cluster]\nin_sync_min = 0\n[door]", "cluster.in_sync_min"),
+        ("[door]", "[cluster]\nin_sync_min = 2\n[door]", "cluster.in_sync_min"),
+        ("[door]", "[cluster]\nprotection = \"replica:3\"\nin_sync_min = 4\n[door]", "from 1 to 3"),
         ("[door]", "[door]\nadvertise = \"h:1\"", "door.advertise"),
         ("[door]", "[door]\ntcp = \"nowhere\"", "tcp"),
         ("[door]", "[chunks]\nmin = \"64K\"\n[door]", "chunks.avg"),
@@ -104,4 +107,19 @@ fn the_shipped_development_file_is_accepted() {
     let config = Config::load(&path).unwrap();
     assert_eq!(config.node.name, "dev");
     assert_eq!(config.cluster.shard_count, 16);
+}
+
+#[test]
+fn half_of_the_copies_go_on_unless_it_is_said() {
+    for (text, expected) in [
+        ("protection = 'replica:2'", (2, 1)),
+        ("protection = 'replica:3'", (3, 2)),
+        ("protection = 'replica:3'\nin_sync_min = 1", (3, 1)),
+        ("in_sync_min = 3\nprotection = 'replica:3'", (3, 3)),
+        ("name = 'c'", (1, 1)),
+    ] {
+        let config = load(&LEAST.replace("[door]", &format!("[cluster]\n{text}\n[door]"))).unwrap();
+        let protection = config.cluster.protected();
+        assert_eq!((protection.replicas, protection.in_sync_min), expected, "{text}");
+    }
 }

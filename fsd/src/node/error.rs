@@ -19,6 +19,11 @@ pub enum NodeError {
     DataDir(#[from] DataDirError),
     #[error("{path}: {source} while {doing}")]
     File { path: PathBuf, doing: &'static str, source: io::Error },
+    #[error(
+        "{path}: format {found} is newer than {reads}, the newest that this program reads: start the one that wrote it, \
+         or newer"
+    )]
+    NewerFormat { path: PathBuf, found: u32, reads: u32 },
     #[error("{path} does not say who this node is: {why}")]
     Identity { path: PathBuf, why: String },
     #[error(

@@ -13,7 +13,7 @@ use raftmeta_types::{ChunkHash, Command, Epoch, NodeId, Reply, ShardId};
 use tokio::sync::watch;
 
 use super::swim::Liveness;
-use super::{Node, members};
+use super::{Node, members, skew};
 use crate::chunks::{ChunkStore, Error, Kind};
 use crate::jobs::Upkeep;
 use crate::replication::{Courier, Director, Host, Telling, Wire};
@@ -85,6 +85,10 @@ impl Host for Node {
 
     fn leader(&self) -> Result<Target, Failure> {
         Node::leader(self)
+    }
+
+    fn clock_ms(&self) -> i64 {
+        skew::clock_now_ms()
     }
 
     fn liveness(&self, id: NodeId) -> Liveness {

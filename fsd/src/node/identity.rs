@@ -18,6 +18,28 @@ use crate::data_dir::DataDir;
 
 const NAME: &str = "identity.toml";
 const BESIDE: &str = "new";
+/// Written by this version. The first one did not say it.
+pub(super) const FORMAT: u32 = 1;
+
+fn first_format() -> u32 {
+    1
+}
+
+/// Refuses a file of a newer version before anything in it is understood.
+pub(super) fn check_format(path: &Path, text: &str) -> Result<(), NodeError> {
+    #[derive(Deserialize)]
+    struct Head {
+        #[serde(default = "first_format")]
+        format: u32,
+    }
+    // What is no such file at all is said by whoever reads the rest.
+    match toml::from_str(text) {
+        Ok(Head { format }) if format > FORMAT => {
+            Err(NodeError::NewerFormat { path: path.into(), found: format, reads: FORMAT })
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
 
 /// How far the creation has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +56,9 @@ pub(crate) enum Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
+    /// Version of this file and of what else a node keeps in the directory in text: [`FORMAT`].
+    #[serde(default = "first_format")]
+    pub format: u32,
     pub cluster: Uuid,
     pub node: u64,
     pub state: Stage,
@@ -47,8 +72,11 @@ impl Identity {
     pub fn load_or_create(directory: &DataDir) -> Result<Identity, NodeError> {
         let path = directory.path().join(NAME);
         match std::fs::read_to_string(&path) {
-            Ok(text) => toml::from_str(&text)
-                .map_err(|error| NodeError::Identity { path, why: error.message().to_owned() }),
+            Ok(text) => {
+                check_format(&path, &text)?;
+                toml::from_str(&text)
+                    .map_err(|error| NodeError::Identity { path, why: error.message().to_owned() })
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 // Of a first start that ended while it wrote.
                 let _ = std::fs::remove_file(path.with_extension(BESIDE));
@@ -56,6 +84,7 @@ impl Identity {
                     return Err(NodeError::NotANode { path: directory.path().into() });
                 }
                 let identity = Identity {
+                    format: FORMAT,
                     cluster: Uuid::new_v4(),
                     node: 1,
                     state: Stage::Creating,
@@ -113,6 +142,17 @@ mod tests {
         let ready = Identity { state: Stage::Ready, ..first };
         ready.save(dir.path()).unwrap();
         assert_eq!(Identity::load_or_create(&held).unwrap(), ready);
+
+        // The first version did not write one.
+        let text = std::fs::read_to_string(dir.path().join(NAME)).unwrap();
+        std::fs::write(dir.path().join(NAME), text.replace("format = 1\n", "")).unwrap();
+        assert_eq!(Identity::load_or_create(&held).unwrap(), ready);
+        // One to come, whatever else it says.
+        std::fs::write(dir.path().join(NAME), "format = 2\ncolour = \"red\"\n").unwrap();
+        let error = Identity::load_or_create(&held).unwrap_err().to_string();
+        for part in ["identity.toml", "format 2", "newer than 1"] {
+            assert!(error.contains(part), "{error}");
+        }
 
         std::fs::write(dir.path().join(NAME), "cluster = 3").unwrap();
         let error = Identity::load_or_create(&held).unwrap_err().to_string();

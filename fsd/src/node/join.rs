@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::identity::{Identity, Stage, replace};
+use super::identity::{FORMAT, Identity, Stage, check_format, replace};
 use super::open::{CHECKPOINT_ENTRIES, CLUSTER_KEY, MASTER_KEY};
 use super::peers::Peers;
 use super::skew::clock_now_ms;
@@ -47,6 +47,8 @@ const SAY_EVERY: Duration = Duration::from_secs(15);
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Kept {
+    #[serde(default)]
+    format: u32,
     certificate: String,
     key: String,
     ca: String,
@@ -97,6 +99,7 @@ pub fn join(
     write_secret(&path.join(MASTER_KEY), &joined.master_key)?;
     write_secret(&path.join(CLUSTER_KEY), &joined.cluster_key)?;
     let kept = Kept {
+        format: FORMAT,
         certificate: identity.certificate_pem.clone(),
         key: identity.key_pem.to_string(),
         ca: identity.ca_pem.clone(),
@@ -106,8 +109,8 @@ pub fn join(
     replace(&path.join(JOINED), text.as_bytes())?;
     // Last of all: from now on the directory is a node's.
     let node = joined.node;
-    let own =
-        Identity { cluster: joined.cluster.uuid, node: node.0, state: Stage::Joining, starts: 0 };
+    let (format, cluster) = (FORMAT, joined.cluster.uuid);
+    let own = Identity { format, cluster, node: node.0, state: Stage::Joining, starts: 0 };
     own.save(path)?;
     tracing::info!(%node, cluster = joined.cluster.name, "joined; the metadata comes next");
     Ok(node)
@@ -178,6 +181,7 @@ fn load(path: &std::path::Path) -> Result<Kept, NodeError> {
         source,
     })?;
     let text = Zeroizing::new(text);
+    check_format(path, &text)?;
     // The parser's own message would show the line, which may be of the key.
     toml::from_str(&text)
         .map_err(|error| NodeError::Identity { path: path.into(), why: error.message().to_owned() })

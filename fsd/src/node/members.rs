@@ -25,7 +25,7 @@ use raftmeta_types::cluster::{NodeInfo, NodeState};
 use raftmeta_types::{Command, NodeId};
 
 use super::open::node_info;
-use super::skew::{CLOCK_OFF_MAX, Off, clock_now_ms, off_ms};
+use super::skew::{self, Off, off_ms};
 use super::swim::Liveness;
 use super::{Node, trust};
 use crate::clock;
@@ -259,6 +259,7 @@ async fn look_after(node: &Arc<Node>) -> Done {
         failed.extend(directed.err().map(|failure| failure.to_string()));
     }
     failed.extend(trust::advance(node).await.err());
+    failed.extend(yield_to_a_clock(node, &members).await.err());
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
@@ -308,9 +309,9 @@ pub(crate) fn listen<H: Host>(node: &Arc<H>, others: &[&NodeInfo]) {
         let target = Target { node: other.id, address: other.address.clone() };
         let node = Arc::clone(node);
         tokio::spawn(async move {
-            let asked = clock_now_ms();
+            let asked = node.clock_ms();
             let told = node.ask(&target, NodeRequest::Usage, ANSWER_WITHIN).await;
-            let answered = clock_now_ms();
+            let answered = node.clock_ms();
             if let Some(beat) = node.beats().lock().get_mut(&target.node) {
                 beat.asked = false;
                 beat.failed += 1;
@@ -326,13 +327,43 @@ pub(crate) fn listen<H: Host>(node: &Arc<H>, others: &[&NodeInfo]) {
 
 /// Says of whom the clock is far off.
 fn note_clocks(node: &Node) {
-    for (id, beat) in &*node.beats.lock() {
-        if beat.clock_off_ms.unsigned_abs() > CLOCK_OFF_MAX.as_millis() as u64 {
-            let what =
-                format!("its clock is {} the leader's: set it (NTP)", Off(beat.clock_off_ms));
-            node.refusals.note(Why::Clock, &format!("node {id}"), &what);
-        }
+    let off = skew::from_middle(node.id, &node.beats.lock());
+    for (id, off) in off.into_iter().filter(|(_, off)| skew::is_wrong(*off)) {
+        let what = format!(
+            "its clock is {} the others': set it (NTP); while most agree, it leads nothing",
+            Off(off)
+        );
+        node.refusals.note(Why::Clock, &format!("node {id}"), &what);
     }
+}
+
+/// A leader whose clock is wrong would stamp everything with it: another voter leads, if one can.
+async fn yield_to_a_clock(node: &Arc<Node>, members: &[Member]) -> Done {
+    let successor = {
+        let beats = node.beats.lock();
+        let wrong = skew::wrong(node.id, &beats);
+        if !wrong.contains(&node.id) {
+            return Ok(());
+        }
+        let heard = |id| {
+            let beat: Option<&Beat> = beats.get(&id);
+            beat.is_some_and(|beat| beat.usage.is_some() && !beat.is_suspect())
+        };
+        successor(node.id, members, |id| !wrong.contains(&id) && heard(id))
+    };
+    let Some(next) = successor else { return Ok(()) };
+    tracing::warn!(next, "the clock of this node is wrong: another one is to lead");
+    node.group.transfer_leadership(Some(next)).await.map_err(|error| error.to_string())
+}
+
+/// The voter that lacks least of those that may lead.
+fn successor(own: NodeId, members: &[Member], may: impl Fn(NodeId) -> bool) -> Option<u64> {
+    let able = |member: &&Member| {
+        let caught_up = member.lag.is_some_and(|lag| lag <= LAG_MAX);
+        member.voter && caught_up && member.id != own.0 && may(NodeId(member.id))
+    };
+    let found = members.iter().filter(able).min_by_key(|member| (member.lag, member.id));
+    found.map(|member| member.id)
 }
 
 /// Two processes with one number, of a data directory that was copied, must not both be heard: the one stays that
@@ -532,6 +563,21 @@ mod tests {
         // One that is behind does not vote yet, and two would be worse than one.
         let members = [member(1, true, 0), member(2, false, 0), member(3, false, 1 << 20)];
         assert_eq!(chosen(&[Up; 3], &members), [1]);
+    }
+
+    #[test]
+    fn a_leader_with_a_wrong_clock_hands_over_to_a_voter_that_is_there() {
+        let members = [
+            member(1, true, 0),
+            member(2, true, 9),
+            member(3, true, 1 << 20),
+            member(4, false, 0),
+            member(5, true, 7),
+        ];
+        let to = |may: &[u64]| successor(NodeId(1), &members, |id| may.contains(&id.0));
+        assert_eq!(to(&[1, 2, 3, 4, 5]), Some(5));
+        assert_eq!(to(&[2, 3, 4]), Some(2));
+        assert_eq!(to(&[1, 3, 4]), None);
     }
 
     #[test]

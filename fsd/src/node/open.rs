@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use raftmeta::group::{Group, GroupConfig, Leadership};
 use raftmeta::network::Transport;
 use raftmeta::read;
-use raftmeta_types::cluster::{ClusterInfo, NodeInfo, NodeState, Protection, ShardInfo};
+use raftmeta_types::cluster::{ClusterInfo, NodeInfo, NodeState, ShardInfo};
 use raftmeta_types::{Command, Envelope, NodeId, SessionId, Time};
 use tokio::sync::watch;
 
@@ -301,9 +301,7 @@ async fn init_cluster(
     };
     let init = Command::InitCluster { cluster, sealed_ca };
     command(group, "making the cluster", init, true).await?;
-    let replicas = config.cluster.protection.replicas;
-    // Half of them, rounded up, keep a shard writable: of two one, of three two.
-    let protection = Protection { replicas, in_sync_min: replicas.div_ceil(2) };
+    let protection = config.cluster.protected();
     command(group, "setting the protection", Command::SetProtection(protection), true).await
 }
 

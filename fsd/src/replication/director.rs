@@ -21,9 +21,13 @@ use raftmeta_types::{Command, Epoch, MetaError, NodeId, ShardId, Time};
 use super::host::Host;
 use super::keeper;
 use crate::clock;
-use crate::node::{members, now};
+use crate::node::{members, now, skew};
+use crate::pace::Pace;
 use crate::placement::{self, Held, Place};
 use crate::service::storage;
+
+#[cfg(test)]
+mod tests;
 
 /// Replicas that are brought up at once, in all and to one node.
 const MOVES_MAX: usize = 16;
@@ -48,46 +52,86 @@ pub(crate) struct Director {
     /// Nodes that are told to forget a shard.
     releasing: BTreeSet<(ShardId, NodeId)>,
     /// What is under way as a whole, from the moment when something was not where the plan wants it.
-    pub work: Option<Work>,
+    pub works: BTreeMap<Cause, Work>,
+}
+
+/// Why a shard is to lie elsewhere, the most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Cause {
+    /// It has fewer copies than it should.
+    Copies,
+    /// One that holds it drains.
+    Drain,
+    /// Others hold more than their share.
+    Balance,
 }
 
 /// Copies on their way to where the plan wants them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Work {
     pub since: Time,
     pub left: usize,
     /// The most that were left at once.
     pub total: usize,
+    /// What one copy takes, about: as chunks spread over shards evenly, all take the same.
+    pub bytes_each: u64,
+    pub pace: Pace,
+}
+
+impl Work {
+    pub fn done(&self) -> u64 {
+        (self.total - self.left) as u64
+    }
 }
 
 impl Director {
     /// Whether nothing is under way.
     #[cfg(test)]
     pub fn is_idle(&self) -> bool {
-        self.moving.is_empty() && self.releasing.is_empty() && self.work.is_none()
+        self.moving.is_empty() && self.releasing.is_empty() && self.works.is_empty()
     }
 
-    fn note(&mut self, left: usize) {
-        self.work = match (left, self.work) {
-            (0, _) => None,
-            (left, Some(work)) => Some(Work { left, total: work.total.max(left), ..work }),
-            (left, None) => Some(Work { since: now(), left, total: left }),
-        };
+    /// So many copies are left to be made or dropped, of so many bytes each.
+    fn note(&mut self, left: &BTreeMap<Cause, usize>, bytes_each: u64) {
+        self.works.retain(|cause, _| left.contains_key(cause));
+        for (cause, left) in left {
+            let work = self.works.entry(*cause).or_insert_with(|| Work {
+                since: now(),
+                left: *left,
+                total: *left,
+                bytes_each,
+                pace: Pace::default(),
+            });
+            (work.left, work.total) = (*left, work.total.max(*left));
+            work.pace.note(clock::now(), *left as u64);
+        }
     }
 }
 
 /// The nodes as a round sees them.
+#[derive(Default)]
 struct Nodes {
     /// Answers, and may be a primary.
     alive: BTreeSet<NodeId>,
+    /// Has a clock that is wrong, and is no primary where another can be.
+    wrong: BTreeSet<NodeId>,
     /// Known to be down.
     down: BTreeSet<NodeId>,
+    /// To be left empty.
+    draining: BTreeSet<NodeId>,
     places: Vec<Place>,
+}
+
+impl Nodes {
+    fn may_lead(&self, id: &NodeId) -> bool {
+        self.alive.contains(id) && !self.wrong.contains(id)
+    }
 }
 
 fn nodes(node: &impl Host, known: &[NodeInfo]) -> Nodes {
     let beats = node.beats().lock();
-    let mut nodes = Nodes { alive: BTreeSet::new(), down: BTreeSet::new(), places: Vec::new() };
+    let wrong = skew::wrong(node.id(), &beats);
+    let mut nodes = Nodes { wrong, ..Nodes::default() };
     for info in known {
         let stalled = match beats.get(&info.id).and_then(|beat| beat.usage.as_ref()) {
             Some(usage) => Duration::from_millis(usage.stalled_ms),
@@ -97,6 +141,9 @@ fn nodes(node: &impl Host, known: &[NodeInfo]) -> Nodes {
         let heard =
             info.id == node.id() || beats.get(&info.id).is_none_or(|beat| !beat.is_suspect());
         let heard = heard && stalled < STALLED_MAX;
+        if info.state == NodeState::Draining {
+            nodes.draining.insert(info.id);
+        }
         match info.state {
             NodeState::Up => {
                 nodes.places.push(Place { node: info.id, weight: info.capacity_bytes });
@@ -140,25 +187,34 @@ pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
     let held: Vec<Held> = shards.iter().map(held).collect();
     let plan = placement::plan(&nodes.places, usize::from(protection.replicas), &held);
     let mut changes = Vec::new();
-    let mut left = 0;
+    let mut left: BTreeMap<Cause, usize> = BTreeMap::new();
+    let mut complete = true;
     for (shard, planned) in shards.iter().zip(&plan) {
         if rescued.contains(&shard.id) || planned.by.is_empty() {
             continue;
         }
         let missing: Vec<NodeId> =
             planned.by.iter().copied().filter(|id| !shard.in_sync.contains(id)).collect();
-        left += missing.len();
-        if missing.is_empty() {
-            changes.extend(follow(shard, planned, &nodes, usize::from(protection.replicas)));
-        } else if nodes.alive.contains(&shard.primary) {
+        let change = match missing.as_slice() {
+            [] => follow(shard, planned, &nodes, usize::from(protection.replicas)),
+            _ => None,
+        };
+        let steps = missing.len() + usize::from(change.is_some());
+        if steps > 0 {
+            *left.entry(cause(shard, planned, &nodes)).or_default() += steps;
+        }
+        complete &= missing.is_empty();
+        changes.extend(change);
+        if nodes.alive.contains(&shard.primary) {
             let able = missing.into_iter().filter(|id| nodes.alive.contains(id));
             able.for_each(|id| bring(node, shard, id));
         }
     }
-    if left == 0 && !knows_damage(&**node) {
+    if complete && !knows_damage(&**node) {
         let_go(node, &nodes, &shards, &plan);
     }
-    node.director().lock().note(left + changes.len());
+    let bytes_each = copy_bytes(&**node, &shards);
+    node.director().lock().note(&left, bytes_each);
     let leaving: Vec<(ShardId, NodeId)> = shards
         .iter()
         .flat_map(|shard| {
@@ -170,6 +226,29 @@ pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
     commit(&**node, changes).await?;
     leaving.into_iter().for_each(|(shard, id)| release(node, shard, id));
     Ok(())
+}
+
+/// Why a shard is to lie elsewhere.
+fn cause(shard: &ShardInfo, planned: &Held, nodes: &Nodes) -> Cause {
+    if shard.in_sync.len() < planned.by.len() {
+        Cause::Copies
+    } else if shard.in_sync.iter().any(|id| nodes.draining.contains(id)) {
+        Cause::Drain
+    } else {
+        Cause::Balance
+    }
+}
+
+/// What a copy of a shard takes, as far as is known: the mean of all.
+fn copy_bytes(node: &impl Host, shards: &[ShardInfo]) -> u64 {
+    let mut used: BTreeMap<NodeId, u64> = BTreeMap::new();
+    used.insert(node.id(), node.chunks().usage().used);
+    let beats = node.beats().lock();
+    let told = |(id, beat): (&NodeId, &members::Beat)| Some((*id, beat.usage.as_ref()?.used_bytes));
+    used.extend(beats.iter().filter_map(told));
+    let copies = shards.iter().flat_map(|shard| &shard.in_sync);
+    let copies = copies.filter(|id| used.contains_key(id)).count() as u64;
+    used.values().sum::<u64>().checked_div(copies).unwrap_or(0)
 }
 
 /// Whether anything is known to be damaged: then no copy goes that is only left over, for it may be the good one.
@@ -215,7 +294,10 @@ fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange>
         shard.in_sync.iter().copied().filter(|id| nodes.alive.contains(id)).collect();
     let lost = shard.in_sync.iter().any(|id| nodes.down.contains(id));
     let primary_lost = !nodes.alive.contains(&shard.primary);
-    if alive.len() < least || alive.is_empty() || !(lost || primary_lost) {
+    if !(lost || primary_lost) {
+        return change_clocks(shard, nodes);
+    }
+    if alive.len() < least || alive.is_empty() {
         return None;
     }
     // Who is only suspected stays, unless it has to lead.
@@ -226,8 +308,19 @@ fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange>
             shard.in_sync.iter().copied().filter(stays).collect()
         }
     };
-    let primary = if primary_lost { in_sync[0] } else { shard.primary };
+    let first = in_sync.iter().find(|id| nodes.may_lead(id)).unwrap_or(&in_sync[0]);
+    let primary = if primary_lost { *first } else { shard.primary };
     Some(ShardChange { id: shard.id, expected: shard.epoch, primary, in_sync })
+}
+
+/// Whoever has a wrong clock leads no more where another can. Its copy stays in sync.
+fn change_clocks(shard: &ShardInfo, nodes: &Nodes) -> Option<ShardChange> {
+    if nodes.may_lead(&shard.primary) {
+        return None;
+    }
+    let primary = *shard.in_sync.iter().find(|id| nodes.may_lead(id))?;
+    let (expected, in_sync) = (shard.epoch, shard.in_sync.clone());
+    Some(ShardChange { id: shard.id, expected, primary, in_sync })
 }
 
 /// The last step of a plan whose replicas are all in sync. Where there are too few nodes for all of them, nobody
@@ -240,8 +333,9 @@ fn follow(
 ) -> Option<ShardChange> {
     let first = planned.by.first()?;
     let present = planned.by.iter().filter(|id| **id == shard.primary);
-    let mut able = std::iter::once(first).chain(present).chain(&planned.by);
-    let primary = *able.find(|id| nodes.alive.contains(id))?;
+    let able = std::iter::once(first).chain(present).chain(&planned.by);
+    let any = || able.clone().find(|id| nodes.alive.contains(id));
+    let primary = *able.clone().find(|id| nodes.may_lead(id)).or_else(any)?;
     let mut in_sync = planned.by.clone();
     if in_sync.len() < replicas {
         let others = shard.in_sync.iter().filter(|id| !planned.by.contains(id));

@@ -67,6 +67,9 @@ pub(crate) trait Host: Wire {
     /// Who leads, if it is another node.
     fn leader(&self) -> Result<Target, Failure>;
 
+    /// The wall clock of this node, in milliseconds since 1970.
+    fn clock_ms(&self) -> i64;
+
     /// What the nodes say of each other, of one of them.
     fn liveness(&self, id: NodeId) -> Liveness;
 

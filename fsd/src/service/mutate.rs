@@ -80,7 +80,8 @@ pub(super) async fn mutate(
         | Command::SetProtection(_)
         | Command::SetShards(_)
         | Command::Rotate(_)
-        | Command::RenewCertificate { .. } => {
+        | Command::RenewCertificate { .. }
+        | Command::RemoveLost { .. } => {
             Err(Failure::Refused("this command is the node's own".into()))
         }
     }
@@ -152,7 +153,8 @@ fn events_of(command: &Command) -> Vec<Event> {
         | Command::SetProtection(_)
         | Command::SetShards(_)
         | Command::Rotate(_)
-        | Command::RenewCertificate { .. } => vec![],
+        | Command::RenewCertificate { .. }
+        | Command::RemoveLost { .. } => vec![],
     }
 }
 

@@ -22,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const MOMENT: Duration = Duration::from_secs(8);
 /// All is well so long after the last fault.
 const SETTLED_WITHIN: Duration = Duration::from_secs(240);
+/// What is not well by then needs somebody who knows that a disk is gone.
+const REMOVED_AFTER: Duration = Duration::from_secs(90);
 const SETTLE_EVERY: Duration = Duration::from_millis(500);
 
 /// Chunks that files name, by shard.
@@ -115,40 +117,50 @@ impl Seen {
     }
 }
 
-/// Waits until all is well. `false`: a shard has fewer replicas left than it needs to go on, which is for an
-/// administrator to decide (docs/operations.md).
-pub(super) async fn settle(world: &Arc<World>) -> bool {
+/// Waits until all is well; with an administrator who knows which disks are gone, where it needs one.
+pub(super) async fn settle(world: &Arc<World>) {
     let start = since_start();
     loop {
         undrain(world).await;
         let Some(why) = unsettled(world).await else {
             let took = since_start() - start;
             world.note(format_args!("settled after {took:?}"));
-            return true;
+            return;
         };
         world.note(format_args!("not yet: {why}"));
-        if since_start() - start > SETTLED_WITHIN / 2 && has_too_few(world) {
-            world.note(format_args!("a shard has too few replicas left"));
-            return false;
-        }
         assert!(since_start() - start < SETTLED_WITHIN, "it does not settle: {why}");
+        if since_start() - start > REMOVED_AFTER {
+            remove_lost(world).await;
+        }
         clock::sleep(SETTLE_EVERY).await;
     }
 }
 
-/// Whether disks are gone without which a shard takes no writes.
-fn has_too_few(world: &Arc<World>) -> bool {
-    let (shards, least) = world.log(|log, _, _| {
-        let newest = log.newest();
-        let protection = read::protection(&newest).expect("memory does not fail");
-        (read::shards(&newest).expect("memory does not fail"), protection.in_sync_min)
-    });
-    let net = world.net.lock();
-    let has_disk = |id: &&NodeId| net.machines[id].volume.is_some();
-    shards.iter().any(|shard| {
-        let left = shard.in_sync.iter().filter(has_disk).count();
-        left < shard.in_sync.len() && left < usize::from(least)
-    })
+/// An administrator finds out that it does not go on by itself: two disks were lost at the wrong moment.
+async fn remove_lost(world: &Arc<World>) {
+    let leader = world.log(|log, _, _| log.leader()).and_then(|id| world.life(id));
+    let Some(leader) = leader.filter(|life| life.leads()) else { return };
+    for info in read::nodes(&leader.view()).expect("memory does not fail") {
+        let lost = world.net.lock().machines[&info.id].volume.is_none();
+        if lost && info.state == NodeState::Down {
+            leader.remove_lost(info.id, heirs(world, info.id)).await;
+        }
+    }
+}
+
+/// Who begins the shards that only this node has in sync. A primary that asked to go on alone and was lost before it
+/// heard the answer leaves such a one: nothing was acknowledged meanwhile, so the replica that it left out has all.
+fn heirs(world: &World, lost: NodeId) -> Vec<(ShardId, NodeId)> {
+    let (shards, referenced) = newest(world);
+    let alone = shards.iter().filter(|shard| shard.in_sync == [lost]);
+    let heir = |shard: &ShardInfo| {
+        let has = |life: &Arc<Life>| {
+            let named = referenced[&shard.id].iter();
+            named.filter(|hash| life.chunks.contains(hash)).count()
+        };
+        world.lives().into_iter().max_by_key(has).map(|life| (shard.id, life.id))
+    };
+    alone.filter_map(heir).collect()
 }
 
 /// An administrator takes back what was to be drained: there may be too few nodes without it.
@@ -181,8 +193,8 @@ async fn unsettled(world: &Arc<World>) -> Option<String> {
         let lost = world.net.lock().machines[&info.id].volume.is_none();
         let known = match info.state {
             NodeState::Up => !lost && world.life(info.id).is_some(),
-            NodeState::Down | NodeState::Drained => lost,
-            NodeState::Draining | NodeState::Joining | NodeState::Removed => false,
+            NodeState::Down | NodeState::Drained | NodeState::Removed => lost,
+            NodeState::Draining | NodeState::Joining => false,
         };
         if !known {
             return Some(format!("node {} is {}", info.id, info.state));
@@ -232,7 +244,14 @@ async fn unsettled_shard(world: &Arc<World>, shard: &ShardInfo, planned: &Held) 
     let ShardInfo { id, epoch, primary, .. } = *shard;
     let wanted: BTreeSet<NodeId> = planned.by.iter().copied().collect();
     let present: BTreeSet<NodeId> = shard.in_sync.iter().copied().collect();
-    if wanted != present || planned.by.first() != Some(&primary) {
+    // Who shall lead and has a wrong clock leaves it to another, where the others are a majority.
+    let outvoted = world.lives().len() > 2;
+    let off = |id: &NodeId| outvoted && world.clock_off_ms(*id) != 0;
+    let leads = match planned.by.first() {
+        Some(first) if off(first) && planned.by.len() > 1 => !off(&primary),
+        first => first == Some(&primary),
+    };
+    if wanted != present || !leads {
         return Some(format!("shard {id} is in {present:?}, and shall be in {:?}", planned.by));
     }
     let first = world.life(primary)?;

@@ -13,7 +13,7 @@ use fsd_rpc::message::{Failure, NodeRequest, NodeUsage, Response};
 use fsd_rpc::nodes::Target;
 use parking_lot::Mutex;
 use raftmeta::read;
-use raftmeta_types::cluster::NodeState;
+use raftmeta_types::cluster::{NodeInfo, NodeState};
 use raftmeta_types::{ChunkHash, Command, Epoch, NodeId, Reply, ShardId};
 use tokio::sync::watch;
 
@@ -161,7 +161,9 @@ impl Life {
         if let Err(why) = members::rise(&**self, &nodes).await {
             self.world.note(format_args!("{} does not rise: {why}", self.id));
         }
-        let others: Vec<_> = nodes.iter().filter(|other| other.id != self.id).collect();
+        let stays = |other: &&NodeInfo| other.state != NodeState::Removed;
+        let others: Vec<_> =
+            nodes.iter().filter(|other| other.id != self.id).filter(stays).collect();
         members::listen(self, &others);
         for other in others {
             let beat = self.beats.lock().get(&other.id).cloned();
@@ -183,6 +185,13 @@ impl Life {
     pub async fn set_state(&self, node: NodeId, from: NodeState, to: NodeState) {
         let set = self.command(Command::SetNodeState { node, from, to }, true).await;
         self.world.note(format_args!("{} says that {node} is {to}: {set:?}", self.id));
+    }
+
+    /// `admin::lost`.
+    pub async fn remove_lost(&self, node: NodeId, heirs: Vec<(ShardId, NodeId)>) {
+        let done = self.command(Command::RemoveLost { node, heirs }, true).await;
+        self.world.note(format_args!("{} removes {node}, which is lost: {done:?}", self.id));
+        self.world.tally.lock().removed += u64::from(done.is_ok());
     }
 
     /// `service::nodes`: what other nodes ask. In a box, because it asks other nodes in its turn.
@@ -237,6 +246,7 @@ impl Life {
             reserve_bytes: usage.reserve,
             chunks: usage.chunks,
             strays: self.upkeep.strays.of(self),
+            clock_ms: self.clock_ms(),
             ..NodeUsage::default()
         }
     }
@@ -439,6 +449,10 @@ impl Host for Life {
         }
     }
 
+    fn clock_ms(&self) -> i64 {
+        since_start().as_millis() as i64 + self.world.clock_off_ms(self.id)
+    }
+
     /// Of one that is not reached the others say what they like.
     fn liveness(&self, id: NodeId) -> Liveness {
         self.world.log(|_, dice, net| {
@@ -543,6 +557,7 @@ fn named(command: &Command, done: bool) -> String {
         }
         Command::EndDelete { shard, epoch } => format!("the end of deletion {epoch} of {shard}"),
         Command::SetNodeState { node, from, to } => format!("node {node}: {from} to {to}"),
+        Command::RemoveLost { node, .. } => format!("the loss of node {node}"),
         Command::Write(write) => {
             let extents = write.extents.iter().map(|new| match &new.data {
                 raftmeta_types::ExtentData::Chunk { hash, .. } => {

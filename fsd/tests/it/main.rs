@@ -9,6 +9,7 @@ mod authority;
 mod crash;
 mod doors;
 mod files;
+mod lost;
 mod refusals;
 mod sessions;
 mod site;

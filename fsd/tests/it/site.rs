@@ -120,7 +120,7 @@ impl Site {
         until("a leader", || self.list(asked).iter().position(|node| node.role == "leader"))
     }
 
-    fn run(&self, asked: usize, job: Job) -> JobReport {
+    pub fn run(&self, asked: usize, job: Job) -> JobReport {
         let AdminReply::JobStarted { job } = self.ask(asked, AdminRequest::JobStart(job)) else {
             panic!("no job");
         };
@@ -143,7 +143,7 @@ impl Site {
     }
 
     /// Reads everything, wherever it lies: there is nothing to find.
-    fn is_clean(&self, asked: usize) {
+    pub fn is_clean(&self, asked: usize) {
         let options = FsckOptions { repair: false, read_data: true };
         let JobReport::Fsck(report) = self.run(asked, Job::Fsck(options)) else {
             panic!("no report");
@@ -230,14 +230,14 @@ fn a_leader_that_stops_hands_over_and_all_may_be_restarted() {
 }
 
 /// Writes files of chunks; their names tell the bytes.
-fn fill(client: &Client, numbers: std::ops::Range<u64>) {
+pub fn fill(client: &Client, numbers: std::ops::Range<u64>) {
     for n in numbers {
         let ino = client.make(Ino::ROOT, &format!("c{n:03}"), FileKind::Regular).ino;
         client.write_chunk(ino, 0, &noise(n, 100_000)).unwrap();
     }
 }
 
-fn check(client: &Client, numbers: std::ops::Range<u64>) {
+pub fn check(client: &Client, numbers: std::ops::Range<u64>) {
     for n in numbers {
         let ino = client.find(Ino::ROOT, &format!("c{n:03}")).unwrap().ino;
         assert!(client.read(ino) == noise(n, 100_000), "file {n}");

@@ -107,6 +107,12 @@ pub(super) fn begin_delete(
     Ok(Reply::Deleting { epoch, hashes: marked })
 }
 
+/// The shard has lost what it held: receipts of before this epoch are none, and nothing is left to be deleted.
+pub(super) fn forget_all(state: &mut State<'_>, id: ShardId, epoch: Epoch) -> Step<()> {
+    state.delete(&keys::pending_delete(id))?;
+    deletions::forget_before(state, id, epoch)
+}
+
 pub(super) fn end_delete(state: &mut State<'_>, id: ShardId, epoch: Epoch) -> Step<Reply> {
     let info = shard(state, id)?;
     let key = keys::pending_delete(id);

@@ -19,12 +19,12 @@ pub const NODES_MAX: usize = 4096;
 /// Most copies.
 const REPLICAS_MAX: u8 = 7;
 
-fn nodes(state: &State<'_>) -> Step<Vec<NodeInfo>> {
+pub(super) fn nodes(state: &State<'_>) -> Step<Vec<NodeInfo>> {
     let found = state.scan(&keys::class(b'N'), usize::MAX, false)?;
     found.iter().map(|(key, _)| node(state, NodeId(keys::first_number(key)))).collect()
 }
 
-fn node(state: &State<'_>, id: NodeId) -> Step<NodeInfo> {
+pub(super) fn node(state: &State<'_>, id: NodeId) -> Step<NodeInfo> {
     state.get(&keys::node(id))?.ok_or(MetaError::NotFound.into())
 }
 
@@ -106,7 +106,7 @@ pub(super) fn set_protection(state: &mut State<'_>, protection: Protection) -> S
     Ok(Reply::Done)
 }
 
-fn shards(state: &State<'_>) -> Step<Vec<ShardInfo>> {
+pub(super) fn shards(state: &State<'_>) -> Step<Vec<ShardInfo>> {
     let found = state.scan(&keys::class(b'P'), usize::MAX, false)?;
     let shard = |key: &[u8]| state.get(key)?.ok_or_else(|| MetaError::NotFound.into());
     found.iter().map(|(key, _)| shard(key)).collect()
@@ -143,7 +143,12 @@ pub(super) fn set_shards(state: &mut State<'_>, changes: &[ShardChange]) -> Step
         shard.in_sync.clone_from(&change.in_sync);
         state.put(&key, &shard)?;
     }
-    let version: u64 = state.get(keys::MAP_VERSION)?.unwrap_or(0);
-    state.put(keys::MAP_VERSION, &(version + 1))?;
+    bump_map(state)?;
     Ok(Reply::Done)
+}
+
+/// Those who know the map look at it again.
+pub(super) fn bump_map(state: &mut State<'_>) -> Step<()> {
+    let version: u64 = state.get(keys::MAP_VERSION)?.unwrap_or(0);
+    state.put(keys::MAP_VERSION, &(version + 1))
 }

@@ -1,4 +1,5 @@
 mod any;
+mod lost;
 mod model;
 mod nodes;
 mod orders;

@@ -200,6 +200,13 @@ fn record_at(bytes: &[u8], at: usize) -> Option<(Record<'_>, u32, u32)> {
     Some((record, u32_at(bytes, at + 24)?, sum))
 }
 
+/// Whether a newer version has written this segment. Where its header has its checksum stays as it is.
+pub(crate) fn newer_version(bytes: &[u8]) -> Option<crate::format::Newer> {
+    let header = bytes.get(..SEGMENT_HEADER)?;
+    let whole = u32_at(header, 60) == Some(crc(&header[..60]));
+    crate::format::newer(&header[..MAGIC.len()], MAGIC).filter(|_| whole)
+}
+
 /// Takes a segment apart. An error says what is wrong with its header.
 pub(crate) fn read_segment(bytes: &[u8], number: u64) -> Result<Segment<'_>, String> {
     let header = bytes.get(..SEGMENT_HEADER).ok_or("shorter than its header")?;

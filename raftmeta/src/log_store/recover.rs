@@ -136,6 +136,10 @@ impl Contents {
         }
         let mut bytes = vec![0; size as usize];
         file.read_exact_at(&mut bytes, 0).map_err(named)?;
+        if let Some(newer) = format::newer_version(&bytes) {
+            let why = format!("metadata log {}: {newer}", path.display());
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         let segment = format::read_segment(&bytes, number).map_err(|e| damaged(path, e))?;
         if self.next.is_some_and(|next| next != segment.first) {
             let before = self.segments.back().map_or(path, |segment| &segment.path);

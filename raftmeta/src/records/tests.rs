@@ -41,6 +41,7 @@ proptest! {
 fn an_unknown_version_is_named() {
     let error = decode::<Counters>(b"Mcounters", &[9, 0, 0]).unwrap_err().to_string();
     assert!(error.contains("Mcounters") && error.contains("version 9"), "{error}");
+    assert!(error.contains(&format!("reads {VERSION}")), "{error}");
     let error = decode::<Counters>(b"Mcounters", &[]).unwrap_err().to_string();
     assert!(error.contains("empty"), "{error}");
 }

@@ -22,9 +22,13 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3Default;
 
+use crate::format;
+
 /// Largest version file that is read: it has 33 bytes a table.
 const VERSION_FILE_MAX: u64 = 256 << 20;
 const READ_BYTES: usize = 1 << 20;
+/// Of a store of fjall 3.
+const MARK: &[u8] = b"FJL\x03";
 
 /// A file that is not as it was left.
 #[derive(Debug, thiserror::Error)]
@@ -32,11 +36,13 @@ const READ_BYTES: usize = 1 << 20;
 pub(crate) struct Damage {
     pub path: PathBuf,
     pub what: String,
+    /// It is none: a newer program has written it.
+    pub is_newer: bool,
 }
 
 impl Damage {
-    fn new(path: &Path, what: impl std::fmt::Display) -> Damage {
-        Damage { path: path.to_path_buf(), what: what.to_string() }
+    pub fn new(path: &Path, what: impl std::fmt::Display) -> Damage {
+        Damage { path: path.to_path_buf(), what: what.to_string(), is_newer: false }
     }
 }
 
@@ -61,7 +67,10 @@ pub(crate) fn check(dir: &Path) -> Check<Intact> {
     }
     let version = dir.join("version");
     let bytes = read_small(&version, 64)?;
-    if bytes != b"FJL\x03" {
+    if let Some(newer) = format::newer(&bytes, MARK) {
+        return Err(Damage { is_newer: true, ..Damage::new(&version, newer) });
+    }
+    if bytes != MARK {
         return Err(Damage::new(&version, "not the mark of a store of this version"));
     }
     let keyspaces = dir.join("keyspaces");

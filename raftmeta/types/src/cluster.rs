@@ -74,13 +74,19 @@ pub struct ShardInfo {
 pub struct Protection {
     /// Copies of each chunk, 1 to 7, each on a node of its own.
     pub replicas: u8,
-    /// A shard with fewer replicas in sync takes no writes; 1 to `replicas`.
+    /// Replicas in sync that a shard needs to go on without one that fails; with fewer it waits for that one and
+    /// acknowledges nothing. 1 to `replicas`.
     pub in_sync_min: u8,
 }
 
 impl Protection {
     /// One copy: what a cluster of one node has.
-    pub const SINGLE: Protection = Protection { replicas: 1, in_sync_min: 1 };
+    pub const SINGLE: Protection = Protection::of(1);
+
+    /// Where nothing else is said half of the copies, rounded up, go on: of two one, of three two.
+    pub const fn of(replicas: u8) -> Protection {
+        Protection { replicas, in_sync_min: replicas.div_ceil(2) }
+    }
 }
 
 /// A new placement of one shard, for the placement epoch that its author knew.

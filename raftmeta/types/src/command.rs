@@ -139,6 +139,13 @@ pub enum Command {
         replaced: u64,
         certificate: CertificateInfo,
     },
+    /// Takes a node out of the cluster whose disks are gone for good, and out of all shards. `Invalid` if one of them
+    /// has no other replica in sync and is not among the `heirs`.
+    RemoveLost {
+        node: NodeId,
+        /// Nodes that are up and begin shards anew of which nothing is left.
+        heirs: Vec<(ShardId, NodeId)>,
+    },
 }
 
 /// See [`Command::Rotate`].

@@ -9,6 +9,7 @@ mod du;
 mod fsck;
 mod gc;
 mod node;
+mod protection;
 mod scrub;
 mod stat;
 mod status;
@@ -50,6 +51,9 @@ enum Verb {
     /// Storage nodes
     #[command(subcommand)]
     Node(node::Node),
+    /// How often data is kept, and with how few copies writes go on
+    #[command(subcommand)]
+    Protection(protection::Protection),
     /// Check the namespace, its counters and references, and that every chunk is there
     Fsck(fsck::Fsck),
     /// Free what nothing needs any more, or say what is pending
@@ -96,6 +100,7 @@ impl Admin {
         match self.verb {
             Verb::Status(status) => status.run(&context),
             Verb::Node(node) => node.run(&context),
+            Verb::Protection(protection) => protection.run(&context),
             Verb::Fsck(fsck) => fsck.run(&context),
             Verb::Gc(gc) => gc.run(&context),
             Verb::Scrub(scrub) => scrub.run(&context),

@@ -65,6 +65,17 @@ pub(super) fn remember(
     state.put(&key, &remembered)
 }
 
+/// Forgets them all: no receipt of before this epoch is spared.
+pub(super) fn forget_before(state: &mut State<'_>, shard: ShardId, epoch: Epoch) -> Step<()> {
+    let key = keys::remembered(shard);
+    if let Some(remembered) = state.get::<Remembered>(&key)? {
+        for (deletion, _) in remembered.deletions {
+            forget(state, shard, deletion)?;
+        }
+    }
+    state.put(&key, &Remembered { since: epoch, deletions: VecDeque::new() })
+}
+
 fn forget(state: &mut State<'_>, shard: ShardId, epoch: Epoch) -> Step<()> {
     let key = keys::deletion(shard, epoch);
     for hash in state.get::<Vec<ChunkHash>>(&key)?.unwrap_or_default() {

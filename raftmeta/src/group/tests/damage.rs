@@ -210,10 +210,42 @@ async fn store_and_checkpoint_both_damaged_are_both_named() {
     full(base.path()).await;
     let version = base.path().join("kv/version");
     let checkpoint = base.path().join("checkpoints/current");
-    fs::write(&version, b"FJL\x09").unwrap();
+    fs::write(&version, b"FJM\x03").unwrap();
     let file = fs::OpenOptions::new().write(true).open(&checkpoint).unwrap();
     file.write_all_at(b"????", 5000).unwrap();
     let error = open(base.path()).await.unwrap_err().to_string();
     assert!(error.contains("kv/version") && error.contains("checkpoints/current"), "{error}");
     assert!(version.exists(), "nothing was touched");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_newer_version_has_written_is_refused_by_name_and_left_alone() {
+    let base = tempfile::tempdir().unwrap();
+    full(base.path()).await;
+    let mut segments: Vec<String> = fs::read_dir(base.path().join("log"))
+        .unwrap()
+        .map(|entry| format!("log/{}", entry.unwrap().file_name().into_string().unwrap()))
+        .collect();
+    segments.sort();
+    let last = segments.last().unwrap().as_str();
+    for (name, at, ours) in [("kv/version", 3, 3), ("checkpoints/current", 7, 2), (last, 7, 1)] {
+        let image = tempfile::tempdir().unwrap();
+        copy(base.path(), image.path());
+        let path = image.path().join(name);
+        let mut bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes[at], ours, "{name}");
+        bytes[at] = ours + 1;
+        if name.starts_with("log/") {
+            let crc = crc_fast::crc32_iscsi(&bytes[..60]).to_le_bytes();
+            bytes[60..64].copy_from_slice(&crc);
+        }
+        fs::write(&path, &bytes).unwrap();
+        let before = files(image.path());
+        let error = open(image.path()).await.unwrap_err().to_string();
+        let newer = format!("format {} is newer than {ours}", ours + 1);
+        assert!(error.contains(name) && error.contains(&newer), "{name}: {error}");
+        assert!(fs::read(&path).unwrap() == bytes, "{name} was changed");
+        // The store is opened before the log is.
+        assert!(name.starts_with("log/") || files(image.path()) == before, "{name}");
+    }
 }

@@ -1,6 +1,7 @@
-//! `cfs admin node list | drain | undrain | remove | recover`.
+//! `cfs admin node list | drain | undrain | remove [--lost] | recover`.
 
 mod change;
+mod remove;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -22,7 +23,7 @@ pub enum Node {
     /// Take a drain back: the node holds data again
     Undrain(change::Named),
     /// Forget a node that is drained, or lost and made up for
-    Remove(change::Named),
+    Remove(remove::Remove),
     /// Make good what a lost node held, from the other replicas
     Recover(change::Recover),
 }
@@ -45,7 +46,7 @@ impl Node {
             Node::List(list) => list.run(context),
             Node::Drain(drain) => drain.run(context),
             Node::Undrain(named) => named.undrain(context),
-            Node::Remove(named) => named.remove(context),
+            Node::Remove(remove) => remove.run(context),
             Node::Recover(recover) => recover.run(context),
         }
     }

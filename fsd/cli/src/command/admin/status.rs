@@ -8,7 +8,7 @@ use clap::Args;
 use fsd_rpc::admin::{AdminReply, AdminRequest, Level};
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, protection};
 use crate::connect::{Admin, unexpected};
 use crate::failed::{Exit, Failed};
 use crate::output::{self, Format, Shown};
@@ -114,6 +114,7 @@ fn screen(status: &fsd_rpc::admin::Status, wide: bool, colours: bool) -> String 
         status.nodes_up, status.nodes, status.node
     );
     text += &data(status);
+    text += &format!("copies   {}\n", protection::words(&status.protection));
     text += &format!(
         "meta     {} inodes, term {}, log {}\n",
         units::count(metadata.inodes),
@@ -130,7 +131,7 @@ fn screen(status: &fsd_rpc::admin::Status, wide: bool, colours: bool) -> String 
     text += &format!("clients  {} mounts\n", status.clients);
     for (at, job) in status.jobs.iter().enumerate() {
         let label = if at == 0 { "jobs" } else { "" };
-        text += &format!("{label:<8} {} {}\n", job.name, progress::line(&job.progress));
+        text += &format!("{label:<8} {} {}\n", job.name, progress::summary(job));
     }
     if wide {
         text += &wide_part(status);
@@ -205,7 +206,9 @@ fn wide_part(status: &fsd_rpc::admin::Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fsd_rpc::admin::{BlockdStatus, Check, DataStatus, Health, MetadataStatus, Timestamp};
+    use fsd_rpc::admin::{
+        BlockdStatus, Check, DataStatus, Health, MetadataStatus, Protection, Timestamp,
+    };
 
     fn example() -> fsd_rpc::admin::Status {
         fsd_rpc::admin::Status {
@@ -226,6 +229,7 @@ mod tests {
             },
             nodes_up: 1,
             nodes: 1,
+            protection: Protection { replicas: 3, in_sync_min: 2 },
             metadata: MetadataStatus {
                 term: 3,
                 leader: Some(1),
@@ -262,6 +266,7 @@ cluster  prod (7f3c0011)   HEALTH_WARN  1 check   v0.1.0
   FLASH_NEARFULL  81 % of the flash is used  -> delete something
 nodes    1/1 up, leader n1, n1 up for 6m10s
 data     logical 28.0 GiB  stored 10.0 GiB (2.80x)  flash 81% of 100 GiB, 19.0 GiB free
+copies   replica:3, at least 2 in sync
 meta     12,345 inodes, term 3, log 4.0 KiB
 blockd   running (process 7), restarted 2 times, buffers in hugetlb 2 MiB pages
 clients  14 mounts

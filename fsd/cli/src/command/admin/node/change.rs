@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug, Args)]
 pub struct Named {
     /// `n3`, `3` or the node's name
-    node: String,
+    pub node: String,
 }
 
 /// Whether to wait for the end.
@@ -61,9 +61,9 @@ pub struct Recover {
 
 #[derive(Serialize)]
 #[serde(transparent)]
-struct View(NodeMoved);
+pub struct View(pub NodeMoved);
 
-fn ask(admin: &Admin, doing: &str, request: AdminRequest) -> Result<NodeMoved, Failed> {
+pub fn ask(admin: &Admin, doing: &str, request: AdminRequest) -> Result<NodeMoved, Failed> {
     match admin.ask(doing, request)? {
         AdminReply::NodeMoved(moved) => Ok(moved),
         _ => Err(unexpected(doing)),
@@ -75,13 +75,6 @@ impl Named {
         let doing = format!("cannot take back the drain of {}", self.node);
         let moved =
             ask(&context.connect()?, &doing, AdminRequest::NodeUndrain { node: self.node })?;
-        output::print(context.format, &View(moved))?;
-        Ok(Exit::Ok)
-    }
-
-    pub fn remove(self, context: &Context) -> Result<Exit> {
-        let doing = format!("cannot remove {}", self.node);
-        let moved = ask(&context.connect()?, &doing, AdminRequest::NodeRemove { node: self.node })?;
         output::print(context.format, &View(moved))?;
         Ok(Exit::Ok)
     }

@@ -1,0 +1,66 @@
+use super::*;
+
+fn ids(ids: &[u64]) -> BTreeSet<NodeId> {
+    ids.iter().map(|id| NodeId(*id)).collect()
+}
+
+fn nodes(alive: &[u64], down: &[u64], wrong: &[u64]) -> Nodes {
+    Nodes { alive: ids(alive), down: ids(down), wrong: ids(wrong), ..Nodes::default() }
+}
+
+/// Led by the first.
+fn shard(in_sync: &[u64]) -> ShardInfo {
+    let in_sync: Vec<NodeId> = in_sync.iter().map(|id| NodeId(*id)).collect();
+    let (epoch, gc_epoch, primary) = (Epoch(7), Epoch(0), in_sync[0]);
+    ShardInfo { id: ShardId(0), epoch, gc_epoch, primary, in_sync }
+}
+
+type Change = Option<(u64, Vec<u64>)>;
+
+/// The new primary and who is in sync with it.
+fn shown(change: Option<ShardChange>) -> Change {
+    change.map(|change| (change.primary.0, change.in_sync.iter().map(|id| id.0).collect()))
+}
+
+#[test]
+fn what_cannot_wait() {
+    for (alive, down, wrong, expected) in [
+        (&[1, 2, 3][..], &[][..], &[][..], None),
+        // Down, and not the primary: the others go on as they are.
+        (&[1, 2], &[3], &[], Some((1, vec![1, 2]))),
+        // The primary does not answer, and neither does another.
+        (&[2, 3], &[], &[], Some((2, vec![2, 3]))),
+        (&[2], &[1], &[], None),
+        // A wrong clock leads no more, and its copy counts as before.
+        (&[1, 2, 3], &[], &[1], Some((2, vec![1, 2, 3]))),
+        (&[1, 2, 3], &[], &[1, 2], Some((3, vec![1, 2, 3]))),
+        (&[1, 3], &[], &[1], Some((3, vec![1, 2, 3]))),
+        (&[1, 2, 3], &[], &[3], None),
+        // Where nobody else can it leads on, and takes over.
+        (&[1, 2, 3], &[], &[1, 2, 3], None),
+        (&[1, 2], &[], &[1, 2], None),
+        (&[2, 3], &[1], &[2], Some((3, vec![2, 3]))),
+        (&[2, 3], &[1], &[2, 3], Some((2, vec![2, 3]))),
+    ] {
+        let found = shown(rescue(&shard(&[1, 2, 3]), &nodes(alive, down, wrong), 2));
+        assert_eq!(found, expected, "alive {alive:?}, down {down:?}, wrong {wrong:?}");
+    }
+}
+
+#[test]
+fn the_plan_makes_nobody_primary_who_should_not_lead() {
+    let planned = Held { shard: ShardId(0), by: vec![NodeId(1), NodeId(2), NodeId(3)] };
+    for (in_sync, alive, wrong, expected) in [
+        (&[1, 2, 3][..], &[1, 2, 3][..], &[][..], None),
+        (&[2, 1, 3], &[1, 2, 3], &[], Some((1, vec![1, 2, 3]))),
+        // Who leads now leads on.
+        (&[3, 1, 2], &[1, 2, 3], &[1], None),
+        (&[3, 1, 2], &[2, 3], &[], None),
+        // Of two with wrong clocks it is the one that the plan wants.
+        (&[2, 1, 3], &[1, 2, 3], &[1, 2, 3], Some((1, vec![1, 2, 3]))),
+        (&[1, 2, 3, 4], &[1, 2, 3, 4], &[1], Some((2, vec![1, 2, 3]))),
+    ] {
+        let found = shown(follow(&shard(in_sync), &planned, &nodes(alive, &[], wrong), 3));
+        assert_eq!(found, expected, "{in_sync:?}, alive {alive:?}, wrong {wrong:?}");
+    }
+}

@@ -1,0 +1,147 @@
+//! Nodes whose disks are gone for good: what counted on them goes on when an administrator says so, and not before.
+
+use fsd_rpc::admin::{self, AdminReply, AdminRequest, FsckOptions, Job, JobReport, NodeLost};
+use raftmeta_types::{FileKind, Ino};
+
+use crate::site::{Site, check, fill};
+use crate::support::*;
+
+fn ask_lost(
+    site: &Site,
+    asked: usize,
+    lost: usize,
+    said: (bool, bool),
+) -> Result<NodeLost, String> {
+    let (confirm, accept_data_loss) = said;
+    let node = format!("n{}", lost + 1);
+    let request = AdminRequest::NodeRemoveLost { node, confirm, accept_data_loss };
+    match site.try_ask(asked, request) {
+        Ok(AdminReply::NodeLost(told)) => Ok(told),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+const ASK: (bool, bool) = (false, false);
+const CONFIRM: (bool, bool) = (true, false);
+const ACCEPT: (bool, bool) = (true, true);
+
+/// Kills a node, and its disk with it.
+fn burn(site: &mut Site, at: usize) {
+    site.nodes[at].kill();
+    std::fs::remove_file(site.nodes[at].path("pool")).unwrap();
+}
+
+fn is_down(site: &Site, asked: usize, at: usize) -> bool {
+    site.list(asked)[at].state == "down"
+}
+
+fn shards(site: &Site, asked: usize) -> Vec<admin::Shard> {
+    site.list(asked).into_iter().flat_map(|node| node.shards).collect()
+}
+
+/// Whether the cost is told as what the map says, once that does not change any more.
+fn costs(site: &Site, asked: usize, lost: usize) -> bool {
+    let id = lost as u64 + 1;
+    let holds = |shard: &&admin::Shard| shard.in_sync.contains(&id);
+    let before = shards(site, asked).iter().filter(holds).count();
+    let Ok(told) = ask_lost(site, asked, lost, ASK) else { return false };
+    assert!(!told.done && told.lost_shards.is_empty(), "{told:?}");
+    told.left.iter().map(|left| left.shards as usize).sum::<usize>() == before
+}
+
+#[test]
+fn two_disks_lost_at_once_are_made_up_for_when_an_administrator_says_so() {
+    let mut site = Site::of(4, 3);
+    let client = site.client();
+    fill(&client, 0..12);
+    // One that votes and one that does not, so that the metadata goes on.
+    let roles: Vec<String> = site.list(0).into_iter().map(|node| node.role).collect();
+    let of = |role| roles.iter().position(|is| is == role).unwrap();
+    let (leader, voter, learner) = (of("leader"), of("voter"), of("learner"));
+    let refused = ask_lost(&site, leader, voter, ACCEPT).unwrap_err();
+    assert!(refused.contains("up"), "{refused}");
+    let refused = ask_lost(&site, leader, leader, ACCEPT).unwrap_err();
+    assert!(refused.contains("leads"), "{refused}");
+    site.nodes[voter].kill();
+    std::fs::rename(site.nodes[voter].path("pool"), site.nodes[voter].path("away")).unwrap();
+    burn(&mut site, learner);
+    until("both are down", || {
+        (is_down(&site, leader, voter) && is_down(&site, leader, learner)).then_some(())
+    });
+    let gone = [voter as u64 + 1, learner as u64 + 1];
+    // Some shards go on with two of three replicas; those that have one left do not.
+    until("what it costs is told, and nothing is done", || {
+        [voter, learner].iter().all(|lost| costs(&site, leader, *lost)).then_some(())
+    });
+    assert!(is_down(&site, leader, voter) && is_down(&site, leader, learner));
+    assert!(
+        shards(&site, leader).iter().any(|shard| gone.iter().any(|id| shard.in_sync.contains(id)))
+    );
+    for lost in [voter, learner] {
+        let told = ask_lost(&site, leader, lost, CONFIRM).unwrap();
+        assert!(told.done, "{told:?}");
+        let again = ask_lost(&site, leader, lost, CONFIRM).unwrap_err();
+        assert!(again.contains("no such node"), "{again}");
+    }
+    until("every shard is on the two nodes that are left", || {
+        let whole = |shard: &admin::Shard| {
+            shard.in_sync.len() == 2 && shard.in_sync.iter().all(|id| !gone.contains(id))
+        };
+        shards(&site, leader).iter().all(whole).then_some(())
+    });
+    until("the metadata is theirs alone", || {
+        let nodes = site.list(leader);
+        let out = |at: &usize| nodes[*at].role.is_empty() && nodes[*at].state == "removed";
+        [voter, learner].iter().all(out).then_some(())
+    });
+    fill(&client, 12..18);
+    check(&client, 0..18);
+    site.is_clean(leader);
+    // The administrator was wrong, and the disk comes back: it is not let in any more.
+    std::fs::rename(site.nodes[voter].path("away"), site.nodes[voter].path("pool")).unwrap();
+    site.nodes[voter].restart();
+    until("it is refused", || {
+        let told = site.nodes[leader].metrics();
+        let refused = |line: &str| line.contains("why=\"stranger\"") && !line.ends_with(" 0");
+        told.lines().any(refused).then_some(())
+    });
+    check(&client, 0..18);
+    assert_eq!(site.list(leader)[voter].state, "removed");
+}
+
+#[test]
+fn a_shard_without_a_copy_is_given_up_only_by_name() {
+    let mut site = Site::of(3, 1);
+    let client = site.client();
+    fill(&client, 0..24);
+    let leader = site.leader(0);
+    let lost = (leader + 1) % 3;
+    burn(&mut site, lost);
+    until("it is down", || is_down(&site, leader, lost).then_some(()));
+    let of_it: Vec<u16> = shards(&site, leader)
+        .into_iter()
+        .filter(|shard| shard.in_sync == [lost as u64 + 1])
+        .map(|shard| shard.id)
+        .collect();
+    assert!(!of_it.is_empty());
+    let told = until("it can be asked for", || ask_lost(&site, leader, lost, ASK).ok());
+    assert_eq!(told.lost_shards, of_it);
+    let refused = ask_lost(&site, leader, lost, CONFIRM).unwrap_err();
+    assert!(refused.contains("no copy") && refused.contains(&of_it[0].to_string()), "{refused}");
+    assert!(is_down(&site, leader, lost), "nothing was done");
+    assert!(ask_lost(&site, leader, lost, ACCEPT).unwrap().done);
+    // New files go everywhere, and what is missing is told.
+    until("every shard takes writes", || {
+        let left = shards(&site, leader);
+        left.iter().all(|shard| shard.in_sync != [lost as u64 + 1]).then_some(())
+    });
+    let from = client.names(Ino::ROOT).len() as u64;
+    fill(&client, from..from + 24);
+    check(&client, from..from + 24);
+    let options = FsckOptions { repair: false, read_data: false };
+    let JobReport::Fsck(report) = site.run(leader, Job::Fsck(options)) else { panic!() };
+    assert!(report.found > 0, "{report:?}");
+    assert!(report.findings.iter().all(|finding| finding.code == "CHUNK_MISSING"), "{report:?}");
+    client.make(Ino::ROOT, "and names", FileKind::Regular);
+}
