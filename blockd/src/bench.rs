@@ -242,9 +242,8 @@ fn drive(lane: &mut dyn Lane, course: &mut Course<'_>, end: Instant) -> Result<C
     while in_flight > 0 {
         lane.poll(&mut done)?;
         if done.is_empty() {
-            if polled {
-                std::hint::spin_loop();
-            } else if !patience.look_again() {
+            // No `pause` either: an emulator leaves its translated code at each, and takes the lock that its devices need.
+            if !polled && !patience.look_again() {
                 lane.sleep()?;
                 patience.slept();
             }

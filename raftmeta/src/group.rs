@@ -20,7 +20,7 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, RaftError};
@@ -296,7 +296,15 @@ impl Group {
     pub async fn shutdown(&self) -> Result<(), GroupError> {
         self.0.store.stop();
         let raft = self.0.raft.clone();
-        let done = home::drive(&self.0.home, async move { raft.shutdown().await }).await?;
+        let log = self.0.log.clone();
+        let shutdown = async move {
+            let done = raft.shutdown().await;
+            while log.has_unsynced() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            done
+        };
+        let done = home::drive(&self.0.home, shutdown).await?;
         done.map_err(|e| raft_error("shutdown")(e.to_string()))?;
         self.sync().await
     }

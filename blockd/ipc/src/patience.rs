@@ -45,12 +45,12 @@ impl Patience {
 
     /// There was none: whether to look again rather than to sleep.
     pub fn look_again(&mut self) -> bool {
-        // Once: on some machines, and on every emulated one, it takes its time.
-        std::hint::spin_loop();
         self.looks = self.looks.wrapping_add(1);
         if !self.looks.is_multiple_of(LOOKS) && !self.max.is_zero() {
             return true;
         }
+        // As seldom: hypervisors and emulators leave the guest for it.
+        std::hint::spin_loop();
         let now = Instant::now();
         let (since, last) = *self.since.get_or_insert((now, now));
         self.since = Some((since, now));

@@ -1,13 +1,14 @@
 //! A connection on its socket, as a client of a reactor: the only file of the target that moves bytes.
 //!
 //! The reactor polls; a socket that had nothing for a while is looked at less often, and when the reactor sleeps it
-//! waits for the socket's epoll descriptor, which also holds the event by which other threads wake the connection.
+//! waits for the socket and for the event by which other threads wake the connection; through an epoll descriptor while it waits for
+//! something else than data.
 
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -34,12 +35,35 @@ const TCP_IDLE: Duration = Duration::from_secs(60);
 const TCP_INTERVAL: Duration = Duration::from_secs(10);
 const TCP_PROBES: u32 = 6;
 
+/// By it other threads end the sleep of who serves the connection.
+struct Bell {
+    event: OwnedFd,
+    /// Set after the event was: what is not said here is found at the next sleep, which does not last then.
+    is_rung: AtomicBool,
+}
+
+impl Bell {
+    fn ring(&self) {
+        // Fails only when the counter is full, and then it is readable.
+        let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
+        self.is_rung.store(true, Ordering::Release);
+    }
+
+    /// A call only if it was rung.
+    fn silence(&self) {
+        if self.is_rung.swap(false, Ordering::AcqRel) {
+            // Empties the counter; that it is empty already is no error.
+            let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);
+        }
+    }
+}
+
 /// See the module.
 pub struct Socket {
     // Dropped first: the queue's number is free before the host sees the end of the stream.
     connection: Connection,
     stream: TcpStream,
-    wake: Arc<OwnedFd>,
+    wake: Arc<Bell>,
     poller: OwnedFd,
     interest: EventFlags,
     input: Box<[u8]>,
@@ -64,15 +88,12 @@ impl Socket {
         sockopt::set_tcp_keepintvl(&stream, TCP_INTERVAL)?;
         sockopt::set_tcp_keepcnt(&stream, TCP_PROBES)?;
         let place = Place { local: stream.local_addr()?, discovery_only: only };
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let wake = Arc::new(Bell { event, is_rung: AtomicBool::new(false) });
         let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&poller, &stream, EventData::new_u64(0), EventFlags::IN)?;
-        epoll::add(&poller, &*wake, EventData::new_u64(1), EventFlags::IN)?;
         let bell = Arc::clone(&wake);
-        let link = Link::new(move || {
-            // Fails only when the counter is full, and then it is readable.
-            let _ = rustix::io::write(&*bell, &1_u64.to_ne_bytes());
-        });
+        let link = Link::new(move || bell.ring());
         let connection = Connection::new(Arc::clone(registry), link, place);
         Ok(Socket {
             stream,
@@ -203,7 +224,9 @@ impl Client for Socket {
     }
 
     fn wait_fds(&self) -> [RawFd; 2] {
-        [self.poller.as_raw_fd(); 2]
+        let is_plain = self.interest == EventFlags::IN;
+        let socket = if is_plain { self.stream.as_raw_fd() } else { self.poller.as_raw_fd() };
+        [socket, self.wake.event.as_raw_fd()]
     }
 
     fn arm(&mut self) -> bool {
@@ -222,8 +245,7 @@ impl Client for Socket {
     fn disarm(&mut self) {
         self.skip = 0;
         self.quiet = 0;
-        // Empties the counter; that it is empty already is no error.
-        let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
+        self.wake.silence();
     }
 
     fn is_gone(&mut self) -> bool {

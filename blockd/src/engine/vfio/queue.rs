@@ -80,6 +80,8 @@ pub struct VfioQueue {
     since_sleep: Cell<u32>,
     /// Completions that were taken and that the device was not told of.
     untold: Cell<u16>,
+    /// Commands are in the ring and the device was not told.
+    unrung: Cell<bool>,
 }
 
 impl VfioQueue {
@@ -121,6 +123,7 @@ impl VfioQueue {
             slept: Cell::new(false),
             since_sleep: Cell::new(0),
             untold: Cell::new(0),
+            unrung: Cell::new(false),
             seat,
         })
     }
@@ -154,6 +157,7 @@ impl VfioQueue {
         self.completions = Completions::new(self.seat.pair.entries);
         self.armed.set(false);
         self.untold.set(0);
+        self.unrung.set(false);
         if epoch == DEAD {
             let (device, queue) = (&self.controller.name, self.seat.pair.id);
             let lost = self.operations.in_flight();
@@ -186,7 +190,6 @@ impl VfioQueue {
             return;
         }
         let now = self.now_ms();
-        let mut sent = false;
         while let Some(&id) = self.free.last() {
             let Some(started) = self.operations.next(now) else { break };
             let Some(flight) = self.prepare(started, id) else { break };
@@ -201,9 +204,15 @@ impl VfioQueue {
             self.seat.sent_ms[usize::from(id)].store(now, Ordering::Release);
             let link = self.link.as_ref().expect("seen above");
             link.rings.write(SQ_AT + usize::from(slot) * SQE_BYTES, &entry);
-            sent = true;
+            self.unrung.set(true);
         }
-        if sent && let Some(link) = &self.link {
+    }
+
+    /// Tells the device of the commands that were put into the ring since it was told last.
+    fn ring(&self) {
+        if self.unrung.replace(false)
+            && let Some(link) = &self.link
+        {
             publish();
             link.bus.write32(link.sq_doorbell, self.submission.tail().into());
         }
@@ -393,6 +402,11 @@ impl Queue for VfioQueue {
         self.operations.submit(op, now);
         self.follow();
         self.start();
+        // One goes at once; beside others it waits for the next look, which comes after all that are submitted now: a write to
+        // a register for all of them.
+        if self.flights.len() - self.free.len() == 1 {
+            self.ring();
+        }
     }
 
     fn poll(&mut self, done: &mut Vec<Completion>) {
@@ -404,12 +418,14 @@ impl Queue for VfioQueue {
         if self.operations.in_flight() > 0 {
             self.reap();
             self.start();
+            self.ring();
             self.disarm_if_busy();
         }
         self.operations.take_done(done);
     }
 
     fn wait_fd(&self) -> Option<RawFd> {
+        self.ring();
         // While the pair is being made, the keeper wakes.
         if self.operations.has_done() || (self.operations.is_waiting() && self.is_live()) {
             return None;

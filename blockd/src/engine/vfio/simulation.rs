@@ -41,6 +41,8 @@ pub struct Counts {
     pub interrupts: u32,
     pub flushes: u32,
     pub formats: u32,
+    /// Writes to doorbells of I/O queues.
+    pub rings: u32,
 }
 
 struct Pair {
@@ -345,6 +347,7 @@ impl Bus for Simulation {
             0x14 => state.configure(value),
             0x1000.. => {
                 let number = (offset - 0x1000) / 4;
+                state.counts.rings += u32::from(number >= 2);
                 if number.is_multiple_of(2) {
                     state.ring((number / 2) as u16, value as u16);
                 }

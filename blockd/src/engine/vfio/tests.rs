@@ -48,6 +48,37 @@ fn both_block_sizes_conform() {
 }
 
 #[test]
+fn what_is_submitted_together_is_told_together() {
+    let (simulation, device) = device(12);
+    let mut queue = device.queue().unwrap();
+    let before = simulation.state().counts.rings;
+    for tag in 0..20 {
+        let memory = Memory::zeroed(4096);
+        queue.submit(Op { tag, action: Action::Read { offset: 0, memory } });
+    }
+    // The first went at once.
+    assert_eq!(simulation.state().counts.rings, before + 1);
+    let mut done = Vec::new();
+    while done.len() < 20 {
+        queue.poll(&mut done);
+    }
+    assert!(
+        simulation.state().counts.rings <= before + 3,
+        "one for the rest, and the completions'"
+    );
+    // Who goes to sleep after submitting has told of all.
+    simulation.state().behaviour.hangs = true;
+    for tag in 0..2 {
+        let memory = Memory::zeroed(4096);
+        queue.submit(Op { tag, action: Action::Read { offset: 0, memory } });
+    }
+    let before = simulation.state().counts.rings;
+    queue.wait_fd();
+    assert!(simulation.state().counts.rings > before);
+    simulation.state().behaviour.is_gone = true;
+}
+
+#[test]
 fn without_write_zeroes_zeros_are_written() {
     let simulation = Arc::new(Simulation::new(BYTES as usize, 9));
     simulation.state().behaviour.knows_zeroes = false;
