@@ -12,7 +12,7 @@
 //! every shard has all its copies without a command, and the check of everything, all data read, finds nothing.
 //!
 //! `CFS_NEMESIS_SECONDS` (without it the test is skipped), `CFS_NEMESIS_SEED` (default random),
-//! `CFS_NEMESIS_KINDS` (such as `Kill,Halves`; default all but `Corrupt`). A failure prints its seed and where the logs are.
+//! `CFS_NEMESIS_KINDS` (such as `Kill,Halves`; default all). A failure prints its seed and where the logs are.
 
 mod history;
 mod linear;
@@ -50,10 +50,7 @@ fn seed() -> u64 {
 }
 
 fn kinds() -> Vec<Kind> {
-    let Ok(text) = std::env::var("CFS_NEMESIS_KINDS") else {
-        // Only if it is named: a bad disk among the other accidents has lost chunks that were on three nodes.
-        return KINDS.into_iter().filter(|kind| *kind != Kind::Corrupt).collect();
-    };
+    let Ok(text) = std::env::var("CFS_NEMESIS_KINDS") else { return KINDS.to_vec() };
     let named = |name: &str| KINDS.into_iter().find(|kind| format!("{kind:?}") == name.trim());
     text.split(',')
         .map(|name| named(name).unwrap_or_else(|| panic!("`{name}` is none of {KINDS:?}")))
