@@ -230,7 +230,8 @@ pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
 
 /// Why a shard is to lie elsewhere.
 fn cause(shard: &ShardInfo, planned: &Held, nodes: &Nodes) -> Cause {
-    if shard.in_sync.len() < planned.by.len() {
+    let present = shard.in_sync.iter().filter(|id| !nodes.down.contains(id)).count();
+    if present < planned.by.len() {
         Cause::Copies
     } else if shard.in_sync.iter().any(|id| nodes.draining.contains(id)) {
         Cause::Drain

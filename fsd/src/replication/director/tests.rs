@@ -64,3 +64,19 @@ fn the_plan_makes_nobody_primary_who_should_not_lead() {
         assert_eq!(found, expected, "{in_sync:?}, alive {alive:?}, wrong {wrong:?}");
     }
 }
+
+#[test]
+fn the_most_urgent_cause_is_told() {
+    let planned = Held { shard: ShardId(0), by: vec![NodeId(1), NodeId(2), NodeId(3)] };
+    for (in_sync, down, draining, expected) in [
+        (&[1, 2][..], &[][..], &[][..], Cause::Copies),
+        // Too few are left to go on without those that are down.
+        (&[1, 4, 5], &[4, 5], &[], Cause::Copies),
+        (&[1, 4], &[], &[4], Cause::Copies),
+        (&[1, 2, 4], &[], &[4], Cause::Drain),
+        (&[1, 2, 4], &[], &[5], Cause::Balance),
+    ] {
+        let nodes = Nodes { draining: ids(draining), ..nodes(&[1, 2, 3], down, &[]) };
+        assert_eq!(cause(&shard(in_sync), &planned, &nodes), expected, "{in_sync:?}, {down:?}");
+    }
+}
