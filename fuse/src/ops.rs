@@ -22,6 +22,8 @@ mod plan;
 mod read;
 mod seen;
 mod space;
+#[cfg(test)]
+mod tests;
 mod write;
 mod xattr;
 

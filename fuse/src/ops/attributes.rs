@@ -50,7 +50,7 @@ impl Core {
         Ok(shown)
     }
 
-    fn set_on_server(&self, set: SetAttr, durable: bool) -> Result<Inode> {
+    pub(super) fn set_on_server(&self, set: SetAttr, durable: bool) -> Result<Inode> {
         let command = Command::SetAttr(set);
         let reply = if durable { self.mutate_durably(command) } else { self.mutate(command) };
         match reply? {

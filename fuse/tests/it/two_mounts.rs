@@ -187,3 +187,17 @@ fn a_truncation_or_allocation_does_not_hide_it_either() {
     }
     mounts.end();
 }
+
+#[test]
+fn an_access_time_does_not_hide_it_either() {
+    let Some(mounts) = Mounts::new(2) else { return };
+    let file = cached_without_events(&mounts);
+    write_there(&mounts, 4096, &[b'b'; 4096]);
+    // The last close commits the access time, and nothing else.
+    let before = mounts.cluster.inode("file").atime;
+    drop(file);
+    eventually("the access time", || mounts.cluster.inode("file").atime != before);
+    assert_eq!(fs::read(mounts.path(0).join("file")).unwrap()[4096], b'b');
+    mounts.cluster.set(&mounts.cluster.faults.events_held, false);
+    mounts.end();
+}
