@@ -46,7 +46,7 @@ pub struct Plan {
 
 impl<V: Volume> ChunkStore<V> {
     /// The shard as of one place in its stream. Whoever catches up has to be in the replicator's audience
-    /// before, and gets the ops from `next` on.
+    /// before, and gets the ops from `next` on. Of an epoch that is being begun it is the place before the first.
     ///
     /// # Errors
     /// `NotPrimary`, `Io`.
@@ -172,10 +172,13 @@ impl<V: Volume> Inner<V> {
             Standing::Primary { epoch, next } => {
                 Ok(Snapshot { epoch, gc_epoch: state.gc_epoch, next, segments })
             }
-            Standing::Unassigned
-            | Standing::Replica { .. }
-            | Standing::Beginning { .. }
-            | Standing::Suspended { .. } => Err(not_primary(shard)),
+            Standing::Beginning { epoch } => {
+                let next = OpNumber::FIRST;
+                Ok(Snapshot { epoch, gc_epoch: state.gc_epoch, next, segments })
+            }
+            Standing::Unassigned | Standing::Replica { .. } | Standing::Suspended { .. } => {
+                Err(not_primary(shard))
+            }
         }
     }
 }

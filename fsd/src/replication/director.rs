@@ -289,7 +289,8 @@ fn held(shard: &ShardInfo) -> Held {
     Held { shard: shard.id, by: std::iter::once(shard.primary).chain(others).collect() }
 }
 
-/// A change that cannot wait: the primary does not answer, or a replica is down.
+/// A change that cannot wait: the primary does not answer, or a replica is down. With fewer replicas than it needs a shard
+/// takes no writes, and nobody is left out who may come back; who is left makes copies of it (`keeper::bring_up`).
 fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange> {
     let alive: Vec<NodeId> =
         shard.in_sync.iter().copied().filter(|id| nodes.alive.contains(id)).collect();
@@ -299,7 +300,11 @@ fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange>
         return change_clocks(shard, nodes);
     }
     if alive.len() < least || alive.is_empty() {
-        return None;
+        let first = alive.iter().find(|id| nodes.may_lead(id)).or(alive.first());
+        let (expected, in_sync) = (shard.epoch, shard.in_sync.clone());
+        let change =
+            |primary: &NodeId| ShardChange { id: shard.id, expected, primary: *primary, in_sync };
+        return first.filter(|_| primary_lost).map(change);
     }
     // Who is only suspected stays, unless it has to lead.
     let in_sync: Vec<NodeId> = match primary_lost {

@@ -236,7 +236,10 @@ impl Keeper {
                     // replica is back; another one needs a successor first.
                     match used {
                         true => self.wanted.insert(shard, Wanted { epoch, without: None, used }),
-                        false => self.wanted.remove(&shard),
+                        false => {
+                            node.courier().note_alone(shard, epoch);
+                            self.wanted.remove(&shard)
+                        }
                     };
                     self.again.insert(shard, clock::now() + PAUSE);
                     self.asked = Some(clock::now() + PAUSE);
@@ -286,14 +289,16 @@ fn remote<H: Host>(node: &Arc<H>, other: NodeId) -> Result<Remote, Failure> {
 }
 
 /// `NodeRequest::BringUp`: when this returns, the other node has everything that anybody was answered, and will have
-/// all that follows.
+/// all that follows. A primary that cannot begin its epoch, for too few of the others in sync answer, takes no puts, and
+/// can still make the copies with which there are enough.
 pub(crate) async fn bring_up(
     node: &Arc<impl Host>,
     shard: ShardId,
     epoch: Epoch,
     other: NodeId,
 ) -> Result<(), Failure> {
-    if node.chunks().leads(shard) != Some(epoch) {
+    let led = node.chunks().leads(shard) == Some(epoch);
+    if !led && !node.courier().is_alone(shard, epoch) {
         return Err(Failure::NotReady(format!("epoch {epoch} of shard {shard} is not led here")));
     }
     let not_ready = |error: Error| Failure::NotReady(error.to_string());
@@ -302,8 +307,18 @@ pub(crate) async fn bring_up(
         return Err(Failure::NotReady(format!("node {other} is being brought up already")));
     };
     let brought = async {
+        let before = match led {
+            true => None,
+            false => Some(node.chunks().begun(shard, epoch).await?),
+        };
         if node.courier().expect(shard, epoch, other)? == Expected::New {
             node.chunks().bring_up(shard, &remote).await.map_err(|error| error.error)?;
+        }
+        if let Some(before) = before
+            && node.chunks().begun(shard, epoch).await? != before
+        {
+            let why = format!("another replica of shard {shard} is back and had more of it");
+            return Err(Error::new(Kind::NotReplicated, why));
         }
         node.courier().include(shard, other, epoch).await?;
         // It may have dropped the shard in between, on the word of an earlier leader.
