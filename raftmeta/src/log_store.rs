@@ -7,8 +7,8 @@
 //! ```
 //! With nobody to send to, the sync starts in the thread that appended, in the same breath: a hop to another thread costs as
 //! much as a tenth of it. While it runs openraft gathers what is proposed meanwhile, and the next append and
-//! its one sync cover all of that. With other voters the hop buys more: a leader's sync runs beside its messages and
-//! those of the others, and one sync covers all appends that came during the one before. Segments are made of zeros ahead of their use, so that a sync writes data
+//! its one sync cover all of that. With other voters a leader's sync runs beside its messages and
+//! those of the others (decisions, D41), and one sync covers all appends that came during the one before. Segments are made of zeros ahead of their use, so that a sync writes data
 //! and no metadata of the file system (docs/formats/log.md).
 //!
 //! While this replica is the only voter, a batch in which nothing is durable is acknowledged once it is in the page cache. An

@@ -267,7 +267,10 @@ impl Copy {
     ) -> Result<Copy, String> {
         let mut content = copy.content.to_vec();
         keep_good(&mut content, ours, id, volume);
-        if let Some(more) = ours.get(content.len()..).filter(|_| !copy.sealed) {
+        // Up to the last record: behind those of a sealed one lies a footer.
+        let records = format::scan(ours, id, volume.shard_count);
+        let end = records.last().map_or(0, |last| last.end().next_multiple_of(BLOCK));
+        if let Some(more) = ours.get(content.len()..end).filter(|_| !copy.sealed) {
             content.extend_from_slice(more);
         }
         // Whatever has become of its header, this is what it was.
