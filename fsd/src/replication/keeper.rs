@@ -290,7 +290,7 @@ fn remote<H: Host>(node: &Arc<H>, other: NodeId) -> Result<Remote, Failure> {
 
 /// `NodeRequest::BringUp`: when this returns, the other node has everything that anybody was answered, and will have
 /// all that follows. A primary that cannot begin its epoch, for too few of the others in sync answer, takes no puts, and
-/// can still make the copies with which there are enough.
+/// can still make the copies with which there are enough; unless it has been started since it was equal to the others.
 pub(crate) async fn bring_up(
     node: &Arc<impl Host>,
     shard: ShardId,
@@ -300,6 +300,10 @@ pub(crate) async fn bring_up(
     let led = node.chunks().leads(shard) == Some(epoch);
     if !led && !node.courier().is_alone(shard, epoch) {
         return Err(Failure::NotReady(format!("epoch {epoch} of shard {shard} is not led here")));
+    }
+    if !led && !node.chunks().is_whole(shard) {
+        let why = "this node was started since, and may lack the end of it without knowing";
+        return Err(Failure::NotReady(format!("shard {shard} waits for another replica: {why}")));
     }
     let not_ready = |error: Error| Failure::NotReady(error.to_string());
     let remote = remote(node, other)?;
@@ -332,13 +336,17 @@ pub(crate) async fn bring_up(
 }
 
 /// `NodeRequest::Forget`: drops what this node has of a shard that it holds no more. Its own map has to say so, too.
+/// `StaleEpoch`: it was being brought up under the present epoch, and may be about to enter the map under it.
 pub(crate) async fn forget(node: &impl Host, shard: ShardId, epoch: Epoch) -> Result<(), Failure> {
     let info = read::shard(&node.view(), shard).map_err(storage)?;
     let info = info.ok_or(Failure::Meta(MetaError::NotFound))?;
     if info.epoch < epoch || info.in_sync.contains(&node.id()) {
         return Err(Failure::NotReady(format!("shard {shard} is held here as far as is known")));
     }
-    let failed = |error: Error| Failure::NotReady(error.to_string());
+    let failed = |error: Error| match error.kind() {
+        Kind::StaleEpoch => MetaError::StaleEpoch(info.epoch).into(),
+        _ => Failure::NotReady(error.to_string()),
+    };
     let forgotten = node.chunks().forget(shard, info.epoch).await.map_err(failed);
     node.upkeep().strays.forget();
     forgotten

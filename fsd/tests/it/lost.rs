@@ -110,6 +110,51 @@ fn two_disks_lost_at_once_are_made_up_for_and_their_nodes_taken_out() {
 }
 
 #[test]
+fn whoever_was_started_meanwhile_makes_no_copies_alone() {
+    let mut site = Site::of(4, 3);
+    let client = site.client();
+    fill(&client, 0..12);
+    let leader = site.leader(0);
+    let others: Vec<usize> = (0..4).filter(|at| *at != leader).collect();
+    // The one shard that the leader does not hold.
+    let waiting: Vec<u16> = shards(&site, leader)
+        .into_iter()
+        .filter(|shard| !shard.in_sync.contains(&(leader as u64 + 1)))
+        .map(|shard| shard.id)
+        .collect();
+    assert!(!waiting.is_empty());
+    let learner = site.list(leader).iter().position(|node| node.role == "learner").unwrap();
+    let voters: Vec<usize> = others.into_iter().filter(|at| *at != learner).collect();
+    let (back, away) = (voters[0], voters[1]);
+    for at in [back, away, learner] {
+        site.nodes[at].kill();
+    }
+    site.nodes[back].restart();
+    until("two are down, and what the leader has is on the two that are left", || {
+        let down = is_down(&site, leader, away) && is_down(&site, leader, learner);
+        let whole = |shard: &admin::Shard| match waiting.contains(&shard.id) {
+            true => shard.in_sync.len() == 3,
+            false => shard.in_sync.len() == 2,
+        };
+        (down && shards(&site, leader).iter().all(whole)).then_some(())
+    });
+    // As it is for a while: it may lack the end of what the others have.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let of = |shard: &admin::Shard| waiting.contains(&shard.id);
+    assert!(shards(&site, leader).iter().filter(|s| of(s)).all(|s| s.in_sync.len() == 3));
+    site.nodes[away].restart();
+    until("it goes on with the one that is back", || {
+        shards(&site, leader)
+            .iter()
+            .all(|s| s.in_sync.len() == 3 && s.in_sync.contains(&(leader as u64 + 1)))
+            .then_some(())
+    });
+    fill(&client, 12..24);
+    check(&client, 0..24);
+    site.is_clean(leader);
+}
+
+#[test]
 fn a_shard_without_a_copy_is_given_up_only_by_name() {
     let mut site = Site::of(3, 1);
     let client = site.client();
