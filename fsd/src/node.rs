@@ -53,7 +53,7 @@ use raftmeta_types::cluster::{ClusterInfo, NodeState, Protection};
 use raftmeta_types::{Command, Envelope, MetaError, NodeId, Reply, SessionId, Time};
 use tokio::sync::watch;
 
-use fsd_rpc::message::{Failure, NodeUsage};
+use fsd_rpc::message::{Failure, NodeUsage, ScrubState};
 use fsd_rpc::server::Control;
 
 pub use blocks::VOLUME;
@@ -355,7 +355,13 @@ impl Node {
             clock_ms: skew::clock_now_ms(),
             instance: self.instance,
             authority_step: self.authorities().step(),
+            scrub: self.scrub_state(),
         }
+    }
+
+    /// How far the scrub of this node's store is.
+    pub(crate) fn scrub_state(&self) -> ScrubState {
+        self.upkeep.scrub.state(&self.chunks.shares())
     }
 
     /// What writers can still get: free segments outside the reserve, and what cleaning gives back.

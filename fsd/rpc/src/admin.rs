@@ -295,6 +295,8 @@ pub struct JobSummary {
     pub job: u64,
     /// `du /src`, `fsck`, `gc`, …
     pub name: String,
+    /// Name of the node that does this by itself and for itself; nothing for what concerns the cluster.
+    pub node: Option<String>,
     pub started: Timestamp,
     pub progress: Progress,
     /// Of the whole, rounded down. Nothing while the whole is not known.

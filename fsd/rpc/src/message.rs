@@ -345,11 +345,18 @@ pub enum ScrubAsk {
 pub struct ScrubState {
     /// Number of the pass; each that begins has a greater one.
     pub pass: u64,
+    /// When it began, in milliseconds since 1970.
+    pub begun_ms: i64,
     /// Somebody waits for it.
     pub hurried: bool,
     /// It is over; the next one has not begun.
     pub done: bool,
     pub next_shard: u32,
+    /// Bytes of the node's segments, and how many of them this pass has yet to read.
+    pub total_bytes: u64,
+    pub left_bytes: u64,
+    /// When it will have done so, from now, in milliseconds; nothing while that is not known.
+    pub eta_ms: Option<u64>,
     /// Verified in this pass since the node was started.
     pub segments: u64,
     pub bytes: u64,
@@ -379,6 +386,7 @@ pub struct NodeUsage {
     pub instance: u64,
     /// The steps in the replacement of authorities that it has taken.
     pub authority_step: u64,
+    pub scrub: ScrubState,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -1,13 +1,15 @@
 //! `Status`: one screen about the cluster, as this node sees it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fsd_rpc::admin::{
     AdminReply, BlockdStatus, DataStatus, JobSummary, MetadataStatus, Progress, Status,
 };
-use fsd_rpc::message::Failure;
+use fsd_rpc::message::{Failure, ScrubState};
 use raftmeta::read;
-use raftmeta_types::cluster::NodeState;
+use raftmeta_types::Time;
+use raftmeta_types::cluster::{NodeInfo, NodeState};
 
 use super::{jobs, protection};
 use crate::node::{Node, now};
@@ -28,6 +30,9 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
         .filter(|node| node.state == NodeState::Draining)
         .map(|node| node.name.clone())
         .collect();
+    let mut jobs = moving(node, &draining);
+    jobs.extend(node.admin.running());
+    jobs.extend(scrubbing(node, nodes.clone()));
     Ok(AdminReply::Status(Box::new(Status {
         cluster_name: node.cluster.name.clone(),
         cluster_uuid: node.cluster.uuid,
@@ -51,7 +56,7 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
         data: data(node),
         blockd: blockd(node),
         clients: node.sessions.lock().count() as u32,
-        jobs: moving(node, &draining).into_iter().chain(node.admin.running()).collect(),
+        jobs,
     })))
 }
 
@@ -74,9 +79,40 @@ fn moving(node: &Node, draining: &[String]) -> Vec<JobSummary> {
                 unit: "bytes".into(),
             },
         };
-        jobs::summary(0, name, work.since.into(), progress, &work.pace)
+        jobs::summary(0, name, work.since.into(), progress, work.pace.eta())
     };
     director.works.iter().map(summary).collect()
+}
+
+/// How far each of the nodes is in reading all that it holds, as jobs of theirs.
+fn scrubbing<'a>(node: &Node, nodes: impl Iterator<Item = &'a NodeInfo>) -> Vec<JobSummary> {
+    let beats = node.beats.lock();
+    let state = |info: &NodeInfo| match info.id == node.id {
+        true => Some(node.scrub_state()),
+        false => {
+            let beat = beats.get(&info.id).filter(|beat| !beat.is_silent())?;
+            beat.usage.as_ref().map(|usage| usage.scrub.clone())
+        }
+    };
+    nodes.filter_map(|info| scrub_of(&info.name, &state(info)?)).collect()
+}
+
+/// Nothing for a node that holds nothing, or rests between two passes.
+fn scrub_of(name: &str, state: &ScrubState) -> Option<JobSummary> {
+    if state.done || state.total_bytes == 0 {
+        return None;
+    }
+    let progress = Progress {
+        phase: "reading".into(),
+        done: state.total_bytes.saturating_sub(state.left_bytes),
+        total: state.total_bytes,
+        unit: "bytes".into(),
+    };
+    let nanos = (state.begun_ms.rem_euclid(1000) * 1_000_000) as u32;
+    let begun = Time { secs: state.begun_ms.div_euclid(1000), nanos };
+    let eta = state.eta_ms.map(Duration::from_millis);
+    let summary = jobs::summary(0, "scrub".into(), begun.into(), progress, eta);
+    Some(JobSummary { node: Some(name.to_owned()), ..summary })
 }
 
 /// The space of the chunk store.
@@ -106,4 +142,27 @@ fn blockd(node: &Node) -> BlockdStatus {
     };
     let volume = node.chunks.volume();
     BlockdStatus { state, pid, restarts, memory: volume.pages().to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrub_is_a_job_with_what_is_left_of_it() {
+        let state = ScrubState {
+            begun_ms: 1_800_000_000_250,
+            total_bytes: 4000,
+            left_bytes: 3000,
+            eta_ms: Some(86_400_000),
+            ..ScrubState::default()
+        };
+        let job = scrub_of("n2", &state).unwrap();
+        assert_eq!((job.name.as_str(), job.node.as_deref()), ("scrub", Some("n2")));
+        assert_eq!((job.percent, job.bytes_left), (Some(25), Some(3000)));
+        assert_eq!(job.eta_ms, Some(86_400_000));
+        assert_eq!(job.started.to_string(), "2027-01-15T08:00:00.250Z");
+        assert_eq!(scrub_of("n2", &ScrubState { done: true, ..state }), None);
+        assert_eq!(scrub_of("n2", &ScrubState::default()), None, "there is nothing to read");
+    }
 }

@@ -105,7 +105,9 @@ pub(super) async fn answer(
             jobs::delete_unreferenced(&**node, shard, hashes).await?;
             plain(Response::Done)
         }
-        NodeRequest::Scrub(ask) => plain(Response::Scrub(node.upkeep.scrub.answer(ask))),
+        NodeRequest::Scrub(ask) => {
+            plain(Response::Scrub(node.upkeep.scrub.answer(ask, &node.chunks.shares())))
+        }
     }
 }
 

@@ -307,6 +307,34 @@ fn what_a_bad_disk_did_is_found_and_repaired_from_another_node() {
 }
 
 #[test]
+fn the_scrub_of_every_node_is_a_job_of_its_own() {
+    let site = Site::of(3, 2);
+    let scrubs = || {
+        let AdminReply::Status(status) = site.ask(1, AdminRequest::Status) else { panic!() };
+        let jobs = status.jobs.into_iter();
+        jobs.filter(|job| job.node.is_some()).collect::<Vec<_>>()
+    };
+    assert_eq!(scrubs(), [], "there is nothing to read");
+    let client = site.client();
+    fill(&client, 0..24);
+    let jobs = until("the leader has heard of what each node holds", || {
+        let jobs = scrubs();
+        (jobs.len() == 3).then_some(jobs)
+    });
+    for (job, node) in jobs.iter().zip(["n1", "n2", "n3"]) {
+        assert_eq!((job.name.as_str(), job.node.as_deref()), ("scrub", Some(node)));
+        assert_eq!(job.progress.unit, "bytes");
+        assert!(job.bytes_left > Some(100_000), "{job:?}");
+        assert!(job.percent.is_some() && job.eta_ms > Some(0), "{job:?}");
+    }
+    // A pass by command reads all of that, and the next one by itself begins with everything.
+    let found = site.scrub(0);
+    for (node, job) in found.iter().zip(&jobs) {
+        assert!(node.bytes > 100_000 && job.progress.total > 0, "{node:?}, {job:?}");
+    }
+}
+
+#[test]
 fn a_lost_node_is_made_up_for_without_a_command() {
     let mut site = Site::of(3, 2);
     let client = site.client();

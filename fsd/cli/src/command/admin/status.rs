@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
-use fsd_rpc::admin::{AdminReply, AdminRequest, Level};
+use fsd_rpc::admin::{AdminReply, AdminRequest, JobSummary, Level, Progress};
 use serde::Serialize;
 
 use super::{Context, protection};
@@ -17,6 +17,9 @@ use crate::{progress, units};
 const DOING: &str = "cannot ask for the status";
 /// A node that is away is asked again this long while watched.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// What more nodes than this do by themselves is told together.
+const NODES_SHOWN_MAX: usize = 4;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -129,14 +132,46 @@ fn screen(status: &fsd_rpc::admin::Status, wide: bool, colours: bool) -> String 
     }
     text += &format!(", buffers in {} pages\n", blockd.memory);
     text += &format!("clients  {} mounts\n", status.clients);
-    for (at, job) in status.jobs.iter().enumerate() {
+    for (at, (name, job)) in jobs(&status.jobs, wide).iter().enumerate() {
         let label = if at == 0 { "jobs" } else { "" };
-        text += &format!("{label:<8} {} {}\n", job.name, progress::summary(job));
+        text += &format!("{label:<8} {name} {}\n", progress::summary(job));
     }
     if wide {
         text += &wide_part(status);
     }
     text
+}
+
+/// With their names. What many nodes do by themselves is one line, unless all are asked for.
+fn jobs(jobs: &[JobSummary], wide: bool) -> Vec<(String, JobSummary)> {
+    let (own, common): (Vec<&JobSummary>, Vec<&JobSummary>) =
+        jobs.iter().partition(|job| job.node.is_some());
+    let named = |job: &&JobSummary| match &job.node {
+        Some(node) => (format!("{} {node}", job.name), (*job).clone()),
+        None => (job.name.clone(), (*job).clone()),
+    };
+    let mut lines: Vec<(String, JobSummary)> = common.iter().map(named).collect();
+    if wide || own.len() <= NODES_SHOWN_MAX {
+        lines.extend(own.iter().map(named));
+    } else {
+        lines.extend(
+            together(&own).map(|job| (format!("{} of {} nodes", job.name, own.len()), job)),
+        );
+    }
+    lines
+}
+
+/// The sum of what nodes do by themselves; over when the last of them is.
+fn together(jobs: &[&JobSummary]) -> Option<JobSummary> {
+    let mut sum = (*jobs.first()?).clone();
+    let add = |of: fn(&Progress) -> u64| jobs.iter().map(|job| of(&job.progress)).sum::<u64>();
+    let (done, total) = (add(|progress| progress.done), add(|progress| progress.total));
+    (sum.progress.done, sum.progress.total) = (done, total);
+    sum.percent = (total > 0).then(|| units::percent(done, total).min(100) as u8);
+    sum.bytes_left = Some(total.saturating_sub(done));
+    let last = jobs.iter().map(|job| job.eta_ms).collect::<Option<Vec<u64>>>();
+    sum.eta_ms = last.and_then(|all| all.into_iter().max());
+    Some(sum)
 }
 
 fn head(status: &fsd_rpc::admin::Status, colours: bool) -> String {
@@ -273,6 +308,40 @@ clients  14 mounts
 ";
         assert_eq!(text, expected);
         assert!(screen(&example(), true, true).contains("\x1b[1;33mHEALTH_WARN"));
+    }
+
+    #[test]
+    fn scrubs_are_told_one_by_one_or_together() {
+        let scrub = |node: u64| JobSummary {
+            job: 0,
+            name: "scrub".into(),
+            node: Some(format!("n{node}")),
+            started: Timestamp::default(),
+            progress: Progress {
+                phase: "reading".into(),
+                done: node << 30,
+                total: 10 << 30,
+                unit: "bytes".into(),
+            },
+            percent: Some(node as u8 * 10),
+            bytes_left: Some((10 - node) << 30),
+            eta_ms: Some(node * 86_400_000),
+        };
+        let mut status = example();
+        status.jobs = (1..=2).map(scrub).collect();
+        let text = screen(&status, false, false);
+        let expected = "\
+jobs     scrub n1 [#---------] 10%  9.0 GiB left  eta 1d0h
+         scrub n2 [##--------] 20%  8.0 GiB left  eta 2d0h
+";
+        assert!(text.ends_with(expected), "{text}");
+        status.jobs = (1..=5).map(scrub).collect();
+        let text = screen(&status, false, false);
+        let expected = "jobs     scrub of 5 nodes [###-------] 30%  35.0 GiB left  eta 5d0h\n";
+        assert!(text.ends_with(expected), "{text}");
+        assert!(screen(&status, true, false).contains("scrub n5 [#####-----] 50%"));
+        status.jobs[3].eta_ms = None;
+        assert!(screen(&status, false, false).contains("eta -"));
     }
 
     #[test]
