@@ -70,7 +70,7 @@ use crate::health::{self, Facts, Health};
 use crate::jobs::Upkeep;
 use crate::metrics::{Gauges, Metrics};
 use crate::refusals::Refusals;
-use crate::replication::{Courier, Director};
+use crate::replication::{self, Courier, Director};
 use crate::service::Order;
 use crate::sessions::Sessions;
 use crate::supervise::{self, Supervisor};
@@ -340,7 +340,7 @@ impl Node {
     }
 
     /// What the leader is told of this node's store.
-    pub(crate) fn usage(&self) -> NodeUsage {
+    pub(crate) fn usage(&self, with_shards: bool) -> NodeUsage {
         let usage = self.chunks.usage();
         let stalled = self.chunks.stalled().as_millis();
         NodeUsage {
@@ -356,6 +356,7 @@ impl Node {
             instance: self.instance,
             authority_step: self.authorities().step(),
             scrub: self.scrub_state(),
+            shards: if with_shards { replication::led(self) } else { Vec::new() },
         }
     }
 
@@ -375,7 +376,7 @@ impl Node {
     /// The space of the cluster. Chunks spread evenly over shards, so the node that is full first, for what it
     /// holds of them, is the limit.
     pub(crate) fn space(&self) -> Result<Space, raftmeta::KvError> {
-        let own = self.usage();
+        let own = self.usage(false);
         let mut held: BTreeMap<NodeId, u64> = BTreeMap::new();
         let shards = read::shards(&self.group.view())?;
         for id in shards.iter().flat_map(|shard| &shard.in_sync) {

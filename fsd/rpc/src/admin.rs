@@ -301,7 +301,7 @@ pub struct JobSummary {
     pub progress: Progress,
     /// Of the whole, rounded down. Nothing while the whole is not known.
     pub percent: Option<u8>,
-    /// Bytes that are left, about; nothing where something else is counted.
+    /// Bytes that are left; nothing where something else is counted.
     pub bytes_left: Option<u64>,
     /// How long the rest takes at the rate of the last minute, in milliseconds; nothing while that is not known.
     pub eta_ms: Option<u64>,
@@ -341,7 +341,7 @@ pub struct NodeMoved {
     pub state: String,
     /// Shards that are to get another holder.
     pub shards: u32,
-    /// What the node stores of them, about.
+    /// What is to be copied of them.
     pub bytes: u64,
 }
 

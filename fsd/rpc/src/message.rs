@@ -137,8 +137,8 @@ pub enum NodeRequest {
     Sizes { hashes: Vec<ChunkHash> },
     /// To the primary: delete what the state machine has marked under this gc epoch.
     DeleteChunks { shard: ShardId, epoch: Epoch, hashes: Vec<ChunkHash> },
-    /// A sign of life: of what the node holds, and how it does.
-    Usage,
+    /// A sign of life: of what the node holds, and how it does; if asked for, of each shard that it leads as well.
+    Usage { with_shards: bool },
     /// To the leader, from the primary of a shard: a new epoch is needed, without this replica if one is
     /// named, because it does not answer. Refused if the shard has another epoch by now.
     NewEpoch { shard: ShardId, epoch: Epoch, without: Option<NodeId> },
@@ -387,6 +387,19 @@ pub struct NodeUsage {
     /// The steps in the replacement of authorities that it has taken.
     pub authority_step: u64,
     pub scrub: ScrubState,
+    /// Of the shards of which it is the primary; none unless asked for.
+    pub shards: Vec<ShardUsage>,
+}
+
+/// What a shard is on its primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardUsage {
+    pub shard: ShardId,
+    /// What a copy of it takes.
+    pub bytes: u64,
+    /// Of records of chunks that exist.
+    pub live_bytes: u64,
+    pub chunks: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -69,16 +69,12 @@ fn moving(node: &Node, draining: &[String]) -> Vec<JobSummary> {
             Cause::Drain => format!("drain {}", draining.join(", ")),
             Cause::Balance => "rebalance".to_owned(),
         };
-        let (total, done) = (work.total as u64, work.done());
-        let progress = match work.bytes_each {
-            0 => Progress { phase: "copying".into(), done, total, unit: "shards".into() },
-            each => Progress {
-                phase: "copying".into(),
-                done: done.saturating_mul(each),
-                total: total.saturating_mul(each),
-                unit: "bytes".into(),
-            },
+        let (left, total, unit) = match work.is_in_bytes() {
+            true => (work.left.bytes, work.total.bytes, "bytes"),
+            false => (work.left.steps, work.total.steps, "shards"),
         };
+        let (phase, done, unit) = ("copying".into(), total.saturating_sub(left), unit.into());
+        let progress = Progress { phase, done, total, unit };
         jobs::summary(0, name, work.since.into(), progress, work.pace.eta())
     };
     director.works.iter().map(summary).collect()

@@ -99,7 +99,7 @@ pub(super) async fn answer(
         NodeRequest::Sizes { hashes } => {
             plain(Response::Sizes(hashes.iter().map(|hash| node.size_here(hash)).collect()))
         }
-        NodeRequest::Usage => plain(Response::Usage(node.usage())),
+        NodeRequest::Usage { with_shards } => plain(Response::Usage(node.usage(with_shards))),
         NodeRequest::Unreferenced { shard, hashes } => {
             node.may_answer()?;
             jobs::delete_unreferenced(&**node, shard, hashes).await?;

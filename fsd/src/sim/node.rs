@@ -227,7 +227,9 @@ impl Life {
                 self.may_answer()?;
                 jobs::delete_unreferenced(&**node, shard, hashes).await?;
             }
-            NodeRequest::Usage => return Ok(Response::Usage(self.usage())),
+            NodeRequest::Usage { with_shards } => {
+                return Ok(Response::Usage(self.usage(with_shards)));
+            }
             NodeRequest::Announce { .. }
             | NodeRequest::PutChunks { .. }
             | NodeRequest::GetChunks { .. }
@@ -237,7 +239,7 @@ impl Life {
         Ok(Response::Done)
     }
 
-    fn usage(&self) -> NodeUsage {
+    fn usage(&self, with_shards: bool) -> NodeUsage {
         let usage = self.chunks.usage();
         NodeUsage {
             total_bytes: usage.total,
@@ -247,6 +249,7 @@ impl Life {
             chunks: usage.chunks,
             strays: self.upkeep.strays.of(self),
             clock_ms: self.clock_ms(),
+            shards: if with_shards { replication::led(self) } else { Vec::new() },
             ..NodeUsage::default()
         }
     }
@@ -530,7 +533,7 @@ fn asked(request: &NodeRequest) -> &'static str {
         NodeRequest::GetChunks { .. } => "get",
         NodeRequest::Sizes { .. } => "sizes",
         NodeRequest::DeleteChunks { .. } => "delete",
-        NodeRequest::Usage => "usage",
+        NodeRequest::Usage { .. } => "usage",
         NodeRequest::NewEpoch { .. } => "new epoch",
         NodeRequest::Reclaim => "reclaim",
         NodeRequest::BringUp { .. } => "bring up",
