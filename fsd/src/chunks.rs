@@ -13,7 +13,7 @@
 //! shard tells the others what it does ([`Replicator`]), they [`ChunkStore::apply`] it. Nothing here
 //! opens a socket or asks who is whose primary.
 
-mod all;
+pub(crate) mod all;
 mod append;
 mod catch_up;
 mod clean;

@@ -152,6 +152,8 @@ pub enum NodeRequest {
     Unreferenced { shard: ShardId, hashes: Vec<ChunkHash> },
     /// About the scrub of a node's store.
     Scrub(ScrubAsk),
+    /// Copy poor segments together until it is not worth it any more. Answered at the end.
+    Clean,
 }
 
 /// What a storage node that has none yet shows to get a place in the cluster.
@@ -321,6 +323,10 @@ pub enum Response {
     /// The answer to `Request::Replica`, encoded in the data part.
     Replica,
     Scrub(ScrubState),
+    /// Answers `NodeRequest::DeleteChunks`: what they took.
+    Deleted {
+        bytes: u64,
+    },
 }
 
 /// What a chunk is, and what it takes, in bytes.
@@ -369,15 +375,26 @@ pub struct ScrubState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeUsage {
     pub total_bytes: u64,
+    /// In segments that hold something, and of records of chunks that exist.
     pub used_bytes: u64,
-    /// For those who write; without the reserve.
+    pub live_bytes: u64,
+    /// For those who write: free or to be gained by cleaning, without the reserve.
     pub available_bytes: u64,
     pub reserve_bytes: u64,
+    /// In free segments outside the reserve.
+    pub free_bytes: u64,
+    pub segments_free: u32,
+    pub segments_open: u32,
+    pub segments_closed: u32,
     pub chunks: u64,
     /// Chunks that are known to be damaged there.
     pub damaged_chunks: u64,
     /// For how long its device has not ended what was written, in milliseconds.
     pub stalled_ms: u64,
+    /// Why its block daemon does not run, if so.
+    pub blockd_down: Option<String>,
+    /// Some, if many.
+    pub devices: Vec<Device>,
     /// Shards that it has something of and, as far as it knows, does not hold in sync.
     pub strays: Vec<ShardId>,
     /// Its wall clock, in milliseconds since 1970.
@@ -389,6 +406,15 @@ pub struct NodeUsage {
     pub scrub: ScrubState,
     /// Of the shards of which it is the primary; none unless asked for.
     pub shards: Vec<ShardUsage>,
+}
+
+/// A device of a block daemon that is not well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    pub path: String,
+    pub why: String,
+    /// It serves nothing any more.
+    pub has_failed: bool,
 }
 
 /// What a shard is on its primary.

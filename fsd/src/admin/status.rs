@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fsd_rpc::admin::{
-    AdminReply, BlockdStatus, DataStatus, JobSummary, MetadataStatus, Progress, Status,
+    AdminReply, BlockdStatus, DataStatus, JobSummary, MetadataStatus, Progress, Status, Store,
 };
-use fsd_rpc::message::{Failure, ScrubState};
+use fsd_rpc::message::{Failure, NodeUsage, ScrubState};
 use raftmeta::read;
 use raftmeta_types::Time;
 use raftmeta_types::cluster::{NodeInfo, NodeState};
@@ -23,16 +23,17 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
     let counters = read::counters(&view).map_err(storage)?;
     let protection = read::protection(&view).map_err(storage)?;
     let nodes = read::nodes(&view).map_err(storage)?;
-    let nodes = nodes.iter().filter(|node| node.state != NodeState::Removed);
-    let up = nodes.clone().filter(|node| node.state == NodeState::Up).count();
-    let draining: Vec<String> = nodes
+    let members = nodes.iter().filter(|node| node.state != NodeState::Removed);
+    let up = members.clone().filter(|node| node.state == NodeState::Up).count();
+    let draining: Vec<String> = members
         .clone()
         .filter(|node| node.state == NodeState::Draining)
         .map(|node| node.name.clone())
         .collect();
+    let stores: Vec<Store> = node.heard(&nodes).into_iter().map(store).collect();
     let mut jobs = moving(node, &draining);
     jobs.extend(node.admin.running());
-    jobs.extend(scrubbing(node, nodes.clone()));
+    jobs.extend(scrubbing(node, members.clone()));
     Ok(AdminReply::Status(Box::new(Status {
         cluster_name: node.cluster.name.clone(),
         cluster_uuid: node.cluster.uuid,
@@ -42,7 +43,7 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
         uptime_ms: u64::try_from(node.uptime().as_millis()).unwrap_or(u64::MAX),
         health: node.health(),
         nodes_up: up as u32,
-        nodes: nodes.count() as u32,
+        nodes: members.count() as u32,
         protection: protection::told(protection),
         metadata: MetadataStatus {
             term: group.term,
@@ -53,7 +54,8 @@ pub(super) fn status(node: &Arc<Node>) -> Result<AdminReply, Failure> {
             inodes: counters.inodes,
             logical_bytes: counters.logical_bytes,
         },
-        data: data(node),
+        data: sum(stores.iter().map(|store| &store.data)),
+        stores,
         blockd: blockd(node),
         clients: node.sessions.lock().count() as u32,
         jobs,
@@ -111,21 +113,42 @@ fn scrub_of(name: &str, state: &ScrubState) -> Option<JobSummary> {
     Some(JobSummary { node: Some(name.to_owned()), ..summary })
 }
 
-/// The space of the chunk store.
-pub(super) fn data(node: &Node) -> DataStatus {
-    let usage = node.chunks.usage();
+fn store((info, usage): (&NodeInfo, NodeUsage)) -> Store {
+    Store { node: info.id.0, name: info.name.clone(), data: data(&usage) }
+}
+
+/// The space of one chunk store.
+pub(super) fn data(usage: &NodeUsage) -> DataStatus {
     DataStatus {
+        nodes: 1,
         chunks: usage.chunks,
-        total_bytes: usage.total,
-        used_bytes: usage.used,
-        live_bytes: usage.live,
-        reserve_bytes: usage.reserve,
-        free_bytes: usage.free,
+        total_bytes: usage.total_bytes,
+        used_bytes: usage.used_bytes,
+        live_bytes: usage.live_bytes,
+        reserve_bytes: usage.reserve_bytes,
+        free_bytes: usage.free_bytes,
         segments_free: usage.segments_free,
         segments_open: usage.segments_open,
         segments_closed: usage.segments_closed,
-        damaged_chunks: node.facts().damaged_chunks,
+        damaged_chunks: usage.damaged_chunks,
     }
+}
+
+/// Of all of them together.
+pub(super) fn sum<'a>(all: impl Iterator<Item = &'a DataStatus>) -> DataStatus {
+    all.fold(DataStatus::default(), |sum, one| DataStatus {
+        nodes: sum.nodes + one.nodes,
+        chunks: sum.chunks + one.chunks,
+        total_bytes: sum.total_bytes + one.total_bytes,
+        used_bytes: sum.used_bytes + one.used_bytes,
+        live_bytes: sum.live_bytes + one.live_bytes,
+        reserve_bytes: sum.reserve_bytes + one.reserve_bytes,
+        free_bytes: sum.free_bytes + one.free_bytes,
+        segments_free: sum.segments_free + one.segments_free,
+        segments_open: sum.segments_open + one.segments_open,
+        segments_closed: sum.segments_closed + one.segments_closed,
+        damaged_chunks: sum.damaged_chunks + one.damaged_chunks,
+    })
 }
 
 fn blockd(node: &Node) -> BlockdStatus {

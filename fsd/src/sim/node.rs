@@ -207,7 +207,8 @@ impl Life {
         let node = self;
         match request {
             NodeRequest::DeleteChunks { shard, epoch, hashes } => {
-                self.delete_here(shard, epoch, &hashes).await?;
+                let bytes = self.delete_here(shard, epoch, &hashes).await?;
+                return Ok(Response::Deleted { bytes });
             }
             NodeRequest::NewEpoch { shard, epoch, without } => {
                 self.may_answer()?;
@@ -234,7 +235,8 @@ impl Life {
             | NodeRequest::PutChunks { .. }
             | NodeRequest::GetChunks { .. }
             | NodeRequest::Sizes { .. }
-            | NodeRequest::Scrub(_) => panic!("the simulation asks for that in another way"),
+            | NodeRequest::Scrub(_)
+            | NodeRequest::Clean => panic!("the simulation asks for that in another way"),
         }
         Ok(Response::Done)
     }
@@ -270,8 +272,12 @@ impl Life {
         shard: ShardId,
         epoch: Epoch,
         hashes: &[ChunkHash],
-    ) -> Result<(), Failure> {
-        self.chunks.delete(shard, epoch, hashes).await.map_err(|error| self.failure(&error))
+    ) -> Result<u64, Failure> {
+        let lens = hashes.iter().filter_map(|hash| self.chunks.stored_len(hash));
+        let bytes = lens.map(u64::from).sum();
+        let deleted = self.chunks.delete(shard, epoch, hashes).await;
+        deleted.map_err(|error| self.failure(&error))?;
+        Ok(bytes)
     }
 
     /// `Node::lift`: tells the primaries of these chunks the gc epochs that they have not heard of.
@@ -515,14 +521,17 @@ impl Host for Life {
         shard: ShardId,
         epoch: Epoch,
         hashes: &[ChunkHash],
-    ) -> Result<(), Failure> {
+    ) -> Result<u64, Failure> {
         let info = read::shard(&self.view(), shard).map_err(storage)?;
         let primary = info.expect("shards are never removed").primary;
         if primary == self.id {
             return self.delete_here(shard, epoch, hashes).await;
         }
         let request = NodeRequest::DeleteChunks { shard, epoch, hashes: hashes.to_vec() };
-        self.ask(&self.target_of(primary)?, request, ANSWER_WITHIN).await.map(drop)
+        match self.ask(&self.target_of(primary)?, request, ANSWER_WITHIN).await? {
+            Response::Deleted { bytes } => Ok(bytes),
+            other => panic!("an answer to another question: {other:?}"),
+        }
     }
 }
 
@@ -540,6 +549,7 @@ fn asked(request: &NodeRequest) -> &'static str {
         NodeRequest::Forget { .. } => "forget",
         NodeRequest::Unreferenced { .. } => "unreferenced",
         NodeRequest::Scrub(_) => "scrub",
+        NodeRequest::Clean => "clean",
     }
 }
 

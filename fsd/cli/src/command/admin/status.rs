@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
-use fsd_rpc::admin::{AdminReply, AdminRequest, JobSummary, Level, Progress};
+use fsd_rpc::admin::{AdminReply, AdminRequest, DataStatus, JobSummary, Level, Progress, Store};
 use serde::Serialize;
 
 use super::{Context, protection};
@@ -206,14 +206,42 @@ fn head(status: &fsd_rpc::admin::Status, colours: bool) -> String {
 fn data(status: &fsd_rpc::admin::Status) -> String {
     let data = &status.data;
     let logical = status.metadata.logical_bytes;
-    let writable = data.total_bytes.saturating_sub(data.reserve_bytes);
+    let on = match (data.nodes, status.nodes) {
+        (1, 1) => String::new(),
+        (heard, all) if heard == all => format!(" on {all} nodes"),
+        (heard, all) => format!(" on {heard} of {all} nodes"),
+    };
+    let fullest = status.stores.iter().max_by_key(|store| flash_percent(&store.data));
+    let fullest = fullest.filter(|_| status.stores.len() > 1).map_or(String::new(), |store| {
+        format!("; fullest {} with {}%", store.name, flash_percent(&store.data))
+    });
     format!(
-        "data     logical {}  stored {} ({})  flash {}% of {}, {} free\n",
+        "data     logical {}  stored {} ({})  flash {}% of {}{on}, {} free{fullest}\n",
         units::bytes(logical),
         units::bytes(data.live_bytes),
         units::ratio(logical, data.live_bytes),
-        units::percent(data.used_bytes, writable).min(100),
-        units::bytes(writable),
+        flash_percent(data),
+        units::bytes(writable(data)),
+        units::bytes(data.free_bytes),
+    )
+}
+
+/// What is not kept for cleaning.
+fn writable(data: &DataStatus) -> u64 {
+    data.total_bytes.saturating_sub(data.reserve_bytes)
+}
+
+fn flash_percent(data: &DataStatus) -> u64 {
+    units::percent(data.used_bytes, writable(data)).min(100)
+}
+
+fn store(store: &Store) -> String {
+    let Store { name, data, .. } = store;
+    format!(
+        "{name}  stored {}, flash {}% of {}, {} free\n",
+        units::bytes(data.live_bytes),
+        flash_percent(data),
+        units::bytes(writable(data)),
         units::bytes(data.free_bytes),
     )
 }
@@ -221,7 +249,11 @@ fn data(status: &fsd_rpc::admin::Status) -> String {
 fn wide_part(status: &fsd_rpc::admin::Status) -> String {
     let (data, metadata) = (&status.data, &status.metadata);
     let index = |index: Option<u64>| index.map_or("-".into(), |index| index.to_string());
-    format!(
+    let mut text = String::new();
+    for (at, one) in status.stores.iter().enumerate() {
+        text += &format!("{:<8} {}", if at == 0 { "stores" } else { "" }, store(one));
+    }
+    text + &format!(
         "segments {} free, {} open, {} closed; reserve {}\n\
          chunks   {}, damaged {}\n\
          log      last {}, applied {}\n\
@@ -241,9 +273,7 @@ fn wide_part(status: &fsd_rpc::admin::Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fsd_rpc::admin::{
-        BlockdStatus, Check, DataStatus, Health, MetadataStatus, Protection, Timestamp,
-    };
+    use fsd_rpc::admin::{BlockdStatus, Check, Health, MetadataStatus, Protection, Timestamp};
 
     fn example() -> fsd_rpc::admin::Status {
         fsd_rpc::admin::Status {
@@ -274,7 +304,9 @@ mod tests {
                 inodes: 12_345,
                 logical_bytes: 28 << 30,
             },
+            stores: vec![],
             data: DataStatus {
+                nodes: 1,
                 total_bytes: 110 << 30,
                 used_bytes: 81 << 30,
                 live_bytes: 10 << 30,
@@ -308,6 +340,37 @@ clients  14 mounts
 ";
         assert_eq!(text, expected);
         assert!(screen(&example(), true, true).contains("\x1b[1;33mHEALTH_WARN"));
+    }
+
+    #[test]
+    fn the_space_is_that_of_all_nodes() {
+        let store = |number: u64, used: u64| Store {
+            node: number,
+            name: format!("n{number}"),
+            data: DataStatus {
+                nodes: 1,
+                total_bytes: 11 << 30,
+                used_bytes: used << 30,
+                reserve_bytes: 1 << 30,
+                free_bytes: (10 - used) << 30,
+                ..DataStatus::default()
+            },
+        };
+        let mut status = example();
+        status.nodes = 3;
+        status.stores = vec![store(1, 2), store(2, 7)];
+        status.data.nodes = 2;
+        let text = screen(&status, false, false);
+        let expected = "flash 81% of 100 GiB on 2 of 3 nodes, 19.0 GiB free; fullest n2 with 70%\n";
+        assert!(text.contains(expected), "{text}");
+        status.data.nodes = 3;
+        assert!(screen(&status, false, false).contains("100 GiB on 3 nodes, "));
+        let wide = screen(&status, true, false);
+        let expected = "\
+stores   n1  stored 0 B, flash 20% of 10.0 GiB, 8.0 GiB free
+         n2  stored 0 B, flash 70% of 10.0 GiB, 3.0 GiB free
+";
+        assert!(wide.contains(expected), "{wide}");
     }
 
     #[test]
