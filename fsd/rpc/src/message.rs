@@ -444,6 +444,8 @@ pub struct Welcome {
     pub servers: Vec<String>,
     /// Of the authority that signs certificates of clients now: one of another authority should be renewed.
     pub signer: Option<CaFingerprint>,
+    /// No other authority is trusted: who still trusts one should not any more.
+    pub signs_alone: bool,
 }
 
 /// What the cluster's configuration tells its clients.
