@@ -102,7 +102,8 @@ async fn is_gone(node: &Arc<Node>, info: &NodeInfo, doing: &str) -> Result<(), F
         Liveness::Down | Liveness::Unknown => {}
     }
     let target = Target { node: info.id, address: info.address.clone() };
-    match node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await {
+    let request = NodeRequest::Usage { with_shards: false };
+    match node.peers.ask(&target, request, &[], ANSWER_WITHIN).await {
         Ok(_) => up(format!("it answers at {}", info.address)),
         Err(_) => Ok(()),
     }

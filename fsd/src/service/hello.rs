@@ -50,6 +50,7 @@ fn of_node(node: &Node, peer: &Peer, id: NodeId) -> Result<Welcome, Failure> {
 fn welcome(node: &Node, session: SessionId, secret: [u8; 16], resumed: bool) -> Welcome {
     let chunks = &node.config.chunks;
     let bytes = |size: crate::config::Size| u32::try_from(size.0).unwrap_or(u32::MAX);
+    let authorities = node.authorities();
     Welcome {
         // The door fills it in.
         protocol: 0,
@@ -69,7 +70,8 @@ fn welcome(node: &Node, session: SessionId, secret: [u8; 16], resumed: bool) -> 
         },
         // Who does not hear of them goes on with those that it knows.
         servers: crate::admin::security::addresses(node).unwrap_or_default(),
-        signer: Some(node.authorities().signer().fingerprint()),
+        signer: Some(authorities.signer().fingerprint()),
+        signs_alone: authorities.successor().is_none(),
     }
 }
 

@@ -84,6 +84,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         limits,
         servers: vec!["n2:9400".into()],
         signer: Some(CaFingerprint([7; 16])),
+        signs_alone: true,
     };
     let csr_der = Bytes::from_static(b"der");
     let token = AdminRequest::TokenCreate { ttl_secs: 3600, uses: 1, purpose: TokenPurpose::Node };

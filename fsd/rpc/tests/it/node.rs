@@ -238,6 +238,7 @@ impl Handler for Service {
             limits,
             servers: Vec::new(),
             signer: None,
+            signs_alone: false,
         })
     }
 

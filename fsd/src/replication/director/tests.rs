@@ -84,3 +84,31 @@ fn the_most_urgent_cause_is_told() {
         assert_eq!(cause(&shard(in_sync), &planned, &nodes), expected, "{in_sync:?}, {down:?}");
     }
 }
+
+#[test]
+fn what_is_left_is_counted_in_bytes_once_they_are_known() {
+    let mut director = Director::default();
+    let mut note = |steps, bytes| {
+        director.note(&BTreeMap::from([(Cause::Drain, Amount { steps, bytes })]));
+        let work = &director.works[&Cause::Drain];
+        (work.is_in_bytes(), work.left, work.total)
+    };
+    let amount = |steps, bytes| Amount { steps, bytes };
+    assert_eq!(note(3, 0), (false, amount(3, 0), amount(3, 0)));
+    assert_eq!(note(3, 900), (true, amount(3, 900), amount(3, 900)));
+    assert_eq!(note(2, 500), (true, amount(2, 500), amount(3, 900)));
+    // Clients write meanwhile.
+    assert_eq!(note(2, 1000), (true, amount(2, 1000), amount(3, 1000)));
+    // Copies are left to be dropped.
+    assert_eq!(note(1, 0), (true, amount(1, 0), amount(3, 1000)));
+    director.note(&BTreeMap::new());
+    assert!(director.works.is_empty());
+}
+
+#[test]
+fn a_shard_whose_primary_has_not_said_how_large_it_is_takes_the_mean() {
+    let sizes = Sizes::new(BTreeMap::from([(ShardId(0), 100), (ShardId(2), 500)]));
+    let found = [0, 1, 2].map(|id| sizes.of(ShardId(id)));
+    assert_eq!(found, [100, 300, 500]);
+    assert_eq!(Sizes::default().of(ShardId(0)), 0);
+}
