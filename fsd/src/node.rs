@@ -52,7 +52,7 @@ use raftmeta::group::{Group, GroupError};
 use raftmeta::read;
 use raftmeta_types::cluster::{ClusterInfo, NodeInfo, NodeState, Protection};
 use raftmeta_types::{Command, Envelope, MetaError, NodeId, Reply, SessionId, Time};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use fsd_rpc::message::{Device, Failure, NodeUsage};
 use fsd_rpc::server::Control;
@@ -97,6 +97,8 @@ pub struct Node {
     pub(crate) refusals: Refusals,
     /// What the leader knows of the other nodes.
     pub(crate) beats: Mutex<members::Beats>,
+    /// A node may be gone: the leader is to look at once.
+    alarm: Notify,
     pub(crate) chunks: ChunkStore<RemoteVolume>,
     pub(crate) sessions: Mutex<Sessions>,
     /// Who waits for whom among the requests under way.

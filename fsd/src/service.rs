@@ -222,6 +222,9 @@ impl Handler for Service {
 
     fn disconnected(&self, conn: &Conn) {
         self.node.events.unsubscribe(conn.id);
+        if let Role::Node { id } = conn.hello.role {
+            self.node.parted(id);
+        }
     }
 }
 

@@ -19,6 +19,9 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(test)]
+extern crate self as fuse;
+
 mod attrs;
 pub mod backend;
 mod budget;

@@ -20,7 +20,10 @@ mod names;
 mod open;
 mod plan;
 mod read;
+mod seen;
 mod space;
+#[cfg(test)]
+mod tests;
 mod write;
 mod xattr;
 
@@ -49,6 +52,7 @@ use directory::Dir;
 pub(crate) use locks::Locked;
 pub(crate) use names::Place;
 pub(crate) use open::Opened;
+use seen::Seen;
 pub(crate) use space::Seek;
 pub(crate) use write::{WriteMode, Written};
 
@@ -69,8 +73,7 @@ pub(crate) struct Core {
     read_only: bool,
     files: Mutex<HashMap<Ino, Arc<File>>>,
     handles: Mutex<Handles>,
-    /// Content version that the kernel's page cache may hold.
-    seen: Mutex<HashMap<Ino, Version>>,
+    seen: Seen,
     /// Closed here; the server has not heard of it.
     closed: Mutex<HashSet<Ino>>,
     attrs: Attrs,
@@ -100,7 +103,7 @@ pub(crate) struct Handle {
     /// Number of the last failure that this handle has told of.
     heard: AtomicU64,
     pattern: Mutex<read::Pattern>,
-    /// The version as of whose open the kernel drops its pages; nothing once it has, which the first read shows.
+    /// The version as of whose open the kernel drops its pages; nothing once it has, which its first use shows.
     dropping: Mutex<Option<Version>>,
 }
 
@@ -162,7 +165,7 @@ impl Core {
             read_only: options.read_only,
             files: Mutex::default(),
             handles: Mutex::default(),
-            seen: Mutex::default(),
+            seen: Seen::default(),
             closed: Mutex::default(),
             attrs: Attrs::default(),
             lock_owners: Mutex::default(),
@@ -195,7 +198,9 @@ impl Core {
     fn run(&self, durable: bool, command: Command) -> std::result::Result<Reply, BackendError> {
         let reply = self.backend.mutate(durable, command)?;
         match &reply {
-            Reply::Inode(inode) | Reply::Copied { inode, .. } => self.attrs.learn(inode),
+            Reply::Inode(inode) | Reply::Content { inode, .. } | Reply::Copied { inode, .. } => {
+                self.attrs.learn(inode);
+            }
             Reply::Created { inode, changed, .. } => {
                 changed.iter().chain([inode]).for_each(|inode| self.attrs.learn(inode));
             }
@@ -230,17 +235,11 @@ impl Core {
         inode
     }
 
-    /// Whether an answer of the server is older than what was committed here while it was under way.
-    fn is_overtaken(&self, inode: &Inode) -> bool {
-        let seen = self.seen.lock().get(&inode.ino).copied();
-        seen.is_some_and(|seen| seen > inode.data_version)
-    }
-
     /// Asks for an inode; an answer that a commit of ours overtook is asked for again.
     fn inode_of(&self, request: &Request) -> Result<Inode> {
         for _ in 0..OVERTAKEN_MAX {
             match self.call(request)?.0 {
-                Response::Inode(inode) if self.is_overtaken(&inode) => {}
+                Response::Inode(inode) if self.seen.is_overtaken(&inode) => {}
                 Response::Inode(inode) => return Ok(self.local(inode)),
                 _ => return unexpected(),
             }
@@ -261,7 +260,19 @@ impl Core {
     }
 
     pub(crate) fn forget(&self, ino: Ino) {
-        self.seen.lock().remove(&ino);
+        self.seen.forget(ino);
+    }
+
+    /// The kernel has dropped the pages of the inode; the server had this version of the content before it did.
+    pub(crate) fn dropped(&self, ino: Ino, version: Version) {
+        self.seen.dropped(ino, version);
+    }
+
+    /// The kernel uses a handle once it is done with the open: it has dropped what it had to.
+    fn note_dropped(&self, handle: &Handle) {
+        if let Some(version) = handle.dropping.lock().take() {
+            self.dropped(handle.file.ino, version);
+        }
     }
 
     pub(crate) fn open_inodes(&self) -> Vec<Ino> {
@@ -272,7 +283,7 @@ impl Core {
     pub(crate) fn invalidate(&self, ino: Ino, data: bool) {
         self.attrs.forget(ino);
         if data {
-            self.seen.lock().remove(&ino);
+            self.seen.stale(ino);
         }
         if let Some(file) = self.open_file(ino) {
             let mut state = file.state.lock();
@@ -291,7 +302,7 @@ impl Core {
             state.no_capability = false;
             state.forget_layout();
         });
-        self.seen.lock().drain().map(|(ino, _)| ino).collect()
+        self.seen.clear()
     }
 }
 

@@ -13,6 +13,7 @@
 //! | [`leadership`] | who leads, and until when a leader may answer from its own state |
 //! | [`members`] | voters and learners, and changes of them |
 //! | [`receive`] | messages of other replicas |
+//! | [`replace`] | a leader whose connections end |
 //! | [`checkpoints`] | when one is written |
 
 use std::fmt;
@@ -37,6 +38,7 @@ use home::Home;
 use leadership::Leader;
 pub use leadership::Leadership;
 pub use members::Member;
+use replace::Parting;
 
 /// What the log holds: a command, and whether its answer waits for stable storage.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -139,6 +141,7 @@ struct Inner {
     store: Store,
     inbox: Inbox,
     leader: Leader,
+    parting: Parting,
     home: Arc<Home>,
 }
 
@@ -316,6 +319,7 @@ mod leadership;
 mod members;
 mod open;
 mod receive;
+mod replace;
 
 pub use home::blocking;
 

@@ -1,6 +1,6 @@
 //! Everything that has to hold before a change lands, in order, stopping at the first stage that fails: format,
-//! lints, tidiness, tests, the crash test with all its rounds, a cluster under its nemesis, NVMe in an emulated
-//! machine, and the world's suites on a mount.
+//! lints, tidiness, tests, the crash test with all its rounds, NVMe in an emulated machine, and the world's suites on a
+//! mount. Ten minutes of a cluster under its nemesis run beside all that comes after the building.
 //!
 //! The last line says how many tests ran, whatever happened.
 
@@ -11,7 +11,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+mod beside;
+
 use crate::tidy;
+use beside::{Beside, Both};
 
 /// Rounds of the crash test; `CRASH_ROUNDS` overrides.
 const CRASH_ROUNDS: &str = "200";
@@ -23,9 +26,10 @@ const BUILD_SECONDS_MAX: u64 = 30 * 60;
 const TESTS_SECONDS_MAX: u64 = 25 * 60;
 const CRASH_SECONDS_MAX: u64 = 20 * 60;
 /// Seconds of accidents; `CFS_NEMESIS_SECONDS` overrides.
-const NEMESIS_SECONDS: &str = "120";
+const NEMESIS_SECONDS: &str = "600";
 /// Besides the seconds of accidents: starting, waiting for all copies, reading all of it.
 const NEMESIS_SECONDS_MORE: u64 = 12 * 60;
+const NEMESIS_LOG: &str = "target/nemesis.log";
 const SUITES_SECONDS_MAX: u64 = 25 * 60;
 const GUEST_SECONDS_MAX: u64 = 25 * 60;
 /// Operations of each of four fsx in CI; `scripts/suites` by itself does 100,000 each. `FSX_OPS` overrides.
@@ -46,60 +50,91 @@ pub fn run(quick: bool) -> Result<()> {
 
 fn stages(quick: bool, tally: &mut Tally) -> Result<()> {
     let clock = Clock { started: Instant::now() };
-    let mut stage = |name: &str, command: &mut Command| {
-        let started = Instant::now();
-        eprintln!("+ {name}");
-        let status = tally.follow(command)?;
-        eprintln!("+ {name}: {} s", started.elapsed().as_secs());
-        ensure!(status.success(), "{name} failed: {status}");
-        anyhow::Ok(())
-    };
+    let mut run = Run { tally, both: None };
     let cargo = |seconds_max: u64| {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
         clock.bounded(&cargo, seconds_max)
     };
-    stage("cargo fmt", cargo(BUILD_SECONDS_MAX).args(["fmt", "--all", "--check"]))?;
+    run.stage("cargo fmt", cargo(BUILD_SECONDS_MAX).args(["fmt", "--all", "--check"]))?;
     let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--"];
-    stage("cargo clippy", cargo(BUILD_SECONDS_MAX).args(clippy).args(["--deny", "warnings"]))?;
+    let mut clippy_all = cargo(BUILD_SECONDS_MAX);
+    run.stage("cargo clippy", clippy_all.args(clippy).args(["--deny", "warnings"]))?;
     tidy::check()?;
     if !quick {
         // What a machine cannot have is told before it has worked for half an hour.
         let mut guest = clock.bounded(GUEST, GUEST_SECONDS_MAX);
-        stage("preparing the guest", guest.arg("--prepare"))?;
+        run.stage("preparing the guest", guest.arg("--prepare"))?;
     }
     // The integration tests start the daemons' binaries: all of them are built first.
     let build = ["build", "--locked", "--workspace", "--bins"];
-    stage("cargo build", cargo(BUILD_SECONDS_MAX).args(build))?;
+    run.stage("cargo build", cargo(BUILD_SECONDS_MAX).args(build))?;
     let test = ["test", "--locked", "--workspace", "--no-fail-fast"];
     // Compiling is not testing: its time is not theirs.
-    stage("building the tests", cargo(BUILD_SECONDS_MAX).args(test).arg("--no-run"))?;
+    run.stage("building the tests", cargo(BUILD_SECONDS_MAX).args(test).arg("--no-run"))?;
     if quick {
-        return stage("unit tests", cargo(TESTS_SECONDS_MAX).args(test).args(["--lib", "--bins"]));
+        let mut tests = cargo(TESTS_SECONDS_MAX);
+        return run.stage("unit tests", tests.args(test).args(["--lib", "--bins"]));
     }
+    // Its nodes and accidents wait for each other most of the time.
+    let nemesis = nemesis(&clock)?;
+    run.both = Some(nemesis.both());
     let mut tests = cargo(TESTS_SECONDS_MAX);
     // It has a stage of its own.
     tests.env("CRASH_ROUNDS", CRASH_ROUNDS_BRIEF).env_remove("CFS_NEMESIS_SECONDS");
-    stage("tests", tests.args(test))?;
+    run.beside(&nemesis, "tests", tests.args(test))?;
     let rounds = std::env::var("CRASH_ROUNDS").unwrap_or_else(|_| CRASH_ROUNDS.to_owned());
     let mut crash = cargo(CRASH_SECONDS_MAX);
     crash.args(["test", "--locked", "--workspace", "--test", "crash"]);
     crash.args(["--", "--exact", "--nocapture", "crash"]).env("CRASH_ROUNDS", &rounds);
-    stage(&format!("crash test, {rounds} rounds"), &mut crash)?;
-    let seconds =
-        std::env::var("CFS_NEMESIS_SECONDS").unwrap_or_else(|_| NEMESIS_SECONDS.to_owned());
-    let lasts: u64 = seconds.parse().context("CFS_NEMESIS_SECONDS is not a number")?;
-    let mut nemesis = cargo(lasts.saturating_add(NEMESIS_SECONDS_MORE));
-    nemesis.args(["test", "--locked", "--workspace", "--test", "cluster"]);
-    nemesis.args(["--", "--exact", "--nocapture", "nemesis::nemesis"]);
-    stage(&format!("nemesis, {seconds} s"), nemesis.env("CFS_NEMESIS_SECONDS", &seconds))?;
+    run.beside(&nemesis, &format!("crash test, {rounds} rounds"), &mut crash)?;
     let mut guest = clock.bounded(GUEST, GUEST_SECONDS_MAX);
-    stage("NVMe in the guest", guest.arg("--self-test"))?;
+    run.beside(&nemesis, "NVMe in the guest", guest.arg("--self-test"))?;
     if Path::new(SUITES).exists() {
         let operations = std::env::var("FSX_OPS").unwrap_or_else(|_| FSX_OPS.to_owned());
         let mut suites = clock.bounded(SUITES, SUITES_SECONDS_MAX);
-        stage("suites", suites.env("FSX_OPS", operations))?;
+        run.beside(&nemesis, "suites", suites.env("FSX_OPS", operations))?;
     }
+    nemesis.join()?.lines().for_each(|line| run.tally.count(line));
     Ok(())
+}
+
+/// Starts the cluster under its nemesis.
+fn nemesis(clock: &Clock) -> Result<Beside> {
+    let seconds =
+        std::env::var("CFS_NEMESIS_SECONDS").unwrap_or_else(|_| NEMESIS_SECONDS.to_owned());
+    let lasts: u64 = seconds.parse().context("CFS_NEMESIS_SECONDS is not a number")?;
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let limit = clock.left().min(lasts.saturating_add(NEMESIS_SECONDS_MORE)).to_string();
+    let command = ["timeout", "--kill-after=10", &limit, &cargo, "test", "--locked", "--workspace"];
+    let test = ["--test", "cluster", "--", "--exact", "--nocapture", "nemesis::nemesis"];
+    let command: Vec<String> = command.into_iter().chain(test).map(str::to_owned).collect();
+    let name = format!("nemesis, {seconds} s");
+    Beside::start(&name, &command, &[("CFS_NEMESIS_SECONDS", &seconds)], Path::new(NEMESIS_LOG))
+}
+
+/// The stages that have run.
+struct Run<'t> {
+    tally: &'t mut Tally,
+    /// Stops the stage under way if what runs beside it fails.
+    both: Option<Both>,
+}
+
+impl Run<'_> {
+    fn stage(&mut self, name: &str, command: &mut Command) -> Result<()> {
+        let started = Instant::now();
+        eprintln!("+ {name}");
+        let status = self.tally.follow(command, self.both.as_ref())?;
+        eprintln!("+ {name}: {} s", started.elapsed().as_secs());
+        ensure!(status.success(), "{name} failed: {status}");
+        Ok(())
+    }
+
+    /// A stage that fails as well if the other one does meanwhile.
+    fn beside(&mut self, other: &Beside, name: &str, command: &mut Command) -> Result<()> {
+        let done = self.stage(name, command);
+        other.check()?;
+        done
+    }
 }
 
 /// Since when the run lasts.
@@ -114,10 +149,14 @@ impl Clock {
         if std::env::var_os("CI").is_none() {
             return Command::new(program);
         }
-        let left = SECONDS_MAX.saturating_sub(self.started.elapsed().as_secs()).max(1);
         let mut command = Command::new("timeout");
-        command.args(["--kill-after=10", &seconds_max.min(left).to_string(), program]);
+        command.args(["--kill-after=10", &seconds_max.min(self.left()).to_string(), program]);
         command
+    }
+
+    /// Seconds until the whole run takes too long.
+    fn left(&self) -> u64 {
+        SECONDS_MAX.saturating_sub(self.started.elapsed().as_secs()).max(1)
     }
 }
 
@@ -138,18 +177,30 @@ impl std::fmt::Display for Tally {
 
 impl Tally {
     /// Runs a command, repeats its stdout and counts the tests that it tells of.
-    fn follow(&mut self, command: &mut Command) -> Result<std::process::ExitStatus> {
+    fn follow(
+        &mut self,
+        command: &mut Command,
+        both: Option<&Both>,
+    ) -> Result<std::process::ExitStatus> {
+        // Only `timeout` passes a signal on to all that it has started.
+        let stoppable = command.get_program() == "timeout";
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("starting {:?}", command.get_program()))?;
         let stdout = child.stdout.take().context("the pipe that was asked for")?;
+        if let Some(both) = both {
+            both.begin(&child, stoppable);
+        }
         for line in BufReader::new(stdout).split(b'\n') {
             let line = line.context("reading a command's output")?;
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
             self.count(&line);
+        }
+        if let Some(both) = both {
+            both.end();
         }
         child.wait().context("waiting for a command")
     }
@@ -203,7 +254,7 @@ mod tests {
         let mut tally = Tally::default();
         let mut shell = Command::new("sh");
         shell.args(["-c", "echo 'test result: ok. 1 passed; 2 failed; 0 ignored'; exit 3"]);
-        assert_eq!(tally.follow(&mut shell).unwrap().code(), Some(3));
+        assert_eq!(tally.follow(&mut shell, None).unwrap().code(), Some(3));
         assert_eq!(tally, Tally { passed: 1, failed: 2, skipped: 0 });
     }
 }

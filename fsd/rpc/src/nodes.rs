@@ -172,7 +172,12 @@ impl Nodes {
             written = write(&mut stream, request, data).await;
         }
         written?;
-        let frame = frame::read_async(&mut stream).await?;
+        let read = frame::read_async(&mut stream).await;
+        if read.is_err() && reused {
+            // So are the others, most likely: the next request finds out whether the node is there.
+            pool.idle.lock().clear();
+        }
+        let frame = read?;
         let response: Response = frame.message(Kind::Reply)?;
         if !matches!(response, Response::Failed(Failure::Protocol(_))) {
             let mut idle = pool.idle.lock();

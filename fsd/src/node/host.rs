@@ -59,6 +59,10 @@ impl Host for Node {
         &self.beats
     }
 
+    fn alarm(&self) {
+        self.alarm.notify_one();
+    }
+
     fn upkeep(&self) -> &Upkeep {
         &self.upkeep
     }

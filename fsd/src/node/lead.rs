@@ -8,20 +8,24 @@
 //! open, and repeat what was not answered under the same number.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use fsd_rpc::message::Failure;
+use fsd_rpc::message::{Failure, Hello, Role};
 use fsd_rpc::nodes::{Target, Upstream};
 use fsd_rpc::server::Peer;
 use raftmeta::group::{Group, Leadership};
 use raftmeta::read;
 use raftmeta_types::{Command, Envelope, NodeId, SessionId, Time};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 use super::{Node, NodeError};
 use crate::sessions::Sessions;
 
 /// How long the leader may take to answer the greeting of a connection that is passed on.
-const RELAY_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+const RELAY_WITHIN: Duration = Duration::from_secs(5);
+/// How long a connection waits for the next leader; clients ask another node after 4 s.
+const LEADER_WITHIN: Duration = Duration::from_secs(2);
 
 impl Node {
     /// The term in which this node leads, now and whenever it changes.
@@ -57,12 +61,38 @@ impl Node {
         }
     }
 
-    /// A connection to the leader, for this client.
-    pub(crate) async fn pass_on(
-        &self,
-        peer: &Peer,
-        hello: &fsd_rpc::message::Hello,
-    ) -> Result<Upstream, Failure> {
+    /// A connection to the leader, for this client. While there is none, or it is gone, a session waits a little
+    /// here: who has to come again and again finds the next one later. Others are told at once.
+    pub(crate) async fn pass_on(&self, peer: &Peer, hello: &Hello) -> Result<Upstream, Failure> {
+        let mut leadership = self.group.leadership();
+        let mut leads = self.leading();
+        let waits = matches!(hello.role, Role::Session { .. });
+        let until = Instant::now() + if waits { LEADER_WITHIN } else { Duration::ZERO };
+        loop {
+            leadership.mark_unchanged();
+            leads.mark_unchanged();
+            if self.leads() {
+                return Err(Failure::NotReady("this node leads the cluster by now".into()));
+            }
+            let failure = tokio::select! {
+                biased;
+                _ = leadership.changed() => continue,
+                _ = leads.changed() => continue,
+                passed = self.pass_on_now(peer, hello) => match passed {
+                    Ok(upstream) => return Ok(upstream),
+                    Err(failure) => failure,
+                },
+            };
+            tokio::select! {
+                biased;
+                () = sleep_until(until) => return Err(failure),
+                _ = leadership.changed() => {}
+                _ = leads.changed() => {}
+            }
+        }
+    }
+
+    async fn pass_on_now(&self, peer: &Peer, hello: &Hello) -> Result<Upstream, Failure> {
         let leader = self.leader()?;
         let nodes = self.peers.nodes()?;
         nodes.relay(&leader, peer, hello, RELAY_WITHIN).await.map_err(|error| {

@@ -36,6 +36,8 @@ use crate::service::storage;
 /// Code of the refusal of a second process with the number of a node.
 const TWIN: &str = "TWIN";
 const EVERY: Duration = Duration::from_millis(500);
+/// The same when something may have happened to a node.
+const HURRY: Duration = Duration::from_millis(100);
 /// A node that did not answer the leader for this long is down.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// A primary that did not answer for this long is replaced, where another replica is in sync; one that the other
@@ -119,6 +121,7 @@ pub(super) async fn keep(node: Arc<Node>) {
     let mut stopping = node.stopping();
     let mut announced = None;
     let mut complained = None;
+    let mut leading = node.leading();
     loop {
         let work = async {
             meet(&node)?;
@@ -149,6 +152,25 @@ pub(super) async fn keep(node: Arc<Node>) {
             biased;
             _ = stopping.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(EVERY) => {}
+            // Whoever begins to lead looks at once.
+            _ = leading.changed() => {}
+            () = alarmed(&node) => {}
+        }
+    }
+}
+
+/// Ends a moment after something happened to a node: it may be seen by then.
+async fn alarmed(node: &Node) {
+    node.alarm.notified().await;
+    tokio::time::sleep(HURRY).await;
+}
+
+impl Node {
+    /// A connection of this node has ended, as they all do when its process dies.
+    pub(crate) fn parted(&self, id: NodeId) {
+        self.group.parted(id.0);
+        if self.leads() {
+            self.alarm.notify_one();
         }
     }
 }
@@ -322,6 +344,10 @@ pub(crate) fn listen<H: Host>(node: &Arc<H>, others: &[&NodeInfo]) {
                     beat.clock_off_ms = off_ms(asked, usage.clock_ms, answered);
                     (beat.seen, beat.usage) = (clock::now(), Some(usage));
                     beat.failed = 0;
+                }
+                // The second time it counts, and there may be shards that wait for it.
+                if (1..=2).contains(&beat.failed) {
+                    node.alarm();
                 }
             }
         });

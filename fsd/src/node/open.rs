@@ -146,6 +146,7 @@ async fn assemble(
         membership,
         refusals: Refusals::new(metrics.clone()),
         beats: Default::default(),
+        alarm: Default::default(),
         chunks,
         sessions: Mutex::default(),
         order: Order::default(),

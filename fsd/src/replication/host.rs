@@ -47,6 +47,8 @@ pub(crate) trait Host: Wire {
     fn director(&self) -> &Mutex<Director>;
     /// What the leader knows of the other nodes.
     fn beats(&self) -> &Mutex<Beats>;
+    /// A node did not answer: it is looked after soon.
+    fn alarm(&self) {}
     fn upkeep(&self) -> &Upkeep;
 
     /// Turns true when the node stops.

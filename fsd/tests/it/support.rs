@@ -361,7 +361,7 @@ impl Files for Client {
             let extent = NewExtent { offset, len: bytes.len() as u32, data, receipt };
             let write = Write { ino, extents: vec![extent], change: AttrChange::default() };
             match self.mutate(true, Meta::Write(write)) {
-                Ok(Reply::Inode(inode)) => return Ok(inode),
+                Ok(Reply::Content { inode, .. }) => return Ok(inode),
                 Err(CallError::Failure(Failure::Meta(MetaError::RetryPut(_)))) => {}
                 Err(error) => return Err(error),
                 other => panic!("{other:?}"),
@@ -374,7 +374,7 @@ impl Files for Client {
         let extent = NewExtent { offset, len: bytes.len() as u32, data, receipt: Epoch(0) };
         let write = Write { ino, extents: vec![extent], change: AttrChange::default() };
         match self.mutate(true, Meta::Write(write)).unwrap() {
-            Reply::Inode(inode) => inode,
+            Reply::Content { inode, .. } => inode,
             other => panic!("{other:?}"),
         }
     }

@@ -3,7 +3,7 @@
 //! Dropping pages waits for their locks, and those who hold them may wait for an answer from us. So it
 //! is done by a thread that serves no requests.
 
-use raftmeta_types::Ino;
+use raftmeta_types::{Ino, Version};
 
 use super::abi::{self, Writer};
 use super::session::Shared;
@@ -12,8 +12,8 @@ use super::session::Shared;
 pub(super) enum Notice {
     /// Attributes and pages of the inode.
     Inode(Ino),
-    /// The same, before a request is answered with nothing.
-    InodeThenDone(Ino, u64),
+    /// The same, before a request is answered with nothing; the content was of this version by then.
+    InodeThenDone(Ino, Version, u64),
 }
 
 impl Shared {
@@ -27,8 +27,9 @@ impl Shared {
     pub(super) fn give_notice(&self, notice: &Notice) {
         match *notice {
             Notice::Inode(ino) => self.forget_inode(ino, true),
-            Notice::InodeThenDone(ino, unique) => {
+            Notice::InodeThenDone(ino, version, unique) => {
                 self.forget_inode(ino, true);
+                self.core.dropped(ino, version);
                 self.reply(unique, Ok(Vec::new()));
             }
         }

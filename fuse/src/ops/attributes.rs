@@ -50,16 +50,13 @@ impl Core {
         Ok(shown)
     }
 
-    fn set_on_server(&self, set: SetAttr, durable: bool) -> Result<Inode> {
-        let ino = set.ino;
-        let resized = set.size.is_some();
+    pub(super) fn set_on_server(&self, set: SetAttr, durable: bool) -> Result<Inode> {
         let command = Command::SetAttr(set);
         let reply = if durable { self.mutate_durably(command) } else { self.mutate(command) };
         match reply? {
-            Reply::Inode(inode) => {
-                if resized && let Some(seen) = self.seen.lock().get_mut(&ino) {
-                    *seen = inode.data_version;
-                }
+            Reply::Inode(inode) => Ok(inode),
+            Reply::Content { inode, before } => {
+                self.seen.changed(&inode, before);
                 Ok(inode)
             }
             _ => unexpected(),

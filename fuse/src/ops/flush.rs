@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use fsd_rpc::message::{ChunkPut, Failure, Request, Response};
 use parking_lot::{Mutex, MutexGuard};
 use raftmeta_types::command::{AttrChange, Write};
-use raftmeta_types::{ChunkHash, Command, Ino, Inode, MetaError, Reply};
+use raftmeta_types::{ChunkHash, Command, Ino, Inode, MetaError, Reply, Version};
 use rustix::io::Errno;
 
 use super::plan::{self, Cutter, Part, Piece};
@@ -191,13 +191,10 @@ impl Core {
             let last = end == pieces.len();
             let (pieces_now, durable) = (&mut pieces[at..end], durable && last);
             let mut retry = Retry::default();
-            let sent = self.commit_pieces(file.ino, pieces_now, change, durable, &mut retry);
-            match sent {
-                Ok(inode) => self.committed(file, &inode, !pieces_now.is_empty()),
-                Err(error) => {
-                    let left = pieces[at..].iter().map(|piece| (piece.offset, piece.data));
-                    return Err(Failed { error, left: left.chain(tail).collect() });
-                }
+            let sent = self.commit_pieces(file, pieces_now, change, durable, &mut retry);
+            if let Err(error) = sent {
+                let left = pieces[at..].iter().map(|piece| (piece.offset, piece.data));
+                return Err(Failed { error, left: left.chain(tail).collect() });
             }
             if last {
                 return Ok(tail.into_iter().collect());
@@ -211,17 +208,24 @@ impl Core {
     /// collection finds less to take away.
     fn commit_pieces(
         &self,
-        ino: Ino,
+        file: &File,
         pieces: &mut [Piece<'_>],
         change: &AttrChange,
         durable: bool,
         retry: &mut Retry,
-    ) -> std::result::Result<Inode, BackendError> {
+    ) -> std::result::Result<(), BackendError> {
         loop {
             let extents = pieces.iter().map(Piece::extent).collect();
-            let write = Write { ino, extents, change: change.clone() };
+            let write = Write { ino: file.ino, extents, change: change.clone() };
             let again = match self.run(durable, Command::Write(write)) {
-                Ok(Reply::Inode(inode)) => return Ok(inode),
+                Ok(Reply::Inode(inode)) => {
+                    self.committed(file, &inode, None);
+                    return Ok(());
+                }
+                Ok(Reply::Content { inode, before }) => {
+                    self.committed(file, &inode, Some(before));
+                    return Ok(());
+                }
                 Ok(_) => return Err(BackendError::Lost("unexpected reply to a write".to_owned())),
                 Err(BackendError::Failed(Failure::Meta(MetaError::RetryPut(again)))) => again,
                 Err(error) => return Err(error),
@@ -235,20 +239,21 @@ impl Core {
             }
             let (first, second) = pieces.split_at_mut(pieces.len() / 2);
             self.put_again(first.iter_mut().filter(|piece| named(piece)).collect())?;
-            self.commit_pieces(ino, first, change, false, retry)?;
+            self.commit_pieces(file, first, change, false, retry)?;
             self.put_again(second.iter_mut().filter(|piece| named(piece)).collect())?;
-            return self.commit_pieces(ino, second, change, durable, retry);
+            return self.commit_pieces(file, second, change, durable, retry);
         }
     }
 
-    fn committed(&self, file: &File, inode: &Inode, with_data: bool) {
+    /// Takes note of what a command of ours made of a file; with the version `before` if it changed the content.
+    pub(super) fn committed(&self, file: &File, inode: &Inode, before: Option<Version>) {
         // Attributes alone, such as an access time, say nothing of the pages that the kernel has: another mount may
         // have written since they were read.
-        if with_data {
-            self.seen.lock().insert(file.ino, inode.data_version);
+        if let Some(before) = before {
+            self.seen.changed(inode, before);
         }
         let mut state = file.state.lock();
-        if with_data {
+        if before.is_some() {
             state.forget_layout();
         }
         state.adopt(inode);

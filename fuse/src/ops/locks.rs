@@ -2,7 +2,7 @@
 
 use fsd_rpc::message::{Request, Response};
 use raftmeta_types::lock::{Lock, LockFamily, LockKind, LockOwner};
-use raftmeta_types::{Command, Ino};
+use raftmeta_types::{Command, Ino, Version};
 
 use super::{Core, Result, unexpected};
 use crate::errno;
@@ -12,8 +12,9 @@ use crate::errno;
 pub(crate) enum Locked {
     /// What the kernel holds of the file is good.
     Fresh,
-    /// The content has changed elsewhere since.
-    Stale,
+    /// The kernel has to drop the pages that it holds before the lock is answered: all that it reads then is of this
+    /// version of the content, or of a later one.
+    Stale(Version),
 }
 
 impl Core {
@@ -42,15 +43,12 @@ impl Core {
         }
         // Not what is cached: the event of a change under the lock may be on its way.
         let inode = self.inode_now(lock.ino)?;
-        let mut seen = self.seen.lock();
-        if seen.get(&lock.ino) == Some(&inode.data_version) {
+        // The kernel is told before the lock is answered; who opens the file until then keeps no pages either.
+        if self.seen.is_current_or_going(&inode) {
             return Ok(Locked::Fresh);
         }
-        // The kernel is told before the lock is answered; who opens the file until then keeps no pages either.
-        seen.remove(&lock.ino);
-        drop(seen);
         self.invalidate(lock.ino, false);
-        Ok(Locked::Stale)
+        Ok(Locked::Stale(inode.data_version))
     }
 
     /// POSIX: a process that closes any descriptor of a file drops its `fcntl` locks on it.

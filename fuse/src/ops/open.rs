@@ -61,17 +61,14 @@ impl Core {
             }
         };
         let mut state = file.state.lock();
-        let keep_pages = {
-            let mut seen = self.seen.lock();
-            let keep_pages = seen.get(&ino) == Some(&inode.data_version);
-            // The kernel drops its pages after the answer; another open until then must not keep them.
-            if !keep_pages {
-                seen.remove(&ino);
-            }
-            keep_pages
-        };
+        // If not, the kernel drops its pages after the answer; another open until then must not keep them.
+        let keep_pages = self.seen.is_current_or_going(&inode);
         state.adopt(&inode);
         drop(state);
+        if !keep_pages {
+            // Of a command's reply, from before another's change.
+            self.attrs.forget(ino);
+        }
         let dropping = (!keep_pages).then_some(inode.data_version);
         let fh = self.add_handle(file, flags, dropping);
         Ok(Opened { fh, keep_pages, changed: !keep_pages })
@@ -95,7 +92,7 @@ impl Core {
     /// A handle of a file that this mount has just made, which the server knows as open.
     pub(crate) fn open_made(&self, inode: Inode, flags: OFlags) -> Opened {
         let file = self.enter(inode.ino);
-        self.seen.lock().insert(inode.ino, inode.data_version);
+        self.seen.made(&inode);
         let mut state = file.state.lock();
         state.adopt(&inode);
         state.undurable = true;

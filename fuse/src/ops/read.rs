@@ -50,10 +50,7 @@ impl Core {
     pub(crate) fn read(&self, fh: u64, offset: u64, len: u32) -> Result<Vec<u8>> {
         let handle = self.handle(fh)?;
         let file = &handle.file;
-        // The kernel reads after it has dropped what it had; a commit of ours may have been seen since.
-        if let Some(version) = handle.dropping.lock().take() {
-            self.seen.lock().entry(file.ino).or_insert(version);
-        }
+        self.note_dropped(&handle);
         let wanted = offset..offset.saturating_add(u64::from(len));
         let ahead = handle.pattern.lock().next(&wanted, self.cache_bytes);
         let (patches, size) = {

@@ -23,7 +23,7 @@ pub(crate) enum Seek {
 impl Core {
     pub(crate) fn allocate(&self, allocate: Allocate) -> Result<()> {
         match self.change(allocate.ino, Command::Allocate(allocate))? {
-            Reply::Inode(_) => Ok(()),
+            Reply::Content { .. } => Ok(()),
             _ => unexpected(),
         }
     }
@@ -43,12 +43,9 @@ impl Core {
         let flushing = file.flushing.lock();
         self.flush_held(&file, &flushing, Depth::Commit)?;
         let reply = self.mutate(command)?;
-        if let Reply::Inode(inode) | Reply::Copied { inode, .. } = &reply {
-            self.seen.lock().insert(ino, inode.data_version);
-            let mut state = file.state.lock();
-            state.undurable = true;
-            state.forget_layout();
-            state.adopt(inode);
+        if let Reply::Content { inode, before } | Reply::Copied { inode, before, .. } = &reply {
+            self.committed(&file, inode, Some(*before));
+            file.state.lock().undurable = true;
         }
         Ok(reply)
     }

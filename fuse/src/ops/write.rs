@@ -44,6 +44,7 @@ impl Core {
         let handle = self.handle(fh)?;
         // As on NFS: an error of sending earlier bytes is told at the first chance.
         handle.tell_failure()?;
+        self.note_dropped(&handle);
         let file = &handle.file;
         while !self.budget.has_room(data.len()) {
             self.make_room(file)?;

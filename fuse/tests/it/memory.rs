@@ -32,6 +32,8 @@ pub struct Faults {
     pub hang: AtomicBool,
     /// Chunks are read back with a bit flipped.
     pub damaged: AtomicBool,
+    /// Events stay where they are until this is off.
+    pub events_held: AtomicBool,
     /// Microseconds that every call takes longer.
     pub delay_micros: AtomicU64,
 }
@@ -114,6 +116,11 @@ impl Cluster {
         self.changed.notify_all();
     }
 
+    fn wait_while(&self, fault: &AtomicBool) {
+        let is_on = |_: &mut State| fault.load(Ordering::SeqCst);
+        drop(self.changed.wait_while(self.state(), is_on).unwrap());
+    }
+
     /// Problems that fsck of the namespace finds.
     pub fn check(&self) -> Vec<String> {
         let report = raftmeta::check::check(&self.state().kv).unwrap();
@@ -125,11 +132,15 @@ impl Cluster {
         read::counters(&self.state().kv).unwrap().inodes
     }
 
-    /// Extents of the file with this name in the root.
+    /// The file with this name in the root.
+    pub fn inode(&self, name: &str) -> Inode {
+        read::lookup(&self.state().kv, Ino::ROOT, name.as_bytes()).unwrap().unwrap()
+    }
+
+    /// Its extents.
     pub fn extents(&self, name: &str) -> Vec<Extent> {
-        let state = self.state();
-        let inode = read::lookup(&state.kv, Ino::ROOT, name.as_bytes()).unwrap().unwrap();
-        read::extents(&state.kv, inode.ino, 0, u64::MAX, usize::MAX).unwrap()
+        let inode = self.inode(name);
+        read::extents(&self.state().kv, inode.ino, 0, u64::MAX, usize::MAX).unwrap()
     }
 }
 
@@ -449,7 +460,13 @@ impl Backend for Member {
     fn subscribe(&self, notify: Box<dyn Fn(Event) + Send>) {
         let (sender, receiver) = mpsc::channel();
         self.cluster.state().subscribers.push((self.session, sender));
-        std::thread::spawn(move || receiver.into_iter().for_each(notify));
+        let cluster = self.cluster.clone();
+        std::thread::spawn(move || {
+            for event in receiver {
+                cluster.wait_while(&cluster.faults.events_held);
+                notify(event);
+            }
+        });
     }
 
     fn abort(&self) {

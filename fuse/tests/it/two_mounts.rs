@@ -131,3 +131,73 @@ fn a_read_only_mount_changes_nothing() {
     assert_eq!(fs::read(there.join("file")).unwrap(), b"changed");
     mounts.end();
 }
+
+/// A file of two pages in the page cache of mount 0, open and read there; from now on no event arrives.
+fn cached_without_events(mounts: &Mounts) -> File {
+    let path = mounts.path(0).join("file");
+    fs::write(&path, [b'a'; 2 * 4096]).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    file.read_exact_at(&mut [0; 2 * 4096], 0).unwrap();
+    mounts.cluster.set(&mounts.cluster.faults.events_held, true);
+    file
+}
+
+/// Writes through mount 1 and closes.
+fn write_there(mounts: &Mounts, offset: u64, data: &[u8]) {
+    let file = File::options().write(true).open(mounts.path(1).join("file")).unwrap();
+    file.write_all_at(data, offset).unwrap();
+}
+
+#[test]
+fn a_commit_does_not_hide_what_another_mount_wrote_before_it() {
+    let Some(mounts) = Mounts::new(2) else { return };
+    let path = mounts.path(0).join("file");
+    let file = cached_without_events(&mounts);
+    write_there(&mounts, 4096, &[b'b'; 8192]);
+    // Follows on the other's version, not on the one whose pages the kernel has.
+    file.write_all_at(b"c", 0).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    let found = fs::read(&path).unwrap();
+    assert_eq!(found.len(), 3 * 4096, "the size as of the other's write");
+    assert_eq!((found[0], found[1], found[4096], found[8192]), (b'c', b'a', b'b', b'b'));
+    mounts.cluster.set(&mounts.cluster.faults.events_held, false);
+    mounts.end();
+}
+
+#[test]
+fn a_truncation_or_allocation_does_not_hide_it_either() {
+    let Some(mounts) = Mounts::new(2) else { return };
+    let path = mounts.path(0).join("file");
+    for round in 0..2 {
+        let file = cached_without_events(&mounts);
+        write_there(&mounts, 4096, &[b'b'; 4096]);
+        match round {
+            0 => file.set_len(3 * 4096).unwrap(),
+            _ => {
+                let mode = rustix::fs::FallocateFlags::empty();
+                rustix::fs::fallocate(&file, mode, 8192, 4096).unwrap();
+            }
+        }
+        let found = fs::read(&path).unwrap();
+        assert_eq!(found.len(), 3 * 4096, "round {round}");
+        assert_eq!((found[0], found[4096], found[8192]), (b'a', b'b', 0), "round {round}");
+        mounts.cluster.set(&mounts.cluster.faults.events_held, false);
+        fs::remove_file(&path).unwrap();
+    }
+    mounts.end();
+}
+
+#[test]
+fn an_access_time_does_not_hide_it_either() {
+    let Some(mounts) = Mounts::new(2) else { return };
+    let file = cached_without_events(&mounts);
+    write_there(&mounts, 4096, &[b'b'; 4096]);
+    // The last close commits the access time, and nothing else.
+    let before = mounts.cluster.inode("file").atime;
+    drop(file);
+    eventually("the access time", || mounts.cluster.inode("file").atime != before);
+    assert_eq!(fs::read(mounts.path(0).join("file")).unwrap()[4096], b'b');
+    mounts.cluster.set(&mounts.cluster.faults.events_held, false);
+    mounts.end();
+}

@@ -31,6 +31,7 @@ pub(super) fn allocate(state: &mut State<'_>, allocate: &Allocate) -> Step<Reply
         Some(end) if end <= FILE_SIZE_MAX => end,
         _ => return Err(MetaError::FileTooLarge.into()),
     };
+    let before = inode.data_version;
     let from = allocate.offset;
     let mut done = true;
     match allocate.mode {
@@ -54,7 +55,7 @@ pub(super) fn allocate(state: &mut State<'_>, allocate: &Allocate) -> Step<Reply
     inode.ctime = state.now;
     inode.data_version = state.version;
     state.put_inode(&mut inode)?;
-    Ok(if done { Reply::Inode(inode) } else { Reply::More })
+    Ok(if done { Reply::Content { inode, before } } else { Reply::More })
 }
 
 fn check_reserve(from: u64, to: u64) -> Step<()> {

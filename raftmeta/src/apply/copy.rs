@@ -13,10 +13,11 @@ const COPY_EXTENTS_MAX: usize = 4096;
 pub(super) fn copy_range(state: &mut State<'_>, copy: &CopyRange) -> Step<Reply> {
     let source = state.file(copy.source)?;
     let mut target = state.file(copy.target)?;
+    let before = target.data_version;
     let from = copy.source_offset;
     let mut len = copy.len.min(source.size.saturating_sub(from));
     if len == 0 {
-        return Ok(Reply::Copied { len: 0, inode: target });
+        return Ok(Reply::Copied { len: 0, inode: target, before });
     }
     let overlap = copy.source == copy.target && from.abs_diff(copy.target_offset) < len;
     if overlap {
@@ -53,5 +54,5 @@ pub(super) fn copy_range(state: &mut State<'_>, copy: &CopyRange) -> Step<Reply>
     target.ctime = state.now;
     target.data_version = state.version;
     state.put_inode(&mut target)?;
-    Ok(Reply::Copied { len, inode: target })
+    Ok(Reply::Copied { len, inode: target, before })
 }

@@ -12,6 +12,7 @@ pub(super) fn set_attr(state: &mut State<'_>, set: &SetAttr) -> Step<Reply> {
         Some(_) => state.file(set.ino)?,
         None => state.inode(set.ino)?,
     };
+    let before = inode.data_version;
     if let Some(size) = set.size
         && !resize(state, &mut inode, size)?
     {
@@ -22,7 +23,10 @@ pub(super) fn set_attr(state: &mut State<'_>, set: &SetAttr) -> Step<Reply> {
     change(state, &mut inode, &set.change)?;
     inode.ctime = state.now;
     state.put_inode(&mut inode)?;
-    Ok(Reply::Inode(inode))
+    Ok(match set.size {
+        Some(_) => Reply::Content { inode, before },
+        None => Reply::Inode(inode),
+    })
 }
 
 /// Cuts the file down or leaves a hole up to `size`; `false` if it is longer still, because it had too many

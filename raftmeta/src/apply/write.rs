@@ -13,6 +13,7 @@ pub(super) fn write(state: &mut State<'_>, write: &Write) -> Step<Reply> {
         true => state.inode(write.ino)?,
         false => state.file(write.ino)?,
     };
+    let before = inode.data_version;
     check(&write.extents)?;
     extents::check_receipts(state, write.extents.iter().map(|new| (&new.data, new.receipt)))?;
     // Neighbours are looked up and cleared together: a scan costs more than an extent.
@@ -34,7 +35,10 @@ pub(super) fn write(state: &mut State<'_>, write: &Write) -> Step<Reply> {
     }
     setattr::change(state, &mut inode, change)?;
     state.put_inode(&mut inode)?;
-    Ok(Reply::Inode(inode))
+    Ok(match write.extents.is_empty() {
+        true => Reply::Inode(inode),
+        false => Reply::Content { inode, before },
+    })
 }
 
 fn end(new: &NewExtent) -> u64 {

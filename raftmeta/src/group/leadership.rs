@@ -35,7 +35,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::open::LEASE_MS;
-use super::{Group, GroupError, Inner, Types};
+use super::{Group, GroupError, Inner, Types, replace};
 use crate::network::link::Links;
 use crate::store::View;
 
@@ -206,6 +206,7 @@ pub(super) fn watch(group: &Group, links: Links) {
     inner.home.set_driven(!inner.is_all());
     inner.leader.now.send_replace(inner.judge());
     tokio::spawn(allow_elections(Arc::downgrade(inner)));
+    tokio::spawn(replace::watch(Arc::downgrade(inner)));
     tokio::spawn(keep(Arc::downgrade(inner), links));
 }
 

@@ -11,6 +11,7 @@ use openraft::{BasicNode, Config, Raft, SnapshotPolicy};
 
 use super::home::Home;
 use super::leadership::{self, Leader};
+use super::replace::Parting;
 use super::{Group, GroupConfig, GroupError, Inner, Types, checkpoints, raft_error};
 use crate::log_store::LogStore;
 use crate::network::inbox::Inbox;
@@ -92,7 +93,8 @@ impl Group {
         let metrics = raft.metrics();
         let term = metrics.borrow_watched().current_term;
         let leader = Leader::new((alone || bootstrap).then_some(term));
-        let inner = Inner { node_id: me, raft, metrics, log, store, inbox, leader, home };
+        let parting = Parting::new();
+        let inner = Inner { node_id: me, raft, metrics, log, store, inbox, leader, parting, home };
         let group = Group(Arc::new(inner));
         checkpoints::by_bytes(&group);
         if config.transport.is_some() {

@@ -23,6 +23,9 @@ impl Group {
             tracing::warn!(from, message = message.name(), why, "a message is refused");
             return refused(why);
         }
+        if message.is_from_leader() {
+            self.0.parting.note(from);
+        }
         let inner = Arc::clone(&self.0);
         let work = async move { inner.answer(message).await };
         self.0.home.run(work).await.unwrap_or_else(refused)

@@ -3,15 +3,22 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::ChunkHash;
-use crate::ids::Epoch;
+use crate::ids::{Epoch, Version};
 use crate::inode::Inode;
 
 /// The positive answer of a command; refusals are [`crate::MetaError`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     Done,
-    /// The inode as it is after the command (`SetAttr`, `Write`, `Allocate`, …).
+    /// The inode as it is after a command that left its content alone (`SetXattr`, `SetAttr` without a size, …).
     Inode(Inode),
+    /// The inode as it is after a command that changed its content (`Write`, `Allocate`, `SetAttr` with a size).
+    Content {
+        inode: Inode,
+        /// The content's version before: who knew that one knows that nobody else has changed it in between. Of a
+        /// command in parts, before the last one.
+        before: Version,
+    },
     /// `Create`, `Link`: the inode, and whether this command made it. `changed`: its directory after the
     /// command.
     Created {
@@ -25,10 +32,11 @@ pub enum Reply {
         inode: Option<Inode>,
         changed: Vec<Inode>,
     },
-    /// `CopyRange`: bytes copied (short at the end of the source) and the target.
+    /// `CopyRange`: bytes copied (short at the end of the source), the target, and as above.
     Copied {
         len: u64,
         inode: Inode,
+        before: Version,
     },
     /// `Settle`: how many were replaced; the others had been overwritten meanwhile.
     Settled {

@@ -103,9 +103,10 @@ async fn talk<H: Handler>(
     id: u64,
     stranger: OwnedSemaphorePermit,
 ) {
+    let mut stranger = Some(stranger);
     let mut stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
     let sent_away = shared.sent_away();
-    let ended = match greet_in_time(shared, &mut stream, &peer, id).await {
+    let ended = match greet_in_time(shared, &mut stream, &peer, id, &mut stranger).await {
         Some(Greeted::Here(ended)) => ended,
         Some(Greeted::There(upstream)) => {
             drop(stranger);
@@ -166,7 +167,7 @@ async fn talk_locally<H: Handler>(
 ) {
     let mut stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
     let sent_away = shared.sent_away();
-    let ended = match greet_in_time(shared, &mut stream, &peer, id).await {
+    let ended = match greet_in_time(shared, &mut stream, &peer, id, &mut None).await {
         Some(Greeted::Here(ended)) => Arc::new(*ended),
         Some(Greeted::There(upstream)) => return pass_on(&mut stream, *upstream, sent_away).await,
         None => return,
@@ -204,8 +205,9 @@ async fn greet_in_time<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut BufReader<S>,
     peer: &Peer,
     id: u64,
+    stranger: &mut Option<OwnedSemaphorePermit>,
 ) -> Option<Greeted<H>> {
-    match timeout(GREETING_MAX, greet(shared, stream, peer, id)).await {
+    match timeout(GREETING_MAX, greet(shared, stream, peer, id, stranger)).await {
         Ok(Ok(Some(greeted))) => Some(greeted),
         Ok(Ok(None)) => {
             linger(stream).await;
@@ -299,6 +301,7 @@ async fn greet<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut BufReader<S>,
     peer: &Peer,
     id: u64,
+    stranger: &mut Option<OwnedSemaphorePermit>,
 ) -> Result<Option<Greeted<H>>, FrameError> {
     let tell_off = |refusal, why: &str| {
         shared.handler.refused(&peer.source(), refusal, &why);
@@ -343,10 +346,16 @@ async fn greet<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
             let failure = Failure::NotReady("this node does not lead any more".into());
             return refuse(stream, failure).await;
         }
-        return match shared.handler.route(&peer, &hello).await {
-            Ok(upstream) => Ok(Some(Greeted::There(Box::new(upstream)))),
-            Err(failure) => refuse(stream, failure).await,
-        };
+        // Who is known by a certificate is no stranger, and may wait for a leader.
+        if matches!(peer, Peer::Tls { .. }) {
+            stranger.take();
+        }
+        match shared.handler.route(&peer, &hello).await {
+            Ok(upstream) => return Ok(Some(Greeted::There(Box::new(upstream)))),
+            // Meanwhile this node has become the one.
+            Err(_) if shared.handler.serves() => {}
+            Err(failure) => return refuse(stream, failure).await,
+        }
     }
     match hello.role {
         Role::Enrol => enrol(shared, stream, &peer).await,

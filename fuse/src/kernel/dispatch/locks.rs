@@ -53,7 +53,9 @@ impl Shared {
     /// Whoever has locked reads what was written under the lock before.
     pub(in super::super) fn answer_lock(&self, unique: u64, lock: &Lock, result: Result<Locked>) {
         match result {
-            Ok(Locked::Stale) => _ = self.notices.push(Notice::InodeThenDone(lock.ino, unique)),
+            Ok(Locked::Stale(version)) => {
+                self.notices.push(Notice::InodeThenDone(lock.ino, version, unique));
+            }
             Ok(Locked::Fresh) => self.reply(unique, Ok(Vec::new())),
             Err(error) => self.reply(unique, Err(error)),
         }

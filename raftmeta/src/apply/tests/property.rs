@@ -27,7 +27,7 @@ fn answer(model: &Model, reply: MetaResult<Reply>) -> Outcome {
     };
     Ok(match reply.map_err(without_words)? {
         Reply::Done => Answer::Done,
-        Reply::Inode(inode) => Answer::Inode(same(inode)),
+        Reply::Inode(inode) | Reply::Content { inode, .. } => Answer::Inode(same(inode)),
         Reply::Created { inode, new, changed } => {
             changed.into_iter().for_each(|inode| _ = same(inode));
             Answer::Created(same(inode), new)
@@ -36,7 +36,7 @@ fn answer(model: &Model, reply: MetaResult<Reply>) -> Outcome {
             changed.into_iter().for_each(|inode| _ = same(inode));
             Answer::Unlinked(inode)
         }
-        Reply::Copied { len, inode } => Answer::Copied(len, same(inode)),
+        Reply::Copied { len, inode, .. } => Answer::Copied(len, same(inode)),
         other => panic!("{other:?}"),
     })
 }
@@ -89,10 +89,15 @@ impl Run {
     fn compare(&mut self, session: SessionId, command: Command) {
         let envelope = self.envelope(session, command);
         let version = Version(self.index);
+        let contents = |(ino, node): (&Ino, &model::Node)| (*ino, node.inode.data_version);
+        let known: BTreeMap<Ino, Version> = self.model.nodes.iter().map(contents).collect();
         let expected = self.model.apply(version, envelope.time, session, &envelope.command);
         let reply = self.apply(&envelope);
         let found = answer(&self.model, reply.clone());
         assert_eq!(found, expected.map_err(without_words), "{:?}", envelope.command);
+        if let Ok(Reply::Content { inode, before } | Reply::Copied { inode, before, .. }) = &reply {
+            assert_eq!(known.get(&inode.ino), Some(before), "the content's version before");
+        }
         if session != SessionId::SERVER {
             self.last = Some((envelope, reply));
         }

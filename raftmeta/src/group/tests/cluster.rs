@@ -106,9 +106,15 @@ impl Cluster {
         }
     }
 
-    /// The death of a process: nothing is told to anybody, nothing is synced.
+    /// The death of a machine: nothing is told to anybody, nothing is synced.
     fn kill(&self, id: u64) {
         assert!(self.net.leave(id).is_some(), "replica {id} does not run");
+    }
+
+    /// The death of a process: its connections end.
+    fn kill_process(&self, id: u64) {
+        self.kill(id);
+        self.net.part(id);
     }
 
     fn group(&self, id: u64) -> Group {

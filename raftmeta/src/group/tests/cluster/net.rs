@@ -69,6 +69,11 @@ impl Net {
         gone.map(drop)
     }
 
+    /// The connections of this replica end, as far as the others know.
+    pub fn part(&self, id: u64) {
+        self.running().iter().for_each(|(_, group)| group.parted(id));
+    }
+
     pub fn clear(&self) {
         let gone = std::mem::take(&mut self.0.lock().running);
         drop(gone);

@@ -53,14 +53,26 @@ async fn reader(net: Arc<Net>, acknowledged: Arc<Acknowledged>) {
     }
 }
 
+/// Connections end for no reason.
+async fn parter(net: Arc<Net>, acknowledged: Arc<Acknowledged>) {
+    while !acknowledged.stop.load(Ordering::SeqCst) {
+        net.part(1 + net.roll(5));
+        tokio::time::sleep(Duration::from_millis(net.roll(100))).await;
+    }
+}
+
 /// One thing that goes wrong, and what has to be put right afterwards: replicas to start again.
 async fn strike(cluster: &Cluster, voters: u64) -> Vec<u64> {
     let (leader, _) = cluster.leader().await;
     let others: Vec<u64> = (1..=voters).filter(|id| *id != leader).collect();
     let other = others[cluster.net.roll(others.len() as u64) as usize];
-    match cluster.net.roll(7) {
+    match cluster.net.roll(8) {
         0 => {
             cluster.kill(leader);
+            vec![leader]
+        }
+        6 => {
+            cluster.kill_process(leader);
             vec![leader]
         }
         1 => {
@@ -109,6 +121,7 @@ async fn storm(voters: u64, rounds: u64, seed: u64) {
         tasks.push(tokio::spawn(client(Arc::clone(&cluster.net), Arc::clone(&acknowledged), id)));
     }
     tasks.push(tokio::spawn(reader(Arc::clone(&cluster.net), Arc::clone(&acknowledged))));
+    tasks.push(tokio::spawn(parter(Arc::clone(&cluster.net), Arc::clone(&acknowledged))));
     let sum = || acknowledged.last.iter().map(|last| last.load(Ordering::SeqCst)).sum::<u64>();
     for _ in 0..rounds {
         let before = sum();
@@ -160,9 +173,13 @@ async fn a_leader_that_is_cut_off_stops_answering_before_another_one_writes() {
     let net = || Arc::clone(&cluster.net);
     let reading = tokio::spawn(reader(net(), Arc::clone(&acknowledged)));
     let writing = tokio::spawn(client(net(), Arc::clone(&acknowledged), 0));
-    for _ in 0..2 {
+    for round in 0..4 {
         let (old, group) = cluster.leader().await;
         cluster.net.isolate(old);
+        if round % 2 == 1 {
+            // The others hear that its connections have ended, and it lives.
+            cluster.net.part(old);
+        }
         let mut leadership = group.leadership();
         let next =
             until_some("the next leader", || leading(&cluster.net).filter(|(id, _)| *id != old));
