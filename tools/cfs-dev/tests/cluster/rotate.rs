@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use cfs_dev::random::{Random, fill};
 use cfs_dev::topology::Topology;
 use fsd_rpc::credentials::Credentials;
 use fsd_rpc::tls::CaFingerprint;
@@ -22,6 +23,8 @@ use crate::world::{PROGRAM, World, in_namespaces, is_root};
 const PAUSE: Duration = Duration::from_millis(20);
 /// Lines that have to be written after something happened, to show that it goes on.
 const LINES: u64 = 25;
+/// Of a file that lies in chunks.
+const LARGE_BYTES: usize = 1 << 20;
 
 /// A file of the mount that stays open while lines are appended, synced and read back through the same descriptor.
 struct Journal {
@@ -117,7 +120,9 @@ fn a_mount_with_open_files_goes_on_while_the_authority_is_replaced() {
     let copied = Command::new("cp").arg("-a").args([&identity, &stolen]).status().unwrap();
     assert!(copied.success());
 
-    fs::write(mount.join("read"), "from before").unwrap();
+    let mut large = Vec::new();
+    fill(&mut large, &mut Random::branch(7, &[]), LARGE_BYTES);
+    fs::write(mount.join("read"), &large).unwrap();
     let mut read = File::open(mount.join("read")).unwrap();
     let mut gone = File::create_new(mount.join("gone")).unwrap();
     fs::remove_file(mount.join("gone")).unwrap();
@@ -157,9 +162,9 @@ fn a_mount_with_open_files_goes_on_while_the_authority_is_replaced() {
     });
 
     // What was open before is open, and locked what was locked.
-    let mut text = String::new();
-    read.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "from before");
+    let mut bytes = Vec::new();
+    read.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == large, "what was written before is read as it was");
     gone.write_all(b"nobody sees this").unwrap();
     gone.sync_all().unwrap();
     let again = File::open(mount.join("locked")).unwrap();
