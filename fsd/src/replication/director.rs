@@ -340,7 +340,8 @@ fn held(shard: &ShardInfo) -> Held {
     Held { shard: shard.id, by: std::iter::once(shard.primary).chain(others).collect() }
 }
 
-/// A change that cannot wait: the primary does not answer, or a replica is down.
+/// A change that cannot wait: the primary does not answer, or a replica is down. With fewer replicas than it needs a shard
+/// takes no writes, and nobody is left out who may come back; who is left makes copies of it (`keeper::bring_up`).
 fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange> {
     let alive: Vec<NodeId> =
         shard.in_sync.iter().copied().filter(|id| nodes.alive.contains(id)).collect();
@@ -350,7 +351,11 @@ fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange>
         return change_clocks(shard, nodes);
     }
     if alive.len() < least || alive.is_empty() {
-        return None;
+        let first = alive.iter().find(|id| nodes.may_lead(id)).or(alive.first());
+        let (expected, in_sync) = (shard.epoch, shard.in_sync.clone());
+        let change =
+            |primary: &NodeId| ShardChange { id: shard.id, expected, primary: *primary, in_sync };
+        return first.filter(|_| primary_lost).map(change);
     }
     // Who is only suspected stays, unless it has to lead.
     let in_sync: Vec<NodeId> = match primary_lost {
@@ -499,17 +504,35 @@ fn release<H: Host>(node: &Arc<H>, shard: ShardId, id: NodeId) {
     }
     let node = Arc::clone(node);
     tokio::spawn(async move {
-        let mut tries = 0;
-        while let Err(failure) = released(&*node, shard, id).await {
-            tries += 1;
-            if tries == FORGET_TRIES {
-                tracing::info!(%shard, node = %id, %failure, "a node keeps a shard");
-                break;
+        for tries in 1..=FORGET_TRIES {
+            let Err(failure) = released(&*node, shard, id).await else { break };
+            tracing::info!(%shard, node = %id, %failure, tries, "a node keeps a shard");
+            if tries + 1 == FORGET_TRIES
+                && let Failure::Meta(MetaError::StaleEpoch(epoch)) = failure
+                && let Err(failure) = end_epoch(&*node, shard, id, epoch).await
+            {
+                tracing::info!(%shard, %epoch, %failure, "the shard stays in its epoch");
             }
             clock::sleep(PAUSE).await;
         }
         node.director().lock().releasing.remove(&key);
     });
+}
+
+/// A new epoch for a shard as it is, after an attempt to bring that node up that came to nothing: as long as the epoch
+/// lasts under which it got its copy, it might still be entered, and does not let go of it.
+async fn end_epoch(
+    node: &impl Host,
+    shard: ShardId,
+    id: NodeId,
+    epoch: Epoch,
+) -> Result<(), Failure> {
+    let info = read::shard(&node.view(), shard).map_err(storage)?;
+    let ended = |info: &ShardInfo| info.epoch != epoch || info.in_sync.contains(&id);
+    let Some(info) = info.filter(|info| !ended(info)) else { return Ok(()) };
+    let ShardInfo { primary, in_sync, .. } = info;
+    let change = ShardChange { id: shard, expected: epoch, primary, in_sync };
+    node.command(Command::SetShards(vec![change]), true).await.map(drop)
 }
 
 async fn released(node: &impl Host, shard: ShardId, id: NodeId) -> Result<(), Failure> {
@@ -526,20 +549,21 @@ async fn released(node: &impl Host, shard: ShardId, id: NodeId) -> Result<(), Fa
     node.ask(&node.target_of(id)?, request, FORGET_WITHIN).await.map(drop)
 }
 
-/// `NodeRequest::Reclaim`: new epochs for all shards of which this node is the primary, whatever the present ones are:
-/// it has been started, and does not know what it promised. Answers with the epochs of all shards.
+/// `NodeRequest::Reclaim`: new epochs for all shards that this node is in sync of, whatever the present ones are: it has
+/// been started. As a primary it does not know what it promised; as a replica it is to be compared with the others, for the
+/// end of what it wrote may be damaged without its knowledge. Answers with the epochs of all shards.
 pub(crate) async fn reclaim(
     node: &Arc<impl Host>,
     from: NodeId,
 ) -> Result<Vec<(ShardId, Epoch)>, Failure> {
     loop {
         let shards = read::shards(&node.view()).map_err(storage)?;
-        let own = shards.iter().filter(|shard| shard.primary == from);
+        let own = shards.iter().filter(|shard| shard.in_sync.contains(&from));
         let changes: Vec<ShardChange> = own
             .map(|shard| ShardChange {
                 id: shard.id,
                 expected: shard.epoch,
-                primary: from,
+                primary: shard.primary,
                 in_sync: shard.in_sync.clone(),
             })
             .collect();

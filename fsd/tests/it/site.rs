@@ -1,5 +1,6 @@
 //! A site of several nodes: they join with tokens, the leader dies, and clients go on.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fsd::config::Config;
@@ -304,6 +305,37 @@ fn what_a_bad_disk_did_is_found_and_repaired_from_another_node() {
     });
     site.scrub(0);
     site.is_clean(0);
+}
+
+#[test]
+fn a_replica_that_was_started_again_is_compared_although_nothing_is_written() {
+    let mut site = Site::of(3, 2);
+    let client = site.client();
+    fill(&client, 0..24);
+    let leader = site.leader(0);
+    let (hurt, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let id = hurt as u64 + 1;
+    let epochs = |site: &Site| -> BTreeMap<u16, u64> {
+        let shards = site.list(leader).into_iter().flat_map(|node| node.shards);
+        let followed = shards.filter(|shard| shard.in_sync.contains(&id) && shard.primary != id);
+        followed.map(|shard| (shard.id, shard.epoch)).collect()
+    };
+    let before = epochs(&site);
+    assert!(!before.is_empty());
+    // Of segments that are still written a start cannot tell a damaged record from the end.
+    site.nodes[hurt].kill();
+    assert!(damage(&site.nodes[hurt]) > 2);
+    site.nodes[hurt].restart();
+    until("the shards that it follows have new epochs", || {
+        let now = epochs(&site);
+        let newer = |(id, epoch): (&u16, &u64)| now.get(id).is_some_and(|now| now > epoch);
+        before.iter().all(newer).then_some(())
+    });
+    // Which are begun when writes pass.
+    fill(&client, 24..48);
+    site.settled();
+    site.nodes[other].kill();
+    check(&client, 0..48);
 }
 
 #[test]

@@ -30,7 +30,11 @@ fn what_cannot_wait() {
         (&[1, 2], &[3], &[], Some((1, vec![1, 2]))),
         // The primary does not answer, and neither does another.
         (&[2, 3], &[], &[], Some((2, vec![2, 3]))),
-        (&[2], &[1], &[], None),
+        // Too few to go on: one of them makes copies, and nobody is left out.
+        (&[2], &[1], &[], Some((2, vec![1, 2, 3]))),
+        (&[2], &[1, 3], &[], Some((2, vec![1, 2, 3]))),
+        (&[1], &[2, 3], &[], None),
+        (&[], &[1, 2, 3], &[], None),
         // A wrong clock leads no more, and its copy counts as before.
         (&[1, 2, 3], &[], &[1], Some((2, vec![1, 2, 3]))),
         (&[1, 2, 3], &[], &[1, 2], Some((3, vec![1, 2, 3]))),
