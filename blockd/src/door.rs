@@ -167,4 +167,8 @@ impl Client for Shared {
     fn is_gone(&mut self, look: bool) -> bool {
         self.broken || look && self.queue.is_gone()
     }
+
+    fn is_looking(&self) -> bool {
+        true
+    }
 }

@@ -7,7 +7,8 @@
 //!        nothing for a while: sleep in poll(2) on clients, rings and the inbox
 //! ```
 //!
-//! How long the while is, the reactor learns from how soon there has lately been work: [`Patience`], at most `idle_us`.
+//! How long the while is, the reactor learns from how soon there has lately been work: [`Patience`], at most `idle_us`. With hosts
+//! behind sockets alone it may be nothing at all ([`Lull`]).
 //!
 //! Nothing here waits: not for a device, not for a pool's metadata. A range that is zeroed or given back may be the whole
 //! volume; it is gone through in steps ([`Rest`]), each as short as that of others.
@@ -16,6 +17,7 @@
 //! still there. A volume counts its users until the last request of each has ended.
 
 mod later;
+mod lull;
 mod slab;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockd_ipc::Patience;
 use rustix::event::{EventfdFlags, eventfd};
@@ -35,6 +37,7 @@ use crate::pool::format::EXTENT_BYTES;
 use crate::pool::{Job, Mapper, Pool, Want};
 use crate::volume::Volume;
 use later::{Parked, Rest, RestKind, Then};
+use lull::Lull;
 use slab::Slab;
 
 /// Requests taken from one client before the next has its turn.
@@ -96,6 +99,10 @@ pub trait Client: Send {
     /// The client is gone. With `look` by a look at its socket as well, which is a call; without, a hang-up is noticed when its
     /// descriptor ends a sleep.
     fn is_gone(&mut self, look: bool) -> bool;
+    /// It looks for our answers as we look for its requests: a sleep here makes it sleep there.
+    fn is_looking(&self) -> bool {
+        false
+    }
 }
 
 /// Counters of one reactor.
@@ -187,6 +194,7 @@ pub fn start(
         stop: Arc::clone(&stop),
         stats: Arc::clone(&stats),
         patience: Patience::new(idle),
+        lull: Lull::new(idle),
         pools: pools.to_vec(),
         mappers: mappers.iter().map(Mapper::jobs).collect(),
         queues,
@@ -248,6 +256,7 @@ struct Reactor {
     stop: Arc<AtomicBool>,
     stats: Arc<Stats>,
     patience: Patience,
+    lull: Lull,
     pools: Vec<Arc<Pool>>,
     mappers: Vec<Sender<Job>>,
     queues: Vec<Box<dyn Queue>>,
@@ -286,15 +295,25 @@ impl Reactor {
             }
             if worked || began {
                 self.patience.found();
-                if self.patience.looks() || !self.unfinished.is_empty() {
+                if !self.sleeps_at_once() {
                     continue;
                 }
+            } else if self.patience.look_again() {
+                continue;
             }
-            if !self.patience.look_again() {
-                self.sleep();
-                self.patience.slept();
-            }
+            let since = Instant::now();
+            self.sleep();
+            self.patience.slept();
+            self.lull.slept(since);
         }
+    }
+
+    /// Whether there is no need to find out that there is nothing more.
+    fn sleeps_at_once(&self) -> bool {
+        let mut clients = self.sessions.iter().flatten();
+        self.lull.is_on()
+            && self.unfinished.is_empty()
+            && !clients.any(|session| session.client.is_looking())
     }
 
     fn arrive(&mut self, stopping: bool) -> bool {
