@@ -244,6 +244,8 @@ pub enum Role {
     Session {
         session: SessionId,
         secret: [u8; 16],
+        /// As of a new one, which it becomes if the session is over.
+        client: String,
         /// Inodes that the client has open. They travel in the frame's data part, 8 bytes each,
         /// little-endian.
         #[serde(skip)]

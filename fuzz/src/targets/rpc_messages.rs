@@ -64,7 +64,12 @@ pub fn seeds() -> Vec<Vec<u8>> {
         exclusive: true,
         open: true,
     });
-    let role = Role::Session { session: SessionId(9), secret: [1; 16], open: Vec::new() };
+    let role = Role::Session {
+        session: SessionId(9),
+        secret: [1; 16],
+        client: "c".into(),
+        open: Vec::new(),
+    };
     let limits = Limits {
         shard_count: 16,
         chunk_min: 1,
