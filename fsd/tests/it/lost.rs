@@ -116,13 +116,13 @@ fn whoever_was_started_meanwhile_makes_no_copies_alone() {
     fill(&client, 0..12);
     let leader = site.leader(0);
     let others: Vec<usize> = (0..4).filter(|at| *at != leader).collect();
-    // The one shard that the leader does not hold.
-    let waiting: Vec<u16> = shards(&site, leader)
-        .into_iter()
-        .filter(|shard| !shard.in_sync.contains(&(leader as u64 + 1)))
-        .map(|shard| shard.id)
-        .collect();
-    assert!(!waiting.is_empty());
+    // The one shard that the leader does not hold, once each node has its share of them.
+    let waiting = until("each node holds three of the four", || {
+        let shards = shards(&site, leader);
+        let copies = |id: u64| shards.iter().filter(|s| s.in_sync.contains(&id)).count();
+        let foreign = shards.iter().filter(|s| !s.in_sync.contains(&(leader as u64 + 1)));
+        (1..=4).all(|id| copies(id) == 3).then(|| foreign.map(|s| s.id).collect::<Vec<u16>>())
+    });
     let learner = site.list(leader).iter().position(|node| node.role == "learner").unwrap();
     let voters: Vec<usize> = others.into_iter().filter(|at| *at != learner).collect();
     let (back, away) = (voters[0], voters[1]);
