@@ -105,6 +105,7 @@ fn admit(request: blockd_ipc::Request, daemon: &Daemon) {
 struct Shared {
     queue: ServerQueue,
     share: Arc<Share>,
+    /// It broke its queue, or has hung up.
     broken: bool,
 }
 
@@ -158,11 +159,16 @@ impl Client for Shared {
         self.queue.prepare_sleep()
     }
 
-    fn disarm(&mut self) {
+    fn disarm(&mut self, ready: [bool; 2]) {
         self.queue.wake();
+        self.broken |= ready[1] && self.queue.is_gone();
     }
 
-    fn is_gone(&mut self) -> bool {
-        self.broken || self.queue.is_gone()
+    fn is_gone(&mut self, look: bool) -> bool {
+        self.broken || look && self.queue.is_gone()
+    }
+
+    fn is_looking(&self) -> bool {
+        true
     }
 }

@@ -12,6 +12,7 @@ mod mem;
 mod memory;
 mod operations;
 mod passthru;
+mod polled;
 pub mod socket;
 mod sysfs;
 mod uring;
@@ -27,6 +28,7 @@ pub use fault::{Fault, FaultSettings};
 pub use mem::Mem;
 pub use memory::Memory;
 pub use passthru::Passthru;
+pub use polled::Polled;
 pub use uring::Uring;
 pub use vfio::Vfio;
 pub use watched::Watched;
@@ -154,21 +156,13 @@ pub fn run(queue: &mut dyn Queue, action: Action) -> io::Result<()> {
     }
 }
 
-/// Sleeps until one of the descriptors is readable or the time is over. A signal ends it early. Says whether the first is.
-pub fn wait_readable(fds: &[RawFd], timeout_ms: Option<i32>) -> io::Result<bool> {
-    let mut polled: Vec<libc::pollfd> =
-        fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
-    // SAFETY: the pointer and the length describe `polled`, which outlives the call.
-    let n = unsafe {
-        libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout_ms.unwrap_or(-1))
-    };
-    if n < 0 {
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
+/// Sleeps until one of the descriptors is readable or the time is over. A signal ends it early.
+pub fn wait_readable(fds: &[RawFd], timeout_ms: Option<i32>) -> io::Result<()> {
+    let mut polled = Polled::default();
+    for fd in fds {
+        polled.add(*fd);
     }
-    Ok(polled.first().is_some_and(|polled| polled.revents != 0))
+    polled.wait(timeout_ms)
 }
 
 /// Milliseconds of a clock that costs little to read wherever it comes from, and does not run while the machine is suspended.

@@ -3,11 +3,12 @@
 //! ```text
 //! loop:  clients' requests ─► parts, one an extent ─► engine queues
 //!        parts without an extent ─► the pool's mapper ─► inbox ─► engine queues
-//!        engine completions ─► the request's last part ─► client
+//!        engine completions ─► the request's last part ─► client, who tells its host at the end of the round
 //!        nothing for a while: sleep in poll(2) on clients, rings and the inbox
 //! ```
 //!
-//! How long the while is, the reactor learns from how soon there has lately been work: [`Patience`], at most `idle_us`.
+//! How long the while is, the reactor learns from how soon there has lately been work: [`Patience`], at most `idle_us`. With hosts
+//! behind sockets alone it may be nothing at all ([`Lull`]).
 //!
 //! Nothing here waits: not for a device, not for a pool's metadata. A range that is zeroed or given back may be the whole
 //! volume; it is gone through in steps ([`Rest`]), each as short as that of others.
@@ -16,6 +17,7 @@
 //! still there. A volume counts its users until the last request of each has ended.
 
 mod later;
+mod lull;
 mod slab;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,20 +27,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockd_ipc::Patience;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::engine::{Action, Completion, LOOK_MS, Memory, Op, Queue, wait_readable};
+use crate::engine::{Action, Completion, LOOK_MS, Memory, Op, Polled, Queue};
 use crate::pool::format::EXTENT_BYTES;
 use crate::pool::{Job, Mapper, Pool, Want};
 use crate::volume::Volume;
 use later::{Parked, Rest, RestKind, Then};
+use lull::Lull;
 use slab::Slab;
 
 /// Requests taken from one client before the next has its turn.
 const BURST: usize = 32;
+
+/// Poll ignores it.
+const NO_FD: RawFd = -1;
 
 /// A reactor that never sleeps looks this often for clients that are gone.
 const BURY_ROUNDS: u32 = 1 << 16;
@@ -82,14 +88,21 @@ pub trait Client: Send {
     fn next(&mut self) -> Option<Request>;
     /// Answers a request, waking its client if it sleeps, with 0 or an errno; `ESHUTDOWN` is a poisoned volume.
     fn complete(&mut self, tag: u64, errno: i32);
+    /// The round ends: what is to be said goes out, all of it together. For who has not said it in `complete`.
+    fn flush(&mut self) {}
     /// Becomes readable when there is a request and `arm` was called, or when the client is gone.
     fn wait_fds(&self) -> [RawFd; 2];
     /// Asks to be woken; `false` if there is a request already.
     fn arm(&mut self) -> bool;
-    /// No longer asleep.
-    fn disarm(&mut self);
-    /// The client is gone. May look at its socket; called before a sleep and now and then.
-    fn is_gone(&mut self) -> bool;
+    /// No longer asleep; which of `wait_fds` may be readable.
+    fn disarm(&mut self, ready: [bool; 2]);
+    /// The client is gone. With `look` by a look at its socket as well, which is a call; without, a hang-up is noticed when its
+    /// descriptor ends a sleep.
+    fn is_gone(&mut self, look: bool) -> bool;
+    /// It looks for our answers as we look for its requests: a sleep here makes it sleep there.
+    fn is_looking(&self) -> bool {
+        false
+    }
 }
 
 /// Counters of one reactor.
@@ -181,6 +194,7 @@ pub fn start(
         stop: Arc::clone(&stop),
         stats: Arc::clone(&stats),
         patience: Patience::new(idle),
+        lull: Lull::new(idle),
         pools: pools.to_vec(),
         mappers: mappers.iter().map(Mapper::jobs).collect(),
         queues,
@@ -190,6 +204,7 @@ pub fn start(
         parked: Slab::default(),
         unfinished: VecDeque::new(),
         done: Vec::new(),
+        polled: Polled::default(),
     };
     let thread =
         std::thread::Builder::new().name(format!("reactor-{core}")).spawn(move || reactor.run())?;
@@ -241,6 +256,7 @@ struct Reactor {
     stop: Arc<AtomicBool>,
     stats: Arc<Stats>,
     patience: Patience,
+    lull: Lull,
     pools: Vec<Arc<Pool>>,
     mappers: Vec<Sender<Job>>,
     queues: Vec<Box<dyn Queue>>,
@@ -251,6 +267,7 @@ struct Reactor {
     // Requests with a rest that goes on now.
     unfinished: VecDeque<usize>,
     done: Vec<Completion>,
+    polled: Polled,
 }
 
 impl Reactor {
@@ -259,7 +276,7 @@ impl Reactor {
         loop {
             rounds = rounds.wrapping_add(1);
             if rounds.is_multiple_of(BURY_ROUNDS) {
-                self.bury();
+                self.bury(true);
             }
             let stopping = self.stop.load(Ordering::Acquire);
             let mut worked = self.complete();
@@ -267,17 +284,36 @@ impl Reactor {
             if stopping && self.requests.used == 0 {
                 break;
             }
-            if !stopping {
-                worked |= self.take_requests();
+            let mut began = !stopping && self.take_requests();
+            began |= self.go_on();
+            if began {
+                // Some engines are done at once.
+                self.complete();
             }
-            worked |= self.go_on();
-            if worked {
+            for session in self.sessions.iter_mut().flatten() {
+                session.client.flush();
+            }
+            if worked || began {
                 self.patience.found();
-            } else if !self.patience.look_again() {
-                self.sleep();
-                self.patience.slept();
+                if !self.sleeps_at_once() {
+                    continue;
+                }
+            } else if self.patience.look_again() {
+                continue;
             }
+            let since = Instant::now();
+            self.sleep();
+            self.patience.slept();
+            self.lull.slept(since);
         }
+    }
+
+    /// Whether there is no need to find out that there is nothing more.
+    fn sleeps_at_once(&self) -> bool {
+        let mut clients = self.sessions.iter().flatten();
+        self.lull.is_on()
+            && self.unfinished.is_empty()
+            && !clients.any(|session| session.client.is_looking())
     }
 
     fn arrive(&mut self, stopping: bool) -> bool {
@@ -479,10 +515,10 @@ impl Reactor {
     }
 
     /// Removes clients that are gone, once nothing of theirs is in flight.
-    fn bury(&mut self) {
+    fn bury(&mut self, look: bool) {
         for slot in &mut self.sessions {
             let Some(session) = slot else { continue };
-            session.gone = session.gone || session.client.is_gone();
+            session.gone = session.gone || session.client.is_gone(look);
             if session.gone && session.pending == 0 {
                 self.stats.clients.fetch_sub(1, Ordering::Relaxed);
                 *slot = None;
@@ -491,32 +527,43 @@ impl Reactor {
     }
 
     fn sleep(&mut self) {
-        self.bury();
-        let mut fds = vec![self.wake.as_raw_fd()];
+        self.bury(false);
         let is_waiting = self.queues.iter().any(|queue| queue.in_flight() > 0);
+        self.polled.clear();
+        let wake = self.polled.add(self.wake.as_raw_fd());
+        let mut last = wake;
         for queue in &self.queues {
             match queue.wait_fd() {
-                Some(fd) => fds.push(fd),
+                Some(fd) => last = self.polled.add(fd),
                 None if queue.in_flight() > 0 => return,
                 None => {}
             }
         }
+        let first = last + 1;
         let mut work = false;
-        for session in self.sessions.iter_mut().flatten().filter(|s| !s.gone) {
-            work |= !session.client.arm();
-            fds.extend(session.client.wait_fds());
-        }
-        if !work {
-            count(&self.stats.sleeps, 1);
-            match wait_readable(&fds, is_waiting.then_some(LOOK_MS)) {
-                // Empties the counter.
-                Ok(true) => drop(rustix::io::read(&*self.wake, &mut [0_u8; 8])),
-                Ok(false) => {}
-                Err(error) => tracing::error!(%error, "waiting for work failed"),
+        for session in self.sessions.iter_mut().flatten() {
+            // Of one that is gone nothing is waited for but what is in flight.
+            work |= !session.gone && !session.client.arm();
+            for fd in session.client.wait_fds() {
+                self.polled.add(if session.gone { NO_FD } else { fd });
             }
         }
-        for session in self.sessions.iter_mut().flatten() {
-            session.client.disarm();
+        let mut slept = !work;
+        if slept {
+            count(&self.stats.sleeps, 1);
+            if let Err(error) = self.polled.wait(is_waiting.then_some(LOOK_MS)) {
+                tracing::error!(%error, "waiting for work failed");
+                slept = false;
+            }
+        }
+        if slept && self.polled.is_ready(wake) {
+            // Empties the counter.
+            let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
+        }
+        for (place, session) in self.sessions.iter_mut().flatten().enumerate() {
+            // Without a sleep nobody has looked.
+            let ready = |end| !slept || self.polled.is_ready(first + 2 * place + end);
+            session.client.disarm([ready(0), ready(1)]);
         }
     }
 }

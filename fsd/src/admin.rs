@@ -34,7 +34,7 @@ pub async fn answer(
 ) -> Result<AdminReply, Failure> {
     match request {
         AdminRequest::Status => status::status(node),
-        AdminRequest::NodeList { with_shards } => nodes::list(node, with_shards),
+        AdminRequest::NodeList { with_shards } => nodes::list(node, with_shards).await,
         AdminRequest::NodeDrain { node: named, dry_run } => {
             drain::drain(node, &named, dry_run).await
         }

@@ -13,7 +13,7 @@
 //! shard tells the others what it does ([`Replicator`]), they [`ChunkStore::apply`] it. Nothing here
 //! opens a socket or asks who is whose primary.
 
-mod all;
+pub(crate) mod all;
 mod append;
 mod catch_up;
 mod clean;
@@ -69,7 +69,7 @@ pub use shards::{LiveSum, Role};
 
 use append::Appender;
 use device::Device;
-use index::{Index, SlotState};
+use index::{Index, Slot, SlotState};
 use pack::Packer;
 use queue::Queue;
 use replica::Stream;
@@ -116,6 +116,17 @@ pub struct Usage {
     pub segments_free: u32,
     pub segments_open: u32,
     pub segments_closed: u32,
+}
+
+/// What is here of one shard, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Of its segments, as far as they are filled: what a copy of it takes, and what a scrub reads.
+    pub bytes: u64,
+    /// Of records that the index names.
+    pub live: u64,
+    pub chunks: u64,
+    pub segments: u32,
 }
 
 /// Chunks on one volume. Clones are handles of the same one.
@@ -267,6 +278,29 @@ impl<V: Volume> ChunkStore<V> {
             segments_open: open as u32,
             segments_closed: (count(SlotState::Closed) + count(SlotState::Freeing)) as u32,
         }
+    }
+
+    /// Bytes of a full segment.
+    pub fn segment_bytes(&self) -> u32 {
+        self.inner.device.header.segment_bytes
+    }
+
+    /// What is here of each shard, in their order.
+    pub fn shares(&self) -> Vec<Share> {
+        let segment_bytes = self.segment_bytes();
+        let index = self.inner.index.lock();
+        let share = |shard: &shards::Shard| Share { chunks: shard.live.chunks, ..Share::default() };
+        let mut shares: Vec<Share> = index.shards.iter().map(share).collect();
+        let is_held = |slot: &&Slot| matches!(slot.state, SlotState::Open | SlotState::Closed);
+        for slot in index.slots.iter().filter(is_held) {
+            let share = &mut shares[usize::from(slot.shard.0)];
+            // One that is sealed is copied and read as a whole.
+            let bytes = if slot.sealed.is_some() { segment_bytes } else { slot.len };
+            share.bytes += u64::from(bytes);
+            share.live += u64::from(slot.live_bytes);
+            share.segments += 1;
+        }
+        shares
     }
 }
 

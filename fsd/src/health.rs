@@ -5,6 +5,7 @@
 //! than configured; what is configured without redundancy is said as a note.
 
 pub use fsd_rpc::admin::{Check, Health, Level};
+use fsd_rpc::message::Device;
 use raftmeta_types::cluster::RotationStage;
 
 use crate::node::skew::{Off, is_wrong};
@@ -16,13 +17,12 @@ mod tests;
 const NEARFULL_PERCENT: u64 = 80;
 const FULL_PERCENT: u64 = 95;
 
-/// A device of the block daemon that is not well.
+/// The flash of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    pub path: String,
-    pub why: String,
-    /// It serves nothing any more.
-    pub has_failed: bool,
+pub struct Flash {
+    pub node: String,
+    pub used_bytes: u64,
+    pub total_bytes: u64,
 }
 
 /// What health is judged by.
@@ -39,16 +39,16 @@ pub struct Facts {
     pub clocks_off: Vec<(String, i64)>,
     /// The certificate authority is being replaced.
     pub rotation: Option<RotationStage>,
-    /// Why the block daemon is not running, if so.
-    pub blockd_down: Option<String>,
-    /// The devices of the block daemon that are not well.
-    pub devices: Vec<Device>,
+    /// Nodes whose block daemon is not running, and why.
+    pub blockd_down: Vec<(String, String)>,
+    /// Devices of block daemons that are not well, with the names of their nodes.
+    pub devices: Vec<(String, Device)>,
     /// Why the metadata group cannot take commands, if so.
     pub metadata_down: Option<String>,
     /// Why the metadata log or store failed, if so: nothing is written until the node is started again.
     pub log_failed: Option<String>,
-    pub used_bytes: u64,
-    pub total_bytes: u64,
+    /// Of each node that is there.
+    pub flash: Vec<Flash>,
     /// Chunks that are known to be damaged somewhere; not any more when they are repaired.
     pub damaged_chunks: u64,
 }
@@ -93,12 +93,12 @@ pub fn judge(facts: &Facts) -> Health {
         let detail = "the certificate authority is being replaced";
         say("CA_ROTATION", Level::Ok, detail.into(), "cfs admin ca status");
     }
-    if let Some(why) = &facts.blockd_down {
-        let detail = format!("the block daemon is not running: {why}");
+    for (node, why) in &facts.blockd_down {
+        let detail = format!("the block daemon of {node} is not running: {why}");
         say("BLOCKD_DOWN", Level::Err, detail, "see the log of blockd");
     }
-    for Device { path, why, has_failed } in &facts.devices {
-        let detail = format!("{path}: {why}");
+    for (node, Device { path, why, has_failed }) in &facts.devices {
+        let detail = format!("{path} of {node}: {why}");
         if *has_failed {
             let next = "see the log of blockd; replace the device, or start blockd again";
             say("DEVICE_FAILED", Level::Err, detail, next);
@@ -122,13 +122,19 @@ pub fn judge(facts: &Facts) -> Health {
         let next = "repaired from another copy where there is one; what is left: `cfs admin scrub`";
         say("DAMAGED", Level::Err, detail, next);
     }
-    if let Some(percent) = used_percent(facts) {
-        let detail = format!("{percent} % of the flash is used");
-        let next = "delete something, then `cfs admin gc`";
-        if percent >= FULL_PERCENT {
-            say("FLASH_FULL", Level::Err, detail, next);
-        } else if percent >= NEARFULL_PERCENT {
-            say("FLASH_NEARFULL", Level::Warn, detail, next);
+    let next = "delete something, then `cfs admin gc`; or add nodes";
+    for (name, level, from, below) in [
+        ("FLASH_FULL", Level::Err, FULL_PERCENT, u64::MAX),
+        ("FLASH_NEARFULL", Level::Warn, NEARFULL_PERCENT, FULL_PERCENT),
+    ] {
+        let is_meant = |percent: &u64| (from..below).contains(percent);
+        let told = |flash: &Flash| {
+            let percent = used_percent(flash).filter(is_meant)?;
+            Some(format!("{percent} % on {}", flash.node))
+        };
+        let full: Vec<String> = facts.flash.iter().filter_map(told).collect();
+        if !full.is_empty() {
+            say(name, level, format!("flash used: {}", full.join(", ")), next);
         }
     }
     let word = checks.iter().map(|check| check.level).max().unwrap_or(Level::Ok);
@@ -136,8 +142,8 @@ pub fn judge(facts: &Facts) -> Health {
 }
 
 /// Rounded down; nothing while the size is unknown (0).
-fn used_percent(facts: &Facts) -> Option<u64> {
+fn used_percent(flash: &Flash) -> Option<u64> {
     let percent =
-        (u128::from(facts.used_bytes) * 100).checked_div(u128::from(facts.total_bytes))?;
+        (u128::from(flash.used_bytes) * 100).checked_div(u128::from(flash.total_bytes))?;
     Some(u64::try_from(percent).unwrap_or(u64::MAX))
 }

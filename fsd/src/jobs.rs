@@ -25,17 +25,20 @@ mod sweep;
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use fsd_rpc::message::Failure;
+use fsd_rpc::message::{Failure, NodeRequest};
+use fsd_rpc::nodes::Target;
 use parking_lot::Mutex;
+use raftmeta::read;
 use raftmeta_types::{ChunkHash, ShardId};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use crate::chunks::all::all;
 use crate::clock;
-use crate::node::Node;
+use crate::node::{Node, is_asked};
 use crate::replication::Host;
 
 pub use gc::Collected;
@@ -56,6 +59,8 @@ const FULL_PAUSE: Duration = Duration::from_secs(30);
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(3600);
 /// Fewer entries since the last checkpoint are not worth one.
 const CHECKPOINT_ENTRIES_MIN: u64 = 1000;
+/// Longest time for another node to clean what is worth it.
+const CLEAN_WITHIN: Duration = Duration::from_secs(1800);
 /// How often the network door gets a new certificate; one is good for a year.
 const CERTIFICATE_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -66,6 +71,8 @@ pub(crate) struct Upkeep {
     turn: tokio::sync::Mutex<()>,
     /// Chunks were put since the last sweep.
     puts: AtomicBool,
+    /// Chunks that were deleted since the start.
+    deleted: AtomicU64,
     shards: Mutex<Vec<Shard>>,
     room_made: Mutex<Option<Instant>>,
     /// Log positions over the last seconds: tells how old an entry is at least.
@@ -88,6 +95,7 @@ impl Upkeep {
             turn: tokio::sync::Mutex::default(),
             // What an earlier server left behind is not known.
             puts: AtomicBool::new(true),
+            deleted: AtomicU64::new(0),
             shards: Mutex::new(vec![Shard::default(); shard_count as usize]),
             room_made: Mutex::default(),
             positions: Mutex::default(),
@@ -105,6 +113,11 @@ impl Upkeep {
         if !self.puts.load(Ordering::Relaxed) {
             self.puts.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Chunks that this node, leading, had deleted since its start.
+    pub fn deleted(&self) -> u64 {
+        self.deleted.load(Ordering::Relaxed)
     }
 
     /// A write has to put these chunks again: their shards delete nothing until it had the time to, so
@@ -352,15 +365,35 @@ pub(crate) async fn make_room(node: &Arc<Node>) -> Result<bool, Failure> {
     Ok(collected.chunks > 0)
 }
 
-/// Deletes everything that nothing references and cleans what is worth it, for an administrator.
+/// Deletes everything that nothing references and cleans what is worth it on all nodes, for an administrator.
 pub(crate) async fn collect_all(node: &Arc<Node>) -> Result<Collected, Failure> {
     let collected = {
         let _turn = node.upkeep.turn.lock().await;
         reap::reap_all(node).await?;
         gc::collect(&**node, Duration::ZERO).await?
     };
-    while clean::round(node).await? != Found::Nothing {}
+    let (here, ()) = tokio::join!(clean_all(node), clean_elsewhere(node));
+    here?;
     Ok(collected)
+}
+
+/// `NodeRequest::Clean`: until it is not worth it any more.
+pub(crate) async fn clean_all(node: &Arc<Node>) -> Result<(), Failure> {
+    while clean::round(node).await? != Found::Nothing {}
+    Ok(())
+}
+
+/// The same on the other nodes. One that does not answer does it by itself sooner or later.
+async fn clean_elsewhere(node: &Arc<Node>) {
+    let nodes = read::nodes(&node.group.view()).unwrap_or_default();
+    let others = nodes.into_iter().filter(|other| other.id != node.id && is_asked(other));
+    let asked = others.map(|other| async move {
+        let target = Target { node: other.id, address: other.address };
+        if let Err(failure) = node.peers.ask(&target, NodeRequest::Clean, &[], CLEAN_WITHIN).await {
+            tracing::info!(%target, %failure, "a node does not say that it has cleaned its segments");
+        }
+    });
+    all(asked).await;
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@
 //! | `peers` | the way to the other nodes |
 //! | `lead` | what changes when this node begins or ceases to lead |
 //! | `members` | what the leader does about nodes: voters, who is up, who is down |
+//! | `space` | what the nodes hold, and how their stores do |
 //! | `swim` | who is alive, as the nodes find out among themselves |
 //! | `trust` | authorities and certificates, and their replacement |
 //! | `run` | doors, jobs, signals, the end |
@@ -37,10 +38,10 @@ mod open;
 mod peers;
 mod run;
 pub(crate) mod skew;
+mod space;
 mod swim;
 pub(crate) mod trust;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -49,11 +50,11 @@ use blockd_ipc::RemoteVolume;
 use parking_lot::Mutex;
 use raftmeta::group::{Group, GroupError};
 use raftmeta::read;
-use raftmeta_types::cluster::{ClusterInfo, NodeState, Protection};
+use raftmeta_types::cluster::{ClusterInfo, NodeInfo, NodeState, Protection};
 use raftmeta_types::{Command, Envelope, MetaError, NodeId, Reply, SessionId, Time};
 use tokio::sync::{Notify, watch};
 
-use fsd_rpc::message::{Failure, NodeUsage};
+use fsd_rpc::message::{Device, Failure, NodeUsage};
 use fsd_rpc::server::Control;
 
 pub use blocks::VOLUME;
@@ -75,6 +76,7 @@ use crate::service::Order;
 use crate::sessions::Sessions;
 use crate::supervise::{self, Supervisor};
 pub(crate) use peers::Peers;
+pub(crate) use space::is_asked;
 pub(crate) use swim::Liveness;
 
 /// See the module. Shared as an `Arc`.
@@ -119,7 +121,7 @@ pub struct Node {
     /// Why the metadata group failed last, if its last command did.
     metadata_failure: Mutex<Option<String>>,
     /// Devices of the block daemon that are not well.
-    devices: Mutex<Vec<health::Device>>,
+    devices: Mutex<Vec<Device>>,
     /// Turns true when the node stops; every wait ends then.
     stopping: watch::Sender<bool>,
     /// Says why the node cannot go on.
@@ -135,14 +137,6 @@ impl fmt::Debug for Node {
             .field("cluster", &self.cluster.name)
             .finish_non_exhaustive()
     }
-}
-
-/// Space for what clients write, in bytes: each counted once, however many copies there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Space {
-    pub total: u64,
-    pub available: u64,
-    pub reserve: u64,
 }
 
 /// The wall clock, as records carry it.
@@ -289,26 +283,27 @@ impl Node {
 
     /// What health is judged by, now.
     pub fn facts(&self) -> Facts {
-        let total_bytes = self.chunks.usage().total;
         let view = self.group.view();
         let shards = read::shards(&view).unwrap_or_default();
         let nodes = read::nodes(&view).unwrap_or_default();
         let protection = read::protection(&view).unwrap_or(Protection::SINGLE);
         let copies = shards.iter().map(|shard| shard.in_sync.len() as u32).min();
-        let blockd = self.blockd.as_ref().map(|state| state.borrow().clone());
-        let unreached = (!self.chunks.volume().is_connected())
-            .then(|| format!("nobody answers on {}", self.config.blockd.socket.display()));
+        let heard = self.heard(&nodes);
+        let trouble = |(info, usage): &(&NodeInfo, NodeUsage)| {
+            Some((info.name.clone(), usage.blockd_down.clone()?))
+        };
+        let devices = |(info, usage): &(&NodeInfo, NodeUsage)| {
+            let name = info.name.clone();
+            usage.devices.clone().into_iter().map(move |device| (name.clone(), device))
+        };
         let leader = self.group.status().leader;
         let metadata = self.metadata_failure.lock().clone();
         Facts {
             replicas_wanted: u32::from(protection.replicas),
             replicas_least: copies.unwrap_or(0),
-            blockd_down: match blockd {
-                Some(supervise::State::Waiting { why }) => Some(why),
-                Some(supervise::State::Stopped) => Some("it was stopped".into()),
-                Some(supervise::State::Running { .. }) | None => unreached,
-            },
-            devices: self.devices.lock().clone(),
+            blockd_down: heard.iter().filter_map(trouble).collect(),
+            devices: heard.iter().flat_map(devices).collect(),
+            flash: heard.iter().map(|(info, usage)| space::flash(info, usage)).collect(),
             metadata_down: metadata.or(match leader {
                 Some(_) => None,
                 None => Some("it has no leader".into()),
@@ -327,74 +322,8 @@ impl Node {
             clocks_off: self.clocks_off(&nodes),
             rotation: read::rotation(&view).ok().flatten().map(|rotation| rotation.stage),
             log_failed: self.group.failure(),
-            used_bytes: total_bytes.saturating_sub(self.available_bytes()),
-            total_bytes,
             damaged_chunks: self.damaged_chunks(),
         }
-    }
-
-    /// Chunks that are known to be damaged on this node, and where it leads on the others.
-    fn damaged_chunks(&self) -> u64 {
-        let beats = self.beats.lock();
-        let others = beats.values().filter_map(|beat| beat.usage.as_ref());
-        let there: u64 = others.map(|usage| usage.damaged_chunks).sum();
-        self.chunks.damaged_count() as u64 + there
-    }
-
-    /// What the leader is told of this node's store.
-    pub(crate) fn usage(&self) -> NodeUsage {
-        let usage = self.chunks.usage();
-        let stalled = self.chunks.stalled().as_millis();
-        NodeUsage {
-            total_bytes: usage.total,
-            used_bytes: usage.used,
-            available_bytes: self.available_bytes(),
-            reserve_bytes: usage.reserve,
-            chunks: usage.chunks,
-            damaged_chunks: self.chunks.damaged_count() as u64,
-            stalled_ms: u64::try_from(stalled).unwrap_or(u64::MAX),
-            strays: self.upkeep.strays.of(self),
-            clock_ms: skew::clock_now_ms(),
-            instance: self.instance,
-            authority_step: self.authorities().step(),
-        }
-    }
-
-    /// What writers can still get: free segments outside the reserve, and what cleaning gives back.
-    pub(crate) fn available_bytes(&self) -> u64 {
-        let usage = self.chunks.usage();
-        // A segment of which more than 7/8 lives is not cleaned.
-        let reclaimable = usage.used.saturating_sub(usage.live) / 8 * 7;
-        usage.total.min(usage.free + reclaimable)
-    }
-
-    /// The space of the cluster. Chunks spread evenly over shards, so the node that is full first, for what it
-    /// holds of them, is the limit.
-    pub(crate) fn space(&self) -> Result<Space, raftmeta::KvError> {
-        let own = self.usage();
-        let mut held: BTreeMap<NodeId, u64> = BTreeMap::new();
-        let shards = read::shards(&self.group.view())?;
-        for id in shards.iter().flat_map(|shard| &shard.in_sync) {
-            *held.entry(*id).or_default() += 1;
-        }
-        let mut space = Space { total: u64::MAX, available: u64::MAX, reserve: u64::MAX };
-        let beats = self.beats.lock();
-        for (id, held) in held {
-            let told = beats.get(&id).and_then(|beat| beat.usage.as_ref());
-            let Some(usage) = (if id == self.id { Some(&own) } else { told }) else { continue };
-            let scaled = |bytes: u64| {
-                let all = u128::from(bytes) * shards.len() as u128 / u128::from(held);
-                u64::try_from(all).unwrap_or(u64::MAX)
-            };
-            space.total = space.total.min(scaled(usage.total_bytes));
-            space.available = space.available.min(scaled(usage.available_bytes));
-            space.reserve = space.reserve.min(scaled(usage.reserve_bytes));
-        }
-        if space.total == u64::MAX {
-            // Nothing is known of those who hold the data.
-            space = Space { total: 0, available: 0, reserve: 0 };
-        }
-        Ok(space)
     }
 
     pub fn health(&self) -> Health {

@@ -1,6 +1,6 @@
 //! Everything that has to hold before a change lands, in order, stopping at the first stage that fails: format,
-//! lints, tidiness, tests, the crash test with all its rounds, NVMe in an emulated machine, and the world's suites on a
-//! mount. Ten minutes of a cluster under its nemesis run beside all that comes after the building.
+//! lints, tidiness, tests, the crash test with all its rounds, twelve nodes, NVMe in an emulated machine, and the
+//! world's suites on a mount. Ten minutes of a cluster under its nemesis run beside all that comes after the tests.
 //!
 //! The last line says how many tests ran, whatever happened.
 
@@ -30,6 +30,12 @@ const NEMESIS_SECONDS: &str = "600";
 /// Besides the seconds of accidents: starting, waiting for all copies, reading all of it.
 const NEMESIS_SECONDS_MORE: u64 = 12 * 60;
 const NEMESIS_LOG: &str = "target/nemesis.log";
+/// Twelve nodes of which two die.
+const TWELVE: &str = "twelve::twelve_nodes_are_balanced_and_any_two_may_die";
+const TWELVE_SECONDS_MAX: u64 = 10 * 60;
+/// Seeds of the simulations of whole sites and of chunk stores; the variables override. A test by hand runs fewer.
+const SEEDS: [(&str, &str); 2] =
+    [("CLAUDEFS_SIM_SEEDS", "2000"), ("CLAUDEFS_CHUNK_SITE_SEEDS", "500")];
 const SUITES_SECONDS_MAX: u64 = 25 * 60;
 const GUEST_SECONDS_MAX: u64 = 25 * 60;
 /// Operations of each of four fsx in CI; `scripts/suites` by itself does 100,000 each. `FSX_OPS` overrides.
@@ -75,18 +81,26 @@ fn stages(quick: bool, tally: &mut Tally) -> Result<()> {
         let mut tests = cargo(TESTS_SECONDS_MAX);
         return run.stage("unit tests", tests.args(test).args(["--lib", "--bins"]));
     }
+    let mut tests = cargo(TESTS_SECONDS_MAX);
+    // They have stages of their own.
+    tests.env("CRASH_ROUNDS", CRASH_ROUNDS_BRIEF);
+    tests.env_remove("CFS_NEMESIS_SECONDS").env_remove("CFS_TWELVE");
+    for (name, seeds) in SEEDS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()) {
+        tests.env(name, seeds);
+    }
+    run.stage("tests", tests.args(test))?;
     // Its nodes and accidents wait for each other most of the time.
     let nemesis = nemesis(&clock)?;
     run.both = Some(nemesis.both());
-    let mut tests = cargo(TESTS_SECONDS_MAX);
-    // It has a stage of its own.
-    tests.env("CRASH_ROUNDS", CRASH_ROUNDS_BRIEF).env_remove("CFS_NEMESIS_SECONDS");
-    run.beside(&nemesis, "tests", tests.args(test))?;
     let rounds = std::env::var("CRASH_ROUNDS").unwrap_or_else(|_| CRASH_ROUNDS.to_owned());
     let mut crash = cargo(CRASH_SECONDS_MAX);
     crash.args(["test", "--locked", "--workspace", "--test", "crash"]);
     crash.args(["--", "--exact", "--nocapture", "crash"]).env("CRASH_ROUNDS", &rounds);
     run.beside(&nemesis, &format!("crash test, {rounds} rounds"), &mut crash)?;
+    let mut twelve = cargo(TWELVE_SECONDS_MAX);
+    twelve.args(["test", "--locked", "--workspace", "--test", "cluster"]);
+    twelve.args(["--", "--exact", "--nocapture", TWELVE]).env("CFS_TWELVE", "1");
+    run.beside(&nemesis, "twelve nodes", &mut twelve)?;
     let mut guest = clock.bounded(GUEST, GUEST_SECONDS_MAX);
     run.beside(&nemesis, "NVMe in the guest", guest.arg("--self-test"))?;
     if Path::new(SUITES).exists() {

@@ -282,7 +282,7 @@ impl Lane for Direct {
             return Ok(());
         }
         let timeout_ms = HANG_AFTER.as_millis() as i32;
-        wait_readable(&fds, Some(timeout_ms)).map(drop).map_err(|e| self.failed("waiting", e))
+        wait_readable(&fds, Some(timeout_ms)).map_err(|e| self.failed("waiting", e))
     }
 
     fn look_for_data(&mut self) -> Result<()> {

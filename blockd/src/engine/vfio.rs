@@ -16,6 +16,7 @@ mod bus;
 mod controller;
 mod iova;
 mod keeper;
+mod link;
 mod memory;
 mod queue;
 mod registers;

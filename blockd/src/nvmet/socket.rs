@@ -197,9 +197,7 @@ impl Client for Socket {
                 return Some(request);
             }
             if self.drained || self.skip > 0 || self.receives >= RECEIVES_MAX {
-                // The round ends: everything that it left to say goes out at once.
                 self.connection.poll();
-                self.send();
                 if let Some(request) = self.connection.next_request() {
                     return Some(request);
                 }
@@ -223,6 +221,12 @@ impl Client for Socket {
         self.quiet = 0;
     }
 
+    fn flush(&mut self) {
+        if !self.gone {
+            self.send();
+        }
+    }
+
     fn wait_fds(&self) -> [RawFd; 2] {
         let is_plain = self.interest == EventFlags::IN;
         let socket = if is_plain { self.stream.as_raw_fd() } else { self.poller.as_raw_fd() };
@@ -230,7 +234,6 @@ impl Client for Socket {
     }
 
     fn arm(&mut self) -> bool {
-        self.send();
         let wanted =
             if self.connection.is_stuffed() { EventFlags::empty() } else { EventFlags::IN }
                 | if self.blocked { EventFlags::OUT } else { EventFlags::empty() };
@@ -242,13 +245,15 @@ impl Client for Socket {
         !self.connection.has_request() && !self.gone
     }
 
-    fn disarm(&mut self) {
-        self.skip = 0;
-        self.quiet = 0;
+    fn disarm(&mut self, ready: [bool; 2]) {
+        if ready[0] {
+            self.skip = 0;
+            self.quiet = 0;
+        }
         self.wake.silence();
     }
 
-    fn is_gone(&mut self) -> bool {
+    fn is_gone(&mut self, _look: bool) -> bool {
         self.gone
     }
 }
@@ -288,6 +293,7 @@ mod tests {
         host.write_all(&bytes).unwrap();
         while !socket.connection.is_ended() {
             assert!(socket.next().is_none());
+            socket.flush();
         }
         // Less at once than really, so that many receives are there before the round begins.
         socket.input = vec![0; 512].into_boxed_slice();

@@ -110,11 +110,11 @@ impl Client for Script {
         true
     }
 
-    fn disarm(&mut self) {
+    fn disarm(&mut self, _ready: [bool; 2]) {
         let _ = rustix::io::read(&*self.event, &mut [0_u8; 8]);
     }
 
-    fn is_gone(&mut self) -> bool {
+    fn is_gone(&mut self, _look: bool) -> bool {
         self.gone.load(Ordering::Acquire)
     }
 }

@@ -139,6 +139,7 @@ mod tests {
         let mut job = JobSummary {
             job: 0,
             name: "drain n4".into(),
+            node: None,
             started: Timestamp::default(),
             progress: Progress {
                 phase: "copying".into(),

@@ -52,6 +52,7 @@ impl Handler for Echo {
             resumed: false,
             servers: Vec::new(),
             signer: None,
+            signs_alone: false,
             limits,
         })
     }

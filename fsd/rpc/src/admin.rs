@@ -231,7 +231,11 @@ pub struct Status {
     pub nodes: u32,
     pub protection: Protection,
     pub metadata: MetadataStatus,
+    /// Of all nodes that are there, added up: what is kept twice counts twice.
     pub data: DataStatus,
+    /// Of each of them.
+    pub stores: Vec<Store>,
+    /// Of the node that answered.
     pub blockd: BlockdStatus,
     pub clients: u32,
     pub jobs: Vec<JobSummary>,
@@ -258,8 +262,20 @@ pub struct MetadataStatus {
     pub logical_bytes: u64,
 }
 
+/// The chunk store of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Store {
+    pub node: u64,
+    pub name: String,
+    pub data: DataStatus,
+}
+
+/// The space of a chunk store, or of several together.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataStatus {
+    /// Nodes whose stores are counted here.
+    pub nodes: u32,
+    /// Each as often as it is kept.
     pub chunks: u64,
     /// Capacity of the volume for segments.
     pub total_bytes: u64,
@@ -274,7 +290,7 @@ pub struct DataStatus {
     pub segments_free: u32,
     pub segments_open: u32,
     pub segments_closed: u32,
-    /// Chunks that are known to be damaged on any node.
+    /// Chunks that are known to be damaged.
     pub damaged_chunks: u64,
 }
 
@@ -295,11 +311,13 @@ pub struct JobSummary {
     pub job: u64,
     /// `du /src`, `fsck`, `gc`, …
     pub name: String,
+    /// Name of the node that does this by itself and for itself; nothing for what concerns the cluster.
+    pub node: Option<String>,
     pub started: Timestamp,
     pub progress: Progress,
     /// Of the whole, rounded down. Nothing while the whole is not known.
     pub percent: Option<u8>,
-    /// Bytes that are left, about; nothing where something else is counted.
+    /// Bytes that are left; nothing where something else is counted.
     pub bytes_left: Option<u64>,
     /// How long the rest takes at the rate of the last minute, in milliseconds; nothing while that is not known.
     pub eta_ms: Option<u64>,
@@ -339,7 +357,7 @@ pub struct NodeMoved {
     pub state: String,
     /// Shards that are to get another holder.
     pub shards: u32,
-    /// What the node stores of them, about.
+    /// What is to be copied of them.
     pub bytes: u64,
 }
 
@@ -376,6 +394,8 @@ pub struct Node {
     /// `joining`, `up`, `draining`, `drained`, `down` or `removed`.
     pub state: String,
     pub capacity_bytes: u64,
+    /// What it has said last; nothing of one that is not there.
+    pub data: Option<DataStatus>,
     /// As the node that answers sees it by SWIM: `alive`, `suspect`, `down`, `unknown`, or `self`.
     pub seen: String,
     /// Of the metadata group: `leader`, `voter`, `learner`, or empty for one that is not in it.
@@ -393,9 +413,9 @@ pub struct Shard {
     pub gc_epoch: u64,
     pub primary: u64,
     pub in_sync: Vec<u64>,
-    /// Chunks and their stored bytes on the node that answered.
-    pub chunks: u64,
-    pub stored_bytes: u64,
+    /// Chunks and their stored bytes, as the primary has said; nothing if it does not answer.
+    pub chunks: Option<u64>,
+    pub stored_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -541,7 +561,7 @@ pub struct DuReport {
     pub shared_bytes: u64,
     /// Chunks that should be stored and are not.
     pub missing_chunks: u64,
-    /// Stored bytes of all chunks of the cluster, to compare with.
+    /// Stored bytes of all chunks of the cluster, each counted once, to compare with.
     pub pool_live_bytes: u64,
 }
 
@@ -595,6 +615,7 @@ pub struct GcReport {
     pub pending: GcPending,
     /// What was done; zeros in a dry run.
     pub freed: GcFreed,
+    /// Of all nodes that answer, added up.
     pub before: DataStatus,
     pub after: DataStatus,
 }
@@ -608,18 +629,18 @@ pub struct GcPending {
     pub unsettled_extents: u64,
     /// Deleted files whose extents are not freed yet.
     pub dead_inodes: u64,
-    /// Chunks that nothing references any more, and their stored bytes.
+    /// Chunks that nothing references any more, and their stored bytes; each counted once, however often it is kept.
     pub garbage_chunks: u64,
     pub garbage_bytes: u64,
-    /// Bytes in segments that no live record uses, to be gained by cleaning.
+    /// Bytes in segments that no live record uses, to be gained by cleaning, on all nodes.
     pub dead_bytes: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GcFreed {
     pub chunks: u64,
-    /// Bytes of their records.
+    /// Bytes of their records; each counted once.
     pub chunk_bytes: u64,
-    /// Segments that are free now and were not before.
+    /// Segments that are free now and were not before, on all nodes.
     pub segments: u64,
 }

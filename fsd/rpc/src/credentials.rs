@@ -82,6 +82,9 @@ pub enum CredentialsError {
     Key(#[from] rcgen::Error),
 }
 
+/// Last line of a certificate in PEM.
+const CERTIFICATE_END: &str = "-----END CERTIFICATE-----";
+
 /// As it lies in the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -151,6 +154,17 @@ impl Credentials {
     /// The authority that signed the certificate: it comes first of those that are trusted.
     pub fn signer(&self) -> Result<CaFingerprint, CredentialsError> {
         Ok(CaFingerprint::of_pem(&self.identity.ca_pem)?)
+    }
+
+    /// Forgets all other authorities; whether there were any.
+    pub fn trust_signer_alone(&mut self) -> bool {
+        let pem = &self.identity.ca_pem;
+        let end = pem.find(CERTIFICATE_END).map_or(pem.len(), |at| at + CERTIFICATE_END.len());
+        let is_more = pem[end..].contains(CERTIFICATE_END);
+        if is_more {
+            self.identity.ca_pem = format!("{}\n", &pem[..end]);
+        }
+        is_more
     }
 
     /// Less than 30 days are left.

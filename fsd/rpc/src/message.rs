@@ -137,8 +137,8 @@ pub enum NodeRequest {
     Sizes { hashes: Vec<ChunkHash> },
     /// To the primary: delete what the state machine has marked under this gc epoch.
     DeleteChunks { shard: ShardId, epoch: Epoch, hashes: Vec<ChunkHash> },
-    /// A sign of life: of what the node holds, and how it does.
-    Usage,
+    /// A sign of life: of what the node holds, and how it does; if asked for, of each shard that it leads as well.
+    Usage { with_shards: bool },
     /// To the leader, from the primary of a shard: a new epoch is needed, without this replica if one is
     /// named, because it does not answer. Refused if the shard has another epoch by now.
     NewEpoch { shard: ShardId, epoch: Epoch, without: Option<NodeId> },
@@ -152,6 +152,8 @@ pub enum NodeRequest {
     Unreferenced { shard: ShardId, hashes: Vec<ChunkHash> },
     /// About the scrub of a node's store.
     Scrub(ScrubAsk),
+    /// Copy poor segments together until it is not worth it any more. Answered at the end.
+    Clean,
 }
 
 /// What a storage node that has none yet shows to get a place in the cluster.
@@ -242,6 +244,8 @@ pub enum Role {
     Session {
         session: SessionId,
         secret: [u8; 16],
+        /// As of a new one, which it becomes if the session is over.
+        client: String,
         /// Inodes that the client has open. They travel in the frame's data part, 8 bytes each,
         /// little-endian.
         #[serde(skip)]
@@ -321,6 +325,10 @@ pub enum Response {
     /// The answer to `Request::Replica`, encoded in the data part.
     Replica,
     Scrub(ScrubState),
+    /// Answers `NodeRequest::DeleteChunks`: what they took.
+    Deleted {
+        bytes: u64,
+    },
 }
 
 /// What a chunk is, and what it takes, in bytes.
@@ -345,11 +353,18 @@ pub enum ScrubAsk {
 pub struct ScrubState {
     /// Number of the pass; each that begins has a greater one.
     pub pass: u64,
+    /// When it began, in milliseconds since 1970.
+    pub begun_ms: i64,
     /// Somebody waits for it.
     pub hurried: bool,
     /// It is over; the next one has not begun.
     pub done: bool,
     pub next_shard: u32,
+    /// Bytes of the node's segments, and how many of them this pass has yet to read.
+    pub total_bytes: u64,
+    pub left_bytes: u64,
+    /// When it will have done so, from now, in milliseconds; nothing while that is not known.
+    pub eta_ms: Option<u64>,
     /// Verified in this pass since the node was started.
     pub segments: u64,
     pub bytes: u64,
@@ -362,15 +377,26 @@ pub struct ScrubState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeUsage {
     pub total_bytes: u64,
+    /// In segments that hold something, and of records of chunks that exist.
     pub used_bytes: u64,
-    /// For those who write; without the reserve.
+    pub live_bytes: u64,
+    /// For those who write: free or to be gained by cleaning, without the reserve.
     pub available_bytes: u64,
     pub reserve_bytes: u64,
+    /// In free segments outside the reserve.
+    pub free_bytes: u64,
+    pub segments_free: u32,
+    pub segments_open: u32,
+    pub segments_closed: u32,
     pub chunks: u64,
     /// Chunks that are known to be damaged there.
     pub damaged_chunks: u64,
     /// For how long its device has not ended what was written, in milliseconds.
     pub stalled_ms: u64,
+    /// Why its block daemon does not run, if so.
+    pub blockd_down: Option<String>,
+    /// Some, if many.
+    pub devices: Vec<Device>,
     /// Shards that it has something of and, as far as it knows, does not hold in sync.
     pub strays: Vec<ShardId>,
     /// Its wall clock, in milliseconds since 1970.
@@ -379,6 +405,29 @@ pub struct NodeUsage {
     pub instance: u64,
     /// The steps in the replacement of authorities that it has taken.
     pub authority_step: u64,
+    pub scrub: ScrubState,
+    /// Of the shards of which it is the primary; none unless asked for.
+    pub shards: Vec<ShardUsage>,
+}
+
+/// A device of a block daemon that is not well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    pub path: String,
+    pub why: String,
+    /// It serves nothing any more.
+    pub has_failed: bool,
+}
+
+/// What a shard is on its primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardUsage {
+    pub shard: ShardId,
+    /// What a copy of it takes.
+    pub bytes: u64,
+    /// Of records of chunks that exist.
+    pub live_bytes: u64,
+    pub chunks: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -397,6 +446,8 @@ pub struct Welcome {
     pub servers: Vec<String>,
     /// Of the authority that signs certificates of clients now: one of another authority should be renewed.
     pub signer: Option<CaFingerprint>,
+    /// No other authority is trusted: who still trusts one should not any more.
+    pub signs_alone: bool,
 }
 
 /// What the cluster's configuration tells its clients.

@@ -75,7 +75,7 @@ fn lane(request: &Request) -> Lane {
     match request {
         Request::Raft
         | Request::Node(
-            NodeRequest::Usage
+            NodeRequest::Usage { .. }
             | NodeRequest::Announce { .. }
             | NodeRequest::NewEpoch { .. }
             | NodeRequest::Reclaim,

@@ -11,6 +11,7 @@ use raftmeta_types::cluster::{NodeInfo, NodeState, ShardInfo};
 
 use super::refused;
 use crate::node::Node;
+use crate::replication;
 use crate::service::storage;
 
 /// The node that is meant by `n3`, `3` or its name.
@@ -39,13 +40,11 @@ fn holds(node: &Node, info: &NodeInfo) -> Result<Vec<ShardInfo>, Failure> {
 fn moved(node: &Node, info: &NodeInfo, state: NodeState) -> Result<AdminReply, Failure> {
     let shards = holds(node, info)?.len() as u32;
     let bytes = match info.id == node.id {
-        true => node.chunks.usage().used,
+        true => node.scrub_state().total_bytes,
         false => {
             let beats = node.beats.lock();
-            beats
-                .get(&info.id)
-                .and_then(|beat| beat.usage.as_ref())
-                .map_or(0, |usage| usage.used_bytes)
+            let usage = beats.get(&info.id).and_then(|beat| beat.usage.as_ref());
+            usage.map_or(0, |usage| usage.scrub.total_bytes)
         }
     };
     let (name, state) = (info.name.clone(), state.to_string());
@@ -143,10 +142,15 @@ pub(super) fn recover(node: &Arc<Node>, text: &str) -> Result<AdminReply, Failur
         let why = format!("{up} nodes are up for {wanted} copies of everything");
         return Err(refused("REDUNDANCY", doing, why, "start it again, or add a node"));
     }
-    let lacking = shards
-        .iter()
-        .filter(|shard| shard.in_sync.contains(&info.id) || shard.in_sync.len() < wanted);
-    let (shards, bytes) = (lacking.count() as u32, 0);
+    let sizes = replication::copy_sizes(&**node, &shards);
+    let (mut lacking, mut bytes) = (0, 0);
+    for shard in &shards {
+        let present = shard.in_sync.iter().filter(|id| **id != info.id).count();
+        let missing = wanted.saturating_sub(present);
+        lacking += u32::from(missing > 0 || shard.in_sync.contains(&info.id));
+        bytes += missing as u64 * sizes.of(shard.id);
+    }
+    let shards = lacking;
     let (name, state) = (info.name.clone(), info.state.to_string());
     Ok(AdminReply::NodeMoved(NodeMoved { node: info.id.0, name, state, shards, bytes }))
 }

@@ -49,7 +49,10 @@ pub(super) async fn du(
             weigh(node, view.as_ref(), hash, *here, size, &mut report)?;
         }
     }
-    report.pool_live_bytes = node.chunks.usage().live;
+    // Each shard on its primary.
+    let asked = node.ask_usages().await?;
+    let shards = asked.iter().flat_map(|(_, usage)| &usage.shards);
+    report.pool_live_bytes = shards.map(|shard| shard.live_bytes).sum();
     Ok(report)
 }
 

@@ -167,7 +167,8 @@ impl Jobs {
             .map(|(job, entry)| {
                 let state = entry.state.lock();
                 let (name, progress) = (entry.name.clone(), state.progress.clone());
-                summary(*job, name, entry.started.into(), progress, &state.pace)
+                let eta = state.pace.eta();
+                summary(*job, name, entry.started.into(), progress, eta)
             })
             .collect()
     }
@@ -179,15 +180,16 @@ pub(super) fn summary(
     name: String,
     started: Timestamp,
     progress: Progress,
-    pace: &Pace,
+    eta: Option<Duration>,
 ) -> JobSummary {
     let Progress { done, total, .. } = progress;
     let percent = (u128::from(done) * 100).checked_div(u128::from(total));
     let in_bytes = total > 0 && progress.unit == "bytes";
-    let eta = pace.eta().filter(|_| total > 0);
+    let eta = eta.filter(|_| total > 0);
     JobSummary {
         job,
         name,
+        node: None,
         started,
         percent: percent.map(|percent| u8::try_from(percent).unwrap_or(100).min(100)),
         bytes_left: in_bytes.then(|| total.saturating_sub(done)),
@@ -312,7 +314,7 @@ mod tests {
         let (start, mut pace) = (Instant::now(), Pace::default());
         let told = |done, total, unit: &str, pace: &Pace| {
             let progress = Progress { phase: "x".into(), done, total, unit: unit.into() };
-            let told = summary(1, "x".into(), Timestamp::default(), progress, pace);
+            let told = summary(1, "x".into(), Timestamp::default(), progress, pace.eta());
             (told.percent, told.bytes_left, told.eta_ms)
         };
         assert_eq!(told(0, 0, "bytes", &pace), (None, None, None));

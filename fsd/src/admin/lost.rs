@@ -46,7 +46,7 @@ pub(super) async fn remove(
     is_gone(node, &info, &doing).await?;
     let members = node.group.members();
     let answering = answering(node, &all);
-    let voters = voters_left(&members, info.id, &answering).map_err(|(here, left)| {
+    let voters = voters_left(&members, info.id, &all, &answering).map_err(|(here, left)| {
         let why = format!("of the {left} voters of the metadata that are left only {here} answer");
         refused("NO_MAJORITY", &doing, why, "start another node first: `cfs admin node list`")
     })?;
@@ -102,7 +102,8 @@ async fn is_gone(node: &Arc<Node>, info: &NodeInfo, doing: &str) -> Result<(), F
         Liveness::Down | Liveness::Unknown => {}
     }
     let target = Target { node: info.id, address: info.address.clone() };
-    match node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await {
+    let request = NodeRequest::Usage { with_shards: false };
+    match node.peers.ask(&target, request, &[], ANSWER_WITHIN).await {
         Ok(_) => up(format!("it answers at {}", info.address)),
         Err(_) => Ok(()),
     }
@@ -116,16 +117,22 @@ fn answering(node: &Node, all: &[NodeInfo]) -> BTreeSet<NodeId> {
     all.iter().map(|info| info.id).filter(answers).collect()
 }
 
-/// How many voters are left; if not enough of them answer to decide anything, how many do.
+/// How many voters are left; if not enough of them answer to decide anything, how many do. One that was removed is a
+/// voter until the others have decided that it is none, and does not stay.
 fn voters_left(
     members: &[Member],
     lost: NodeId,
+    all: &[NodeInfo],
     answering: &BTreeSet<NodeId>,
 ) -> Result<usize, (usize, usize)> {
     let left = members.iter().filter(|member| member.voter && member.id != lost.0);
     let here = left.clone().filter(|member| answering.contains(&NodeId(member.id))).count();
+    let removed = |member: &&Member| {
+        all.iter().any(|info| info.id.0 == member.id && info.state == NodeState::Removed)
+    };
+    let going = left.clone().filter(removed).count();
     let left = left.count();
-    if 2 * here > left { Ok(left) } else { Err((here, left)) }
+    if 2 * here > left { Ok(left - going) } else { Err((here, left)) }
 }
 
 /// What becomes of the shards that count on a node: by the copies that are left, and those of which there is none.
@@ -242,11 +249,22 @@ mod tests {
         let member =
             |id: u64, voter| Member { id, address: String::new(), voter, matched: None, lag: None };
         let five: Vec<Member> = (1..=6).map(|id| member(id, id < 6)).collect();
-        let left = |lost, answering: &[u64]| voters_left(&five, NodeId(lost), &nodes(answering));
-        assert_eq!(left(5, &[1, 2, 3, 6]), Ok(4));
+        let state = |id: u64| if id == 4 { NodeState::Removed } else { NodeState::Up };
+        let info = |id: u64| NodeInfo {
+            id: NodeId(id),
+            name: format!("n{id}"),
+            address: String::new(),
+            state: state(id),
+            capacity_bytes: 0,
+        };
+        let all: Vec<NodeInfo> = (1..=6).map(info).collect();
+        let left =
+            |lost, answering: &[u64]| voters_left(&five, NodeId(lost), &all, &nodes(answering));
+        // The fourth was removed a moment ago.
+        assert_eq!(left(5, &[1, 2, 3, 6]), Ok(3));
         assert_eq!(left(5, &[1, 2, 6]), Err((2, 4)));
         // A learner costs no vote.
-        assert_eq!(left(6, &[1, 2, 3]), Ok(5));
+        assert_eq!(left(6, &[1, 2, 3]), Ok(4));
         assert_eq!(left(6, &[1, 2]), Err((2, 5)));
     }
 

@@ -22,10 +22,10 @@ const UNANSWERED_MAX: u32 = 12;
 struct Followed {
     id: NodeId,
     report: NodeScrub,
-    /// What it holds, about.
-    bytes: u64,
+    /// What it holds, and what of that is still to be read.
+    total_bytes: u64,
+    left_bytes: u64,
     pass: u64,
-    next_shard: u32,
     unanswered: u32,
     ended: bool,
 }
@@ -36,11 +36,13 @@ pub(super) async fn scrub(node: &Arc<Node>, entry: &Arc<Entry>) -> Result<ScrubR
     for info in known.into_iter().filter(|info| info.state != NodeState::Removed) {
         let report = NodeScrub { node: info.id.0, name: info.name, ..NodeScrub::default() };
         let id = info.id;
-        let bytes = held(node, id);
-        let (pass, next_shard, unanswered, ended) = (0, 0, 0, false);
-        let mut one = Followed { id, report, bytes, pass, next_shard, unanswered, ended };
+        let (total_bytes, left_bytes, pass, unanswered, ended) = (0, 0, 0, 0, false);
+        let mut one = Followed { id, report, total_bytes, left_bytes, pass, unanswered, ended };
         match ask(node, id, ScrubAsk::Hurry).await {
-            Ok(state) => one.pass = state.pass,
+            Ok(state) => {
+                one.pass = state.pass;
+                one.note(&state);
+            }
             Err(failure) => {
                 one.ended = true;
                 one.report.failed = Some(failure.to_string());
@@ -61,18 +63,12 @@ pub(super) async fn scrub(node: &Arc<Node>, entry: &Arc<Entry>) -> Result<ScrubR
 
 /// Until each of them has ended in one way or another.
 async fn follow(node: &Arc<Node>, entry: &Arc<Entry>, all: &mut [Followed]) -> Result<(), Failure> {
-    let shards = u64::from(node.cluster.shard_count);
-    let bytes: u64 = all.iter().map(|one| one.bytes).sum();
     while all.iter().any(|one| !one.ended) {
-        let read = all.iter().map(|one| if one.ended { shards } else { one.next_shard.into() });
-        match bytes {
-            0 => entry.progress("reading", read.sum(), shards * all.len() as u64, "shards")?,
-            // Chunks spread over shards evenly.
-            _ => {
-                let done = all.iter().zip(read).map(|(one, read)| one.bytes / shards * read);
-                entry.progress("reading", done.sum(), bytes, "bytes")?;
-            }
-        }
+        let total: u64 = all.iter().map(|one| one.total_bytes).sum();
+        // Who is given up is not waited for.
+        let going = all.iter().filter(|one| !one.ended);
+        let left: u64 = going.map(|one| one.left_bytes).sum();
+        entry.progress("reading", total.saturating_sub(left), total, "bytes")?;
         tokio::time::sleep(LOOK_EVERY).await;
         for one in all.iter_mut().filter(|one| !one.ended) {
             match ask(node, one.id, ScrubAsk::Look).await {
@@ -90,15 +86,6 @@ async fn follow(node: &Arc<Node>, entry: &Arc<Entry>, all: &mut [Followed]) -> R
     Ok(())
 }
 
-/// What a node holds, as far as is known.
-fn held(node: &Node, id: NodeId) -> u64 {
-    if id == node.id {
-        return node.chunks.usage().used;
-    }
-    let beats = node.beats.lock();
-    beats.get(&id).and_then(|beat| beat.usage.as_ref()).map_or(0, |usage| usage.used_bytes)
-}
-
 impl Followed {
     fn note(&mut self, state: &ScrubState) {
         self.unanswered = 0;
@@ -109,7 +96,7 @@ impl Followed {
             return;
         }
         self.ended = state.done;
-        self.next_shard = state.next_shard;
+        (self.total_bytes, self.left_bytes) = (state.total_bytes, state.left_bytes);
         let report = &mut self.report;
         (report.segments, report.bytes) = (state.segments, state.bytes);
         (report.damaged, report.repaired) = (state.damaged, state.mended);
@@ -118,7 +105,7 @@ impl Followed {
 
 async fn ask(node: &Arc<Node>, id: NodeId, ask: ScrubAsk) -> Result<ScrubState, Failure> {
     if id == node.id {
-        return Ok(node.upkeep.scrub.answer(ask));
+        return Ok(node.upkeep.scrub.answer(ask, &node.chunks.shares()));
     }
     let target = node.target_of(id)?;
     let asked = node.peers.ask(&target, NodeRequest::Scrub(ask), &[], ANSWER_WITHIN);

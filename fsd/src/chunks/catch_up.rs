@@ -46,7 +46,7 @@ pub struct Plan {
 
 impl<V: Volume> ChunkStore<V> {
     /// The shard as of one place in its stream. Whoever catches up has to be in the replicator's audience
-    /// before, and gets the ops from `next` on.
+    /// before, and gets the ops from `next` on. Of an epoch that is being begun it is the place before the first.
     ///
     /// # Errors
     /// `NotPrimary`, `Io`.
@@ -98,13 +98,14 @@ impl<V: Volume> ChunkStore<V> {
         shard.hear(epoch)?;
         shard.gc_epoch = theirs.gc_epoch.max(shard.gc_epoch);
         shard.standing = Standing::Replica { epoch, next: Some(theirs.next) };
+        shard.whole = false;
         Ok(plan)
     }
 
     /// Drops all of a shard that this store holds no more as of that epoch.
     ///
     /// # Errors
-    /// `Invalid`: the store is something to the shard in that epoch or a later one; `Io`.
+    /// `StaleEpoch`: the store is something to the shard in that epoch or a later one; `Io`.
     pub async fn forget(&self, shard: ShardId, epoch: Epoch) -> Result<(), Error> {
         let inner = &self.inner;
         inner.check_shard(shard)?;
@@ -121,7 +122,7 @@ impl<V: Volume> ChunkStore<V> {
             };
             if busy {
                 let why = format!("shard {shard} is held here in epoch {epoch} or later");
-                return Err(Error::new(Kind::Invalid, why));
+                return Err(Error::new(Kind::StaleEpoch, why));
             }
         }
         inner.stop(shard, Standing::Unassigned, &mut stream).await?;
@@ -158,7 +159,9 @@ impl<V: Volume> ChunkStore<V> {
         }
         stream.freed.clear();
         // The primary may know chunks that were deleted here before.
-        inner.reindex(shard).await
+        inner.reindex(shard).await?;
+        inner.index.lock().shard_mut(shard).whole = true;
+        Ok(())
     }
 }
 
@@ -172,10 +175,13 @@ impl<V: Volume> Inner<V> {
             Standing::Primary { epoch, next } => {
                 Ok(Snapshot { epoch, gc_epoch: state.gc_epoch, next, segments })
             }
-            Standing::Unassigned
-            | Standing::Replica { .. }
-            | Standing::Beginning { .. }
-            | Standing::Suspended { .. } => Err(not_primary(shard)),
+            Standing::Beginning { epoch } => {
+                let next = OpNumber::FIRST;
+                Ok(Snapshot { epoch, gc_epoch: state.gc_epoch, next, segments })
+            }
+            Standing::Unassigned | Standing::Replica { .. } | Standing::Suspended { .. } => {
+                Err(not_primary(shard))
+            }
         }
     }
 }

@@ -90,6 +90,7 @@ impl<V: Volume> ChunkStore<V> {
                 }
                 let own = &mut index.shard_mut(shard).gc_epoch;
                 *own = gc_epoch.max(*own);
+                index.shard_mut(shard).whole = true;
                 Standing::Primary { epoch, next: OpNumber::FIRST }
             }
         };
@@ -134,6 +135,12 @@ impl<V: Volume> ChunkStore<V> {
         let segments = inner.segments(shard).await?;
         let live = inner.index.lock().shard(shard).live;
         Ok(Begun { segments, live })
+    }
+
+    /// Whether this store has everything that was acknowledged of a shard, if the map says that it is in sync. After a
+    /// start it does not know before it has been compared with another.
+    pub fn is_whole(&self, shard: ShardId) -> bool {
+        self.inner.check_shard(shard).is_ok() && self.inner.index.lock().shard(shard).whole
     }
 
     /// The segments again, after some of the others' were installed.
@@ -216,6 +223,7 @@ impl<V: Volume> ChunkStore<V> {
             Standing::Replica { epoch: now, .. } if now == epoch => {
                 shard.standing = Standing::Replica { epoch, next: Some(OpNumber::FIRST) };
                 shard.gc_epoch = gc_epoch.max(shard.gc_epoch);
+                shard.whole = true;
                 Ok(())
             }
             Standing::Replica { .. }

@@ -88,6 +88,9 @@ pub(super) struct Shard {
     /// number too, and its records may still lie about.
     pub skip: u64,
     pub live: LiveSum,
+    /// In this life it was made equal to those in sync, or took puts itself: what it lacks, it knows of. What a store finds when it
+    /// starts may end early without a trace.
+    pub whole: bool,
 }
 
 impl Shard {
@@ -99,6 +102,7 @@ impl Shard {
             newest: SegmentNumber(0),
             skip: 0,
             live: LiveSum::default(),
+            whole: false,
         }
     }
 

@@ -1,5 +1,15 @@
 use super::*;
 
+/// So many percent of each node.
+fn flash(percents: &[u64]) -> Vec<Flash> {
+    let of = |(number, percent): (u64, &u64)| Flash {
+        node: format!("n{number}"),
+        used_bytes: *percent,
+        total_bytes: 100,
+    };
+    (1..).zip(percents).map(of).collect()
+}
+
 fn well() -> Facts {
     Facts {
         replicas_wanted: 2,
@@ -8,12 +18,11 @@ fn well() -> Facts {
         nodes_without_datagrams: vec![],
         clocks_off: vec![],
         rotation: None,
-        blockd_down: None,
+        blockd_down: vec![],
         devices: vec![],
         metadata_down: None,
         log_failed: None,
-        used_bytes: 10,
-        total_bytes: 100,
+        flash: flash(&[10]),
         damaged_chunks: 0,
     }
 }
@@ -27,7 +36,10 @@ fn all_well_is_ok_without_a_word_more() {
 fn each_fault_is_named_at_its_level() {
     let down = Some("ended".to_owned());
     let device = |has_failed| Facts {
-        devices: vec![Device { path: "0000:01:00.0".into(), why: "gone".into(), has_failed }],
+        devices: vec![(
+            "n2".into(),
+            Device { path: "0000:01:00.0".into(), why: "gone".into(), has_failed },
+        )],
         ..well()
     };
     let cases = [
@@ -40,7 +52,11 @@ fn each_fault_is_named_at_its_level() {
         (Facts { rotation: Some(RotationStage::Issuing), ..well() }, "CA_ROTATION", Level::Ok),
         (Facts { replicas_least: 1, ..well() }, "REDUNDANCY", Level::Warn),
         (Facts { replicas_least: 0, ..well() }, "REDUNDANCY", Level::Err),
-        (Facts { blockd_down: down.clone(), ..well() }, "BLOCKD_DOWN", Level::Err),
+        (
+            Facts { blockd_down: vec![("n2".into(), "ended".into())], ..well() },
+            "BLOCKD_DOWN",
+            Level::Err,
+        ),
         (Facts { metadata_down: down.clone(), ..well() }, "METADATA_DOWN", Level::Err),
         (
             Facts { metadata_down: down.clone(), log_failed: down, ..well() },
@@ -48,8 +64,8 @@ fn each_fault_is_named_at_its_level() {
             Level::Err,
         ),
         (Facts { damaged_chunks: 1, ..well() }, "DAMAGED", Level::Err),
-        (Facts { used_bytes: 80, ..well() }, "FLASH_NEARFULL", Level::Warn),
-        (Facts { used_bytes: 95, ..well() }, "FLASH_FULL", Level::Err),
+        (Facts { flash: flash(&[10, 80]), ..well() }, "FLASH_NEARFULL", Level::Warn),
+        (Facts { flash: flash(&[95, 10]), ..well() }, "FLASH_FULL", Level::Err),
     ];
     for (facts, name, level) in cases {
         let health = judge(&facts);
@@ -90,10 +106,10 @@ fn every_fault_says_what_to_do() {
     let why = Some("it broke".to_owned());
     let facts = Facts {
         replicas_least: 0,
-        blockd_down: why.clone(),
+        blockd_down: vec![("n1".into(), "it broke".into())],
         log_failed: why,
         damaged_chunks: 1,
-        used_bytes: 99,
+        flash: flash(&[99]),
         ..well()
     };
     let health = judge(&facts);
@@ -101,4 +117,21 @@ fn every_fault_says_what_to_do() {
     for check in health.checks {
         assert!(!check.next.is_empty(), "{}", check.name);
     }
+}
+
+#[test]
+fn every_node_that_is_nearly_full_is_named() {
+    let facts = Facts { flash: flash(&[81, 10, 99, 94, 95]), ..well() };
+    let health = judge(&facts);
+    let told: Vec<(&str, &str)> =
+        health.checks.iter().map(|check| (check.name.as_str(), check.detail.as_str())).collect();
+    assert_eq!(
+        told,
+        [
+            ("FLASH_FULL", "flash used: 99 % on n3, 95 % on n5"),
+            ("FLASH_NEARFULL", "flash used: 81 % on n1, 94 % on n4"),
+        ]
+    );
+    let unknown = Flash { node: "n1".into(), used_bytes: 0, total_bytes: 0 };
+    assert_eq!(judge(&Facts { flash: vec![unknown], ..well() }).word, Level::Ok);
 }

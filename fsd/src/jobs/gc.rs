@@ -10,6 +10,7 @@
 //! deletes only now and then, and not while a refused write is putting its chunks again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fsd_rpc::message::Failure;
@@ -30,7 +31,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     pub chunks: u64,
-    /// Bytes that they took in their segments.
+    /// Bytes that they took in the segments of their primaries.
     pub bytes: u64,
     /// Shards with garbage that had to be left alone for the moment.
     pub shards_left: u32,
@@ -96,9 +97,8 @@ pub(super) async fn delete(
     let Reply::Deleting { epoch, hashes } = node.command(begin, true).await? else {
         return Err(Failure::Storage("unexpected answer to BeginDelete".into()));
     };
-    let lens = hashes.iter().filter_map(|hash| node.chunks().stored_len(hash));
-    let bytes = lens.map(u64::from).sum();
-    carry_out(node, shard, epoch, &hashes).await?;
+    let bytes = carry_out(node, shard, epoch, &hashes).await?;
+    node.upkeep().deleted.fetch_add(hashes.len() as u64, Ordering::Relaxed);
     Ok((hashes.len() as u64, bytes))
 }
 
@@ -107,7 +107,7 @@ async fn carry_out(
     shard: ShardId,
     epoch: Epoch,
     hashes: &[ChunkHash],
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     let deleted = node.delete_chunks(shard, epoch, hashes).await;
     node.upkeep().note_deleted(shard);
     // Also after a failure: the index has forgotten them, only space was not given back yet.

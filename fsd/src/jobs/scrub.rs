@@ -6,6 +6,7 @@
 //! ```
 //! A pass takes about a week; `cfs admin scrub` makes one as fast as half of the device's time allows. Where it is
 //! stands in a file of the data directory after every shard, so that a node that is started again goes on there.
+//! The leader hears of it with the node's space, and tells it as a job (`admin::status`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,8 +19,9 @@ use raftmeta_types::ShardId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use crate::chunks::{Kind, SegmentNumber};
+use crate::chunks::{Kind, SegmentNumber, Share};
 use crate::node::Node;
+use crate::node::skew::clock_now_ms;
 use crate::replication;
 use crate::service::storage;
 
@@ -29,6 +31,8 @@ const PASS: Duration = Duration::from_secs(7 * 24 * 3600);
 const STEP_MIN: Duration = Duration::from_millis(100);
 /// Between two looks at what is known to be damaged and could not be mended.
 const AGAIN: Duration = Duration::from_secs(60);
+/// How fast a hurried pass is shows after this.
+const RATE_AFTER: Duration = Duration::from_secs(3);
 /// Chunks mended in one go.
 const CHUNKS_MAX: usize = 1024;
 /// Name of the file in the data directory.
@@ -37,9 +41,66 @@ const FILE: &str = "scrub";
 /// What the scrub of a node knows; anybody may look.
 #[derive(Debug)]
 pub(crate) struct Scrub {
-    state: Mutex<ScrubState>,
+    at: Mutex<At>,
     kicked: Notify,
     file: PathBuf,
+}
+
+/// How far a pass is.
+#[derive(Debug)]
+struct At {
+    /// Without what follows from what the node holds.
+    state: ScrubState,
+    /// Segments of the next shard that were looked at, and the bytes that were read of them.
+    segments: u32,
+    bytes: u64,
+    /// When the pass began, or the node was started in it.
+    since: Instant,
+}
+
+impl At {
+    fn begin(pass: u64, begun_ms: i64, hurried: bool) -> At {
+        let state = ScrubState { pass, begun_ms, hurried, ..ScrubState::default() };
+        At { state, segments: 0, bytes: 0, since: Instant::now() }
+    }
+
+    /// The next shard, if this pass is still that one.
+    fn end_shard(&mut self, pass: u64) {
+        if self.state.pass == pass {
+            self.state.next_shard += 1;
+            (self.segments, self.bytes) = (0, 0);
+        }
+    }
+
+    /// With what a node that holds this of each shard has yet to read.
+    fn told(&self, shares: &[Share]) -> ScrubState {
+        let mut state = self.state.clone();
+        let ahead = shares.get(state.next_shard as usize..).unwrap_or_default();
+        state.total_bytes = shares.iter().map(|share| share.bytes).sum();
+        if state.done {
+            return state;
+        }
+        let left: u64 = ahead.iter().map(|share| share.bytes).sum();
+        state.left_bytes = left.saturating_sub(self.bytes);
+        let eta = if state.hurried {
+            let took = self.since.elapsed();
+            let known = took >= RATE_AFTER && state.bytes > 0;
+            known.then(|| took.mul_f64(state.left_bytes as f64 / state.bytes as f64))
+        } else {
+            let segments = |shares: &[Share]| shares.iter().map(|share| share.segments).sum();
+            let all: u32 = segments(shares);
+            let left: u32 = segments(ahead);
+            let steps = left.saturating_sub(self.segments) + ahead.len() as u32 + 1;
+            Some(step_time(all, shares.len() as u32) * steps)
+        };
+        state.eta_ms = eta.map(|eta| u64::try_from(eta.as_millis()).unwrap_or(u64::MAX));
+        state
+    }
+}
+
+/// Between two steps of a pass in which nobody hurries. The end of each shard, and of the pass, is a step as well.
+fn step_time(segments: u32, shards: u32) -> Duration {
+    (PASS / (segments + shards + 1)).max(STEP_MIN)
 }
 
 /// What the file says.
@@ -47,6 +108,7 @@ pub(crate) struct Scrub {
 #[serde(deny_unknown_fields)]
 struct Saved {
     pass: u64,
+    begun_ms: i64,
     next_shard: u32,
 }
 
@@ -57,9 +119,11 @@ impl Scrub {
         // A file that is not there or makes no sense costs a pass, nothing else.
         let saved = std::fs::read(&file).ok();
         let saved = saved.and_then(|bytes| postcard::from_bytes::<Saved>(&bytes).ok());
-        let Saved { pass, next_shard } = saved.unwrap_or_default();
-        let state = ScrubState { pass, next_shard, ..ScrubState::default() };
-        Scrub { state: Mutex::new(state), kicked: Notify::new(), file }
+        let first = || Saved { begun_ms: clock_now_ms(), ..Saved::default() };
+        let Saved { pass, begun_ms, next_shard } = saved.unwrap_or_else(first);
+        let mut at = At::begin(pass, begun_ms, false);
+        at.state.next_shard = next_shard;
+        Scrub { at: Mutex::new(at), kicked: Notify::new(), file }
     }
 
     /// Something was found damaged.
@@ -67,38 +131,37 @@ impl Scrub {
         self.kicked.notify_one();
     }
 
-    pub fn state(&self) -> ScrubState {
-        self.state.lock().clone()
+    /// How far it is, on a node that holds this of each shard.
+    pub fn state(&self, shares: &[Share]) -> ScrubState {
+        self.at.lock().told(shares)
     }
 
-    /// Begins a pass from the start, in a hurry; the number of the pass.
-    pub fn hurry(&self) -> ScrubState {
-        let mut state = self.state.lock();
-        let pass = state.pass + 1;
-        *state = ScrubState { pass, hurried: true, ..ScrubState::default() };
+    /// Begins a pass from the start, in a hurry.
+    fn hurry(&self) {
+        let mut at = self.at.lock();
+        *at = At::begin(at.state.pass + 1, clock_now_ms(), true);
         self.kick();
-        state.clone()
     }
 
     /// The pass goes on at its usual pace.
-    pub fn relax(&self) {
-        self.state.lock().hurried = false;
+    fn relax(&self) {
+        self.at.lock().state.hurried = false;
     }
 
     /// `NodeRequest::Scrub`.
-    pub fn answer(&self, ask: ScrubAsk) -> ScrubState {
+    pub fn answer(&self, ask: ScrubAsk, shares: &[Share]) -> ScrubState {
         match ask {
             ScrubAsk::Look => {}
-            ScrubAsk::Hurry => return self.hurry(),
+            ScrubAsk::Hurry => self.hurry(),
             ScrubAsk::Relax => self.relax(),
         }
-        self.state()
+        self.state(shares)
     }
 
     fn save(&self) {
         let saved = {
-            let state = self.state.lock();
-            Saved { pass: state.pass, next_shard: state.next_shard }
+            let ScrubState { pass, begun_ms, next_shard, .. } = self.at.lock().state;
+            Saved { pass, begun_ms, next_shard }
         };
         let written =
             postcard::to_stdvec(&saved).map_err(std::io::Error::other).and_then(|bytes| {
@@ -152,13 +215,12 @@ struct Pace {
 
 impl Pace {
     fn until_verify(&self, node: &Node) -> Duration {
-        if node.upkeep.scrub.state.lock().hurried {
+        if node.upkeep.scrub.at.lock().state.hurried {
             return self.took;
         }
         let usage = node.chunks.usage();
-        // The end of each shard, and of the pass, is a step as well.
-        let steps = usage.segments_closed + usage.segments_open + node.cluster.shard_count + 1;
-        let step = (PASS / steps).max(STEP_MIN);
+        let segments = usage.segments_closed + usage.segments_open;
+        let step = step_time(segments, node.cluster.shard_count);
         step.saturating_sub(self.verified.map_or(Duration::ZERO, |at| at.elapsed()))
     }
 
@@ -196,20 +258,20 @@ impl Pace {
     /// One segment, or the end of a shard or of the pass.
     async fn verify_next(&mut self, node: &Arc<Node>) -> Result<(), Failure> {
         let scrub = &node.upkeep.scrub;
-        let ScrubState { pass, next_shard, .. } = scrub.state();
+        let ScrubState { pass, next_shard, .. } = scrub.at.lock().state;
         if self.pass != pass {
             (self.pass, self.segments) = (pass, None);
         }
         if self.segments.is_none() && next_shard >= node.cluster.shard_count {
-            let mut state = scrub.state.lock();
+            let mut at = scrub.at.lock();
             // Who asked for this pass looks at what it found until the next one begins.
-            if state.hurried {
-                state.hurried = false;
-                state.done = true;
+            if at.state.hurried {
+                at.state.hurried = false;
+                at.state.done = true;
             } else {
-                *state = ScrubState { pass: pass + 1, ..ScrubState::default() };
+                *at = At::begin(pass + 1, clock_now_ms(), false);
             }
-            drop(state);
+            drop(at);
             scrub.save();
             return Ok(());
         }
@@ -220,14 +282,14 @@ impl Pace {
         let shard = *shard;
         let Some(number) = left.next() else {
             self.segments = None;
-            let mut state = scrub.state.lock();
-            if state.pass == pass {
-                state.next_shard += 1;
-            }
-            drop(state);
+            scrub.at.lock().end_shard(pass);
             scrub.save();
             return Ok(());
         };
+        {
+            let mut at = scrub.at.lock();
+            at.segments += u32::from(at.state.pass == pass);
+        }
         let held = read::shard(&node.group.view(), shard).map_err(storage)?;
         if held.is_none_or(|info| !info.in_sync.contains(&node.id)) {
             // It is being brought up, or is to go.
@@ -239,11 +301,12 @@ impl Pace {
             Err(error) if error.kind() == Kind::NotFound => return Ok(()),
             Err(error) => {
                 // What cannot be read is not clean, and is looked at again in the next pass.
-                let mut state = scrub.state.lock();
-                if state.pass == pass {
-                    (state.segments, state.damaged) = (state.segments + 1, state.damaged + 1);
+                let mut at = scrub.at.lock();
+                if at.state.pass == pass {
+                    at.state.segments += 1;
+                    at.state.damaged += 1;
                 }
-                drop(state);
+                drop(at);
                 return Err(node.chunk_failure(&error, None));
             }
         };
@@ -252,12 +315,16 @@ impl Pace {
             tracing::warn!(%shard, %number, chunks = found.bad.len(), "a segment is damaged");
             mended = replication::mend_segment(node, shard, &found).await?;
         }
-        let mut state = scrub.state.lock();
-        if state.pass == pass {
-            state.segments += 1;
-            state.bytes += u64::from(found.info.len);
-            state.damaged += u64::from(!found.whole);
-            state.mended += u64::from(mended);
+        // One that is sealed is read as a whole.
+        let segment_bytes = node.chunks.segment_bytes();
+        let bytes = if found.info.sealed { segment_bytes } else { found.info.len };
+        let mut at = scrub.at.lock();
+        if at.state.pass == pass {
+            at.bytes += u64::from(bytes);
+            at.state.segments += 1;
+            at.state.bytes += u64::from(bytes);
+            at.state.damaged += u64::from(!found.whole);
+            at.state.mended += u64::from(mended);
         }
         Ok(())
     }
@@ -271,17 +338,56 @@ mod tests {
     fn a_pass_goes_on_after_a_restart_and_begins_anew_in_a_hurry() {
         let dir = tempfile::tempdir().unwrap();
         let scrub = Scrub::new(dir.path());
-        assert_eq!(scrub.state(), ScrubState::default());
-        scrub.state.lock().next_shard = 7;
+        let first = scrub.state(&[]);
+        assert_eq!((first.pass, first.next_shard, first.hurried), (0, 0, false));
+        scrub.at.lock().state.next_shard = 7;
         scrub.save();
         let scrub = Scrub::new(dir.path());
-        assert_eq!((scrub.state().pass, scrub.state().next_shard), (0, 7));
-        let begun = scrub.hurry();
+        let second = scrub.state(&[]);
+        assert_eq!((second.pass, second.next_shard), (0, 7));
+        assert_eq!(second.begun_ms, first.begun_ms, "it is the same pass");
+        let begun = scrub.answer(ScrubAsk::Hurry, &[]);
         assert_eq!((begun.pass, begun.next_shard, begun.hurried), (1, 0, true));
-        scrub.relax();
-        assert!(!scrub.state().hurried);
+        assert!(begun.begun_ms >= first.begun_ms);
+        assert!(!scrub.answer(ScrubAsk::Relax, &[]).hurried);
         // Whatever stands there.
         std::fs::write(dir.path().join(FILE), b"\xff\xff\xff").unwrap();
-        assert_eq!(Scrub::new(dir.path()).state(), ScrubState::default());
+        let anew = Scrub::new(dir.path()).state(&[]);
+        assert_eq!((anew.pass, anew.next_shard), (0, 0));
+    }
+
+    #[test]
+    fn what_is_left_is_told_in_bytes_and_time() {
+        let share = |bytes, segments| Share { bytes, segments, ..Share::default() };
+        let shares = [share(1000, 2), share(3000, 3), share(0, 0), share(500, 1)];
+        let mut at = At::begin(3, 0, false);
+        let told = |at: &At| {
+            let state = at.told(&shares);
+            (state.total_bytes, state.left_bytes, state.eta_ms)
+        };
+        // Six segments, four shards, and the end.
+        let step = |steps: u32| (PASS / 11 * steps).as_millis() as u64;
+        assert_eq!(told(&at), (4500, 4500, Some(step(11))));
+        (at.segments, at.bytes) = (1, 400);
+        assert_eq!(told(&at), (4500, 4100, Some(step(10))));
+        at.end_shard(2);
+        assert_eq!(told(&at).1, 4100, "a shard of another pass");
+        at.end_shard(3);
+        assert_eq!(told(&at), (4500, 3500, Some(step(8))));
+        // More was read of a shard than is left of it by now.
+        (at.segments, at.bytes) = (9, 9000);
+        assert_eq!(told(&at).1, 0);
+        at.state.next_shard = 4;
+        assert_eq!(told(&at), (4500, 0, Some(step(1))));
+        // In a hurry as fast as it was up to now, if that is known.
+        let mut at = At::begin(4, 0, true);
+        assert_eq!(told(&at), (4500, 4500, None));
+        at.since = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
+        (at.bytes, at.state.bytes) = (900, 900);
+        let (_, left, eta_ms) = told(&at);
+        assert_eq!(left, 3600);
+        assert!((400_000..600_000).contains(&eta_ms.unwrap()), "{eta_ms:?}");
+        at.state.done = true;
+        assert_eq!(told(&at), (4500, 0, None));
     }
 }

@@ -299,7 +299,7 @@ impl Node {
         shard: ShardId,
         epoch: Epoch,
         hashes: &[ChunkHash],
-    ) -> Result<(), Failure> {
+    ) -> Result<u64, Failure> {
         let (primary, target) = {
             let view = self.group.view();
             let info = read::shard(&view, shard).map_err(storage)?;
@@ -307,15 +307,28 @@ impl Node {
             (primary, self.target(&view, primary))
         };
         if primary == self.id {
-            let deleted = self.chunks.delete(shard, epoch, hashes).await;
-            return deleted.map_err(|error| self.chunk_failure(&error, None));
+            return self.delete_here(shard, epoch, hashes).await;
         }
         let target = target?;
         let request = NodeRequest::DeleteChunks { shard, epoch, hashes: hashes.to_vec() };
         match self.peers.ask(&target, request, &[], ANSWER_WITHIN).await?.0 {
-            Response::Done => Ok(()),
+            Response::Deleted { bytes } => Ok(bytes),
             _ => Err(unexpected(&target)),
         }
+    }
+
+    /// `NodeRequest::DeleteChunks`: in the store of this node, the primary; the bytes that they took.
+    pub(crate) async fn delete_here(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        hashes: &[ChunkHash],
+    ) -> Result<u64, Failure> {
+        let lens = hashes.iter().filter_map(|hash| self.chunks.stored_len(hash));
+        let bytes = lens.map(u64::from).sum();
+        let deleted = self.chunks.delete(shard, epoch, hashes).await;
+        deleted.map_err(|error| self.chunk_failure(&error, None))?;
+        Ok(bytes)
     }
 }
 

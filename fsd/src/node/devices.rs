@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Weak;
 use std::time::Duration;
 
+use fsd_rpc::message::Device;
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -11,7 +12,6 @@ use tokio::time::timeout;
 
 use super::Node;
 use crate::config::Blockd;
-use crate::health::Device;
 
 /// From one question to the next.
 const PERIOD: Duration = Duration::from_secs(5);

@@ -118,7 +118,7 @@ impl Host for Node {
         shard: ShardId,
         epoch: Epoch,
         hashes: &[ChunkHash],
-    ) -> Result<(), Failure> {
+    ) -> Result<u64, Failure> {
         Node::delete_chunks(self, shard, epoch, hashes).await
     }
 }

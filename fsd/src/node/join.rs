@@ -229,6 +229,7 @@ impl Handler for OnlyNodes {
             limits: Limits::default(),
             servers: Vec::new(),
             signer: None,
+            signs_alone: false,
         })
     }
 

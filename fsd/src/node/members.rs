@@ -332,7 +332,10 @@ pub(crate) fn listen<H: Host>(node: &Arc<H>, others: &[&NodeInfo]) {
         let node = Arc::clone(node);
         tokio::spawn(async move {
             let asked = node.clock_ms();
-            let told = node.ask(&target, NodeRequest::Usage, ANSWER_WITHIN).await;
+            // How large shards are is of interest while some of them move.
+            let with_shards = !node.director().lock().works.is_empty();
+            let request = NodeRequest::Usage { with_shards };
+            let told = node.ask(&target, request, ANSWER_WITHIN).await;
             let answered = node.clock_ms();
             if let Some(beat) = node.beats().lock().get_mut(&target.node) {
                 beat.asked = false;
@@ -404,7 +407,8 @@ pub(crate) async fn refuse_twin(
     let known = known.filter(|known| !known.address.is_empty() && known.address != told.address);
     let Some(known) = known else { return Ok(()) };
     let target = Target { node: told.id, address: known.address };
-    let there = node.peers.ask(&target, NodeRequest::Usage, &[], ANSWER_WITHIN).await;
+    let request = NodeRequest::Usage { with_shards: false };
+    let there = node.peers.ask(&target, request, &[], ANSWER_WITHIN).await;
     let Ok((Response::Usage(there), _)) = there else { return Ok(()) };
     if there.instance == instance {
         return Ok(());

@@ -67,9 +67,9 @@ impl Node {
         if let Some(doors) = self.doors.get() {
             doors.set_tls(shown);
             doors.recheck();
-            let signer = self.authorities().signer().fingerprint();
-            if self.leads() && signer != before.signer().fingerprint() {
-                // Clients hear of the signer when they come again.
+            let told = |of: &Authorities| (of.signer().fingerprint(), of.successor().is_none());
+            if self.leads() && told(&self.authorities()) != told(&before) {
+                // Clients hear when they come again who signs, and whether another one is trusted.
                 doors.send_away();
             }
         }

@@ -83,6 +83,8 @@ pub(crate) struct Courier {
     suspected: Notify,
     /// Nodes without a free segment, and when they said so.
     full: Mutex<BTreeMap<NodeId, Instant>>,
+    /// Epochs that cannot be begun, since too few of the replicas in sync answer.
+    alone: Mutex<BTreeMap<ShardId, Epoch>>,
     /// Of whole segments, sent and fetched.
     moved_bytes: AtomicU64,
 }
@@ -139,6 +141,7 @@ impl Courier {
             suspects: Mutex::default(),
             suspected: Notify::new(),
             full: Mutex::default(),
+            alone: Mutex::default(),
             moved_bytes: AtomicU64::new(0),
         })
     }
@@ -159,12 +162,26 @@ impl Courier {
         let _ = self.wire.set(node);
     }
 
-    /// From now on, under this epoch, these other replicas are in sync.
+    /// From now on, under this epoch, these other replicas are in sync. Who has been entered since an earlier attempt
+    /// at the same epoch stays.
     pub fn begin(&self, shard: ShardId, epoch: Epoch, in_sync: &[NodeId]) {
         let listener =
             |node: &NodeId| Listener { node: *node, in_sync: true, held: None, broken: false };
-        let listeners = in_sync.iter().map(listener).collect();
-        self.audiences.lock().insert(shard, Audience { epoch, listeners });
+        let mut audiences = self.audiences.lock();
+        let before = audiences.remove(&shard).filter(|before| before.epoch == epoch);
+        let joiners = before.into_iter().flat_map(|before| before.listeners);
+        let joiners = joiners.filter(|other| !in_sync.contains(&other.node));
+        let listeners = in_sync.iter().map(listener).chain(joiners).collect();
+        audiences.insert(shard, Audience { epoch, listeners });
+    }
+
+    /// The leader has refused to go on with those that answer: they are too few.
+    pub fn note_alone(&self, shard: ShardId, epoch: Epoch) {
+        self.alone.lock().insert(shard, epoch);
+    }
+
+    pub fn is_alone(&self, shard: ShardId, epoch: Epoch) -> bool {
+        self.alone.lock().get(&shard) == Some(&epoch)
     }
 
     /// Enters a node that is going to compare: what happens from now on is held for it.

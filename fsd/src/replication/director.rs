@@ -13,13 +13,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fsd_rpc::message::{Failure, NodeRequest};
+use fsd_rpc::message::{Failure, NodeRequest, ShardUsage};
 use raftmeta::read;
 use raftmeta_types::cluster::{NodeInfo, NodeState, ShardChange, ShardInfo};
 use raftmeta_types::{Command, Epoch, MetaError, NodeId, ShardId, Time};
 
 use super::host::Host;
 use super::keeper;
+use crate::chunks::Share;
 use crate::clock;
 use crate::node::{members, now, skew};
 use crate::pace::Pace;
@@ -70,17 +71,36 @@ pub(crate) enum Cause {
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
     pub since: Time,
-    pub left: usize,
-    /// The most that were left at once.
-    pub total: usize,
-    /// What one copy takes, about: as chunks spread over shards evenly, all take the same.
-    pub bytes_each: u64,
+    pub left: Amount,
+    /// The most of either that was left at once.
+    pub total: Amount,
     pub pace: Pace,
 }
 
+/// How much is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Amount {
+    /// Copies to be made or dropped.
+    pub steps: u64,
+    /// Of the copies to be made; 0 also while nobody has said how large they are.
+    pub bytes: u64,
+}
+
 impl Work {
-    pub fn done(&self) -> u64 {
-        (self.total - self.left) as u64
+    fn new(since: Time) -> Work {
+        Work { since, left: Amount::default(), total: Amount::default(), pace: Pace::default() }
+    }
+
+    fn note(&mut self, left: Amount) {
+        self.left = left;
+        self.total.steps = self.total.steps.max(left.steps);
+        self.total.bytes = self.total.bytes.max(left.bytes);
+        self.pace.note(clock::now(), if self.is_in_bytes() { left.bytes } else { left.steps });
+    }
+
+    /// Whether it is known how large the copies are.
+    pub fn is_in_bytes(&self) -> bool {
+        self.total.bytes > 0
     }
 }
 
@@ -91,19 +111,11 @@ impl Director {
         self.moving.is_empty() && self.releasing.is_empty() && self.works.is_empty()
     }
 
-    /// So many copies are left to be made or dropped, of so many bytes each.
-    fn note(&mut self, left: &BTreeMap<Cause, usize>, bytes_each: u64) {
+    /// So much is left to be done.
+    fn note(&mut self, left: &BTreeMap<Cause, Amount>) {
         self.works.retain(|cause, _| left.contains_key(cause));
         for (cause, left) in left {
-            let work = self.works.entry(*cause).or_insert_with(|| Work {
-                since: now(),
-                left: *left,
-                total: *left,
-                bytes_each,
-                pace: Pace::default(),
-            });
-            (work.left, work.total) = (*left, work.total.max(*left));
-            work.pace.note(clock::now(), *left as u64);
+            self.works.entry(*cause).or_insert_with(|| Work::new(now())).note(*left);
         }
     }
 }
@@ -187,7 +199,8 @@ pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
     let held: Vec<Held> = shards.iter().map(held).collect();
     let plan = placement::plan(&nodes.places, usize::from(protection.replicas), &held);
     let mut changes = Vec::new();
-    let mut left: BTreeMap<Cause, usize> = BTreeMap::new();
+    let mut left: BTreeMap<Cause, Amount> = BTreeMap::new();
+    let mut sizes = None;
     let mut complete = true;
     for (shard, planned) in shards.iter().zip(&plan) {
         if rescued.contains(&shard.id) || planned.by.is_empty() {
@@ -201,7 +214,10 @@ pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
         };
         let steps = missing.len() + usize::from(change.is_some());
         if steps > 0 {
-            *left.entry(cause(shard, planned, &nodes)).or_default() += steps;
+            let amount = left.entry(cause(shard, planned, &nodes)).or_default();
+            amount.steps += steps as u64;
+            let sizes = sizes.get_or_insert_with(|| copy_sizes(&**node, &shards));
+            amount.bytes += missing.len() as u64 * sizes.of(shard.id);
         }
         complete &= missing.is_empty();
         changes.extend(change);
@@ -213,8 +229,7 @@ pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
     if complete && !knows_damage(&**node) {
         let_go(node, &nodes, &shards, &plan);
     }
-    let bytes_each = copy_bytes(&**node, &shards);
-    node.director().lock().note(&left, bytes_each);
+    node.director().lock().note(&left);
     let leaving: Vec<(ShardId, NodeId)> = shards
         .iter()
         .flat_map(|shard| {
@@ -240,16 +255,52 @@ fn cause(shard: &ShardInfo, planned: &Held, nodes: &Nodes) -> Cause {
     }
 }
 
-/// What a copy of a shard takes, as far as is known: the mean of all.
-fn copy_bytes(node: &impl Host, shards: &[ShardInfo]) -> u64 {
-    let mut used: BTreeMap<NodeId, u64> = BTreeMap::new();
-    used.insert(node.id(), node.chunks().usage().used);
-    let beats = node.beats().lock();
-    let told = |(id, beat): (&NodeId, &members::Beat)| Some((*id, beat.usage.as_ref()?.used_bytes));
-    used.extend(beats.iter().filter_map(told));
-    let copies = shards.iter().flat_map(|shard| &shard.in_sync);
-    let copies = copies.filter(|id| used.contains_key(id)).count() as u64;
-    used.values().sum::<u64>().checked_div(copies).unwrap_or(0)
+/// What a copy of each shard takes, in bytes, as the primaries have said.
+#[derive(Debug, Default)]
+pub(crate) struct Sizes {
+    told: BTreeMap<ShardId, u64>,
+    /// Of one whose primary has not said it yet, or is gone.
+    mean: u64,
+}
+
+impl Sizes {
+    fn new(told: BTreeMap<ShardId, u64>) -> Sizes {
+        let mean = told.values().sum::<u64>().checked_div(told.len() as u64).unwrap_or(0);
+        Sizes { told, mean }
+    }
+
+    pub fn of(&self, shard: ShardId) -> u64 {
+        self.told.get(&shard).copied().unwrap_or(self.mean)
+    }
+}
+
+pub(crate) fn copy_sizes(node: &impl Host, shards: &[ShardInfo]) -> Sizes {
+    let primary: BTreeMap<ShardId, NodeId> =
+        shards.iter().map(|shard| (shard.id, shard.primary)).collect();
+    let mut told: BTreeMap<ShardId, u64> = BTreeMap::new();
+    let mut note = |id: NodeId, usages: &[ShardUsage]| {
+        let led = usages.iter().filter(|usage| primary.get(&usage.shard) == Some(&id));
+        told.extend(led.map(|usage| (usage.shard, usage.bytes)));
+    };
+    note(node.id(), &led(node));
+    for (id, beat) in node.beats().lock().iter() {
+        if let Some(usage) = &beat.usage {
+            note(*id, &usage.shards);
+        }
+    }
+    Sizes::new(told)
+}
+
+/// What the shards are of which this node is the primary, as far as it knows.
+pub(crate) fn led(node: &impl Host) -> Vec<ShardUsage> {
+    let Ok(shards) = read::shards(&node.view()) else { return Vec::new() };
+    let shares = node.chunks().shares();
+    let led = shards.iter().filter(|shard| shard.primary == node.id());
+    let usage = |shard: &ShardInfo| {
+        let Share { bytes, live, chunks, .. } = *shares.get(usize::from(shard.id.0))?;
+        Some(ShardUsage { shard: shard.id, bytes, live_bytes: live, chunks })
+    };
+    led.filter_map(usage).collect()
 }
 
 /// Whether anything is known to be damaged: then no copy goes that is only left over, for it may be the good one.
@@ -289,7 +340,8 @@ fn held(shard: &ShardInfo) -> Held {
     Held { shard: shard.id, by: std::iter::once(shard.primary).chain(others).collect() }
 }
 
-/// A change that cannot wait: the primary does not answer, or a replica is down.
+/// A change that cannot wait: the primary does not answer, or a replica is down. With fewer replicas than it needs a shard
+/// takes no writes, and nobody is left out who may come back; who is left makes copies of it (`keeper::bring_up`).
 fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange> {
     let alive: Vec<NodeId> =
         shard.in_sync.iter().copied().filter(|id| nodes.alive.contains(id)).collect();
@@ -299,7 +351,11 @@ fn rescue(shard: &ShardInfo, nodes: &Nodes, least: usize) -> Option<ShardChange>
         return change_clocks(shard, nodes);
     }
     if alive.len() < least || alive.is_empty() {
-        return None;
+        let first = alive.iter().find(|id| nodes.may_lead(id)).or(alive.first());
+        let (expected, in_sync) = (shard.epoch, shard.in_sync.clone());
+        let change =
+            |primary: &NodeId| ShardChange { id: shard.id, expected, primary: *primary, in_sync };
+        return first.filter(|_| primary_lost).map(change);
     }
     // Who is only suspected stays, unless it has to lead.
     let in_sync: Vec<NodeId> = match primary_lost {
@@ -448,17 +504,35 @@ fn release<H: Host>(node: &Arc<H>, shard: ShardId, id: NodeId) {
     }
     let node = Arc::clone(node);
     tokio::spawn(async move {
-        let mut tries = 0;
-        while let Err(failure) = released(&*node, shard, id).await {
-            tries += 1;
-            if tries == FORGET_TRIES {
-                tracing::info!(%shard, node = %id, %failure, "a node keeps a shard");
-                break;
+        for tries in 1..=FORGET_TRIES {
+            let Err(failure) = released(&*node, shard, id).await else { break };
+            tracing::info!(%shard, node = %id, %failure, tries, "a node keeps a shard");
+            if tries + 1 == FORGET_TRIES
+                && let Failure::Meta(MetaError::StaleEpoch(epoch)) = failure
+                && let Err(failure) = end_epoch(&*node, shard, id, epoch).await
+            {
+                tracing::info!(%shard, %epoch, %failure, "the shard stays in its epoch");
             }
             clock::sleep(PAUSE).await;
         }
         node.director().lock().releasing.remove(&key);
     });
+}
+
+/// A new epoch for a shard as it is, after an attempt to bring that node up that came to nothing: as long as the epoch
+/// lasts under which it got its copy, it might still be entered, and does not let go of it.
+async fn end_epoch(
+    node: &impl Host,
+    shard: ShardId,
+    id: NodeId,
+    epoch: Epoch,
+) -> Result<(), Failure> {
+    let info = read::shard(&node.view(), shard).map_err(storage)?;
+    let ended = |info: &ShardInfo| info.epoch != epoch || info.in_sync.contains(&id);
+    let Some(info) = info.filter(|info| !ended(info)) else { return Ok(()) };
+    let ShardInfo { primary, in_sync, .. } = info;
+    let change = ShardChange { id: shard, expected: epoch, primary, in_sync };
+    node.command(Command::SetShards(vec![change]), true).await.map(drop)
 }
 
 async fn released(node: &impl Host, shard: ShardId, id: NodeId) -> Result<(), Failure> {
@@ -475,20 +549,21 @@ async fn released(node: &impl Host, shard: ShardId, id: NodeId) -> Result<(), Fa
     node.ask(&node.target_of(id)?, request, FORGET_WITHIN).await.map(drop)
 }
 
-/// `NodeRequest::Reclaim`: new epochs for all shards of which this node is the primary, whatever the present ones are:
-/// it has been started, and does not know what it promised. Answers with the epochs of all shards.
+/// `NodeRequest::Reclaim`: new epochs for all shards that this node is in sync of, whatever the present ones are: it has
+/// been started. As a primary it does not know what it promised; as a replica it is to be compared with the others, for the
+/// end of what it wrote may be damaged without its knowledge. Answers with the epochs of all shards.
 pub(crate) async fn reclaim(
     node: &Arc<impl Host>,
     from: NodeId,
 ) -> Result<Vec<(ShardId, Epoch)>, Failure> {
     loop {
         let shards = read::shards(&node.view()).map_err(storage)?;
-        let own = shards.iter().filter(|shard| shard.primary == from);
+        let own = shards.iter().filter(|shard| shard.in_sync.contains(&from));
         let changes: Vec<ShardChange> = own
             .map(|shard| ShardChange {
                 id: shard.id,
                 expected: shard.epoch,
-                primary: from,
+                primary: shard.primary,
                 in_sync: shard.in_sync.clone(),
             })
             .collect();

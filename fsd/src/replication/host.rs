@@ -90,13 +90,13 @@ pub(crate) trait Host: Wire {
         within: Duration,
     ) -> impl Future<Output = Result<Response, Failure>> + Send;
 
-    /// Has the primary delete what the state machine has marked under this gc epoch.
+    /// Has the primary delete what the state machine has marked under this gc epoch; the bytes that it took.
     fn delete_chunks(
         &self,
         shard: ShardId,
         epoch: Epoch,
         hashes: &[ChunkHash],
-    ) -> impl Future<Output = Result<(), Failure>> + Send;
+    ) -> impl Future<Output = Result<u64, Failure>> + Send;
 }
 
 /// Where a node is reached, as far as this view of the metadata knows.

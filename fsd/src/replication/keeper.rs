@@ -236,7 +236,10 @@ impl Keeper {
                     // replica is back; another one needs a successor first.
                     match used {
                         true => self.wanted.insert(shard, Wanted { epoch, without: None, used }),
-                        false => self.wanted.remove(&shard),
+                        false => {
+                            node.courier().note_alone(shard, epoch);
+                            self.wanted.remove(&shard)
+                        }
                     };
                     self.again.insert(shard, clock::now() + PAUSE);
                     self.asked = Some(clock::now() + PAUSE);
@@ -286,15 +289,21 @@ fn remote<H: Host>(node: &Arc<H>, other: NodeId) -> Result<Remote, Failure> {
 }
 
 /// `NodeRequest::BringUp`: when this returns, the other node has everything that anybody was answered, and will have
-/// all that follows.
+/// all that follows. A primary that cannot begin its epoch, for too few of the others in sync answer, takes no puts, and
+/// can still make the copies with which there are enough; unless it has been started since it was equal to the others.
 pub(crate) async fn bring_up(
     node: &Arc<impl Host>,
     shard: ShardId,
     epoch: Epoch,
     other: NodeId,
 ) -> Result<(), Failure> {
-    if node.chunks().leads(shard) != Some(epoch) {
+    let led = node.chunks().leads(shard) == Some(epoch);
+    if !led && !node.courier().is_alone(shard, epoch) {
         return Err(Failure::NotReady(format!("epoch {epoch} of shard {shard} is not led here")));
+    }
+    if !led && !node.chunks().is_whole(shard) {
+        let why = "this node was started since, and may lack the end of it without knowing";
+        return Err(Failure::NotReady(format!("shard {shard} waits for another replica: {why}")));
     }
     let not_ready = |error: Error| Failure::NotReady(error.to_string());
     let remote = remote(node, other)?;
@@ -302,8 +311,18 @@ pub(crate) async fn bring_up(
         return Err(Failure::NotReady(format!("node {other} is being brought up already")));
     };
     let brought = async {
+        let before = match led {
+            true => None,
+            false => Some(node.chunks().begun(shard, epoch).await?),
+        };
         if node.courier().expect(shard, epoch, other)? == Expected::New {
             node.chunks().bring_up(shard, &remote).await.map_err(|error| error.error)?;
+        }
+        if let Some(before) = before
+            && node.chunks().begun(shard, epoch).await? != before
+        {
+            let why = format!("another replica of shard {shard} is back and had more of it");
+            return Err(Error::new(Kind::NotReplicated, why));
         }
         node.courier().include(shard, other, epoch).await?;
         // It may have dropped the shard in between, on the word of an earlier leader.
@@ -317,13 +336,17 @@ pub(crate) async fn bring_up(
 }
 
 /// `NodeRequest::Forget`: drops what this node has of a shard that it holds no more. Its own map has to say so, too.
+/// `StaleEpoch`: it was being brought up under the present epoch, and may be about to enter the map under it.
 pub(crate) async fn forget(node: &impl Host, shard: ShardId, epoch: Epoch) -> Result<(), Failure> {
     let info = read::shard(&node.view(), shard).map_err(storage)?;
     let info = info.ok_or(Failure::Meta(MetaError::NotFound))?;
     if info.epoch < epoch || info.in_sync.contains(&node.id()) {
         return Err(Failure::NotReady(format!("shard {shard} is held here as far as is known")));
     }
-    let failed = |error: Error| Failure::NotReady(error.to_string());
+    let failed = |error: Error| match error.kind() {
+        Kind::StaleEpoch => MetaError::StaleEpoch(info.epoch).into(),
+        _ => Failure::NotReady(error.to_string()),
+    };
     let forgotten = node.chunks().forget(shard, info.epoch).await.map_err(failed);
     node.upkeep().strays.forget();
     forgotten

@@ -28,7 +28,9 @@ pub(super) async fn hello(
 ) -> Result<Welcome, Failure> {
     match &hello.role {
         Role::NewSession { client } => new_session(node, peer, client).await,
-        Role::Session { session, secret, open } => resume(node, peer, *session, secret, open).await,
+        Role::Session { session, secret, client, open } => {
+            resume(node, peer, (*session, secret), client, open).await
+        }
         Role::Admin => Ok(welcome(node, SessionId::SERVER, [0; 16], false)),
         Role::Node { id } => of_node(node, peer, *id),
         Role::Enrol => Err(Failure::Protocol("who is known need not enrol".into())),
@@ -50,6 +52,7 @@ fn of_node(node: &Node, peer: &Peer, id: NodeId) -> Result<Welcome, Failure> {
 fn welcome(node: &Node, session: SessionId, secret: [u8; 16], resumed: bool) -> Welcome {
     let chunks = &node.config.chunks;
     let bytes = |size: crate::config::Size| u32::try_from(size.0).unwrap_or(u32::MAX);
+    let authorities = node.authorities();
     Welcome {
         // The door fills it in.
         protocol: 0,
@@ -69,7 +72,8 @@ fn welcome(node: &Node, session: SessionId, secret: [u8; 16], resumed: bool) -> 
         },
         // Who does not hear of them goes on with those that it knows.
         servers: crate::admin::security::addresses(node).unwrap_or_default(),
-        signer: Some(node.authorities().signer().fingerprint()),
+        signer: Some(authorities.signer().fingerprint()),
+        signs_alone: authorities.successor().is_none(),
     }
 }
 
@@ -114,14 +118,14 @@ async fn new_session(node: &Arc<Node>, peer: &Peer, client: &str) -> Result<Welc
 async fn resume(
     node: &Arc<Node>,
     peer: &Peer,
-    session: SessionId,
-    secret: &[u8; 16],
+    (session, secret): (SessionId, &[u8; 16]),
+    client: &str,
     open: &[Ino],
 ) -> Result<Welcome, Failure> {
     node.may_answer()?;
     let info = read::session(&node.group.view(), session).map_err(storage)?;
     let Some(info) = info.filter(|_| session != SessionId::SERVER) else {
-        return new_session(node, peer, "").await;
+        return new_session(node, peer, client).await;
     };
     if !same(&info.secret, secret) || info.identity != identity(peer) {
         return Err(Failure::Refused(format!("session {session} is somebody else's")));

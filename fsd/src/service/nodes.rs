@@ -75,9 +75,8 @@ pub(super) async fn answer(
         }
         NodeRequest::GetChunks { hashes } => data::get_here(node, &hashes).await,
         NodeRequest::DeleteChunks { shard, epoch, hashes } => {
-            let deleted = node.chunks.delete(shard, epoch, &hashes).await;
-            deleted.map_err(|error| node.chunk_failure(&error, None))?;
-            plain(Response::Done)
+            let bytes = node.delete_here(shard, epoch, &hashes).await?;
+            plain(Response::Deleted { bytes })
         }
         NodeRequest::NewEpoch { shard, epoch, without } => {
             node.may_answer()?;
@@ -99,13 +98,19 @@ pub(super) async fn answer(
         NodeRequest::Sizes { hashes } => {
             plain(Response::Sizes(hashes.iter().map(|hash| node.size_here(hash)).collect()))
         }
-        NodeRequest::Usage => plain(Response::Usage(node.usage())),
+        NodeRequest::Usage { with_shards } => plain(Response::Usage(node.usage(with_shards))),
         NodeRequest::Unreferenced { shard, hashes } => {
             node.may_answer()?;
             jobs::delete_unreferenced(&**node, shard, hashes).await?;
             plain(Response::Done)
         }
-        NodeRequest::Scrub(ask) => plain(Response::Scrub(node.upkeep.scrub.answer(ask))),
+        NodeRequest::Clean => {
+            jobs::clean_all(node).await?;
+            plain(Response::Done)
+        }
+        NodeRequest::Scrub(ask) => {
+            plain(Response::Scrub(node.upkeep.scrub.answer(ask, &node.chunks.shares())))
+        }
     }
 }
 

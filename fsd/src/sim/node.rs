@@ -207,7 +207,8 @@ impl Life {
         let node = self;
         match request {
             NodeRequest::DeleteChunks { shard, epoch, hashes } => {
-                self.delete_here(shard, epoch, &hashes).await?;
+                let bytes = self.delete_here(shard, epoch, &hashes).await?;
+                return Ok(Response::Deleted { bytes });
             }
             NodeRequest::NewEpoch { shard, epoch, without } => {
                 self.may_answer()?;
@@ -227,17 +228,20 @@ impl Life {
                 self.may_answer()?;
                 jobs::delete_unreferenced(&**node, shard, hashes).await?;
             }
-            NodeRequest::Usage => return Ok(Response::Usage(self.usage())),
+            NodeRequest::Usage { with_shards } => {
+                return Ok(Response::Usage(self.usage(with_shards)));
+            }
             NodeRequest::Announce { .. }
             | NodeRequest::PutChunks { .. }
             | NodeRequest::GetChunks { .. }
             | NodeRequest::Sizes { .. }
-            | NodeRequest::Scrub(_) => panic!("the simulation asks for that in another way"),
+            | NodeRequest::Scrub(_)
+            | NodeRequest::Clean => panic!("the simulation asks for that in another way"),
         }
         Ok(Response::Done)
     }
 
-    fn usage(&self) -> NodeUsage {
+    fn usage(&self, with_shards: bool) -> NodeUsage {
         let usage = self.chunks.usage();
         NodeUsage {
             total_bytes: usage.total,
@@ -247,6 +251,7 @@ impl Life {
             chunks: usage.chunks,
             strays: self.upkeep.strays.of(self),
             clock_ms: self.clock_ms(),
+            shards: if with_shards { replication::led(self) } else { Vec::new() },
             ..NodeUsage::default()
         }
     }
@@ -267,8 +272,12 @@ impl Life {
         shard: ShardId,
         epoch: Epoch,
         hashes: &[ChunkHash],
-    ) -> Result<(), Failure> {
-        self.chunks.delete(shard, epoch, hashes).await.map_err(|error| self.failure(&error))
+    ) -> Result<u64, Failure> {
+        let lens = hashes.iter().filter_map(|hash| self.chunks.stored_len(hash));
+        let bytes = lens.map(u64::from).sum();
+        let deleted = self.chunks.delete(shard, epoch, hashes).await;
+        deleted.map_err(|error| self.failure(&error))?;
+        Ok(bytes)
     }
 
     /// `Node::lift`: tells the primaries of these chunks the gc epochs that they have not heard of.
@@ -512,14 +521,17 @@ impl Host for Life {
         shard: ShardId,
         epoch: Epoch,
         hashes: &[ChunkHash],
-    ) -> Result<(), Failure> {
+    ) -> Result<u64, Failure> {
         let info = read::shard(&self.view(), shard).map_err(storage)?;
         let primary = info.expect("shards are never removed").primary;
         if primary == self.id {
             return self.delete_here(shard, epoch, hashes).await;
         }
         let request = NodeRequest::DeleteChunks { shard, epoch, hashes: hashes.to_vec() };
-        self.ask(&self.target_of(primary)?, request, ANSWER_WITHIN).await.map(drop)
+        match self.ask(&self.target_of(primary)?, request, ANSWER_WITHIN).await? {
+            Response::Deleted { bytes } => Ok(bytes),
+            other => panic!("an answer to another question: {other:?}"),
+        }
     }
 }
 
@@ -530,13 +542,14 @@ fn asked(request: &NodeRequest) -> &'static str {
         NodeRequest::GetChunks { .. } => "get",
         NodeRequest::Sizes { .. } => "sizes",
         NodeRequest::DeleteChunks { .. } => "delete",
-        NodeRequest::Usage => "usage",
+        NodeRequest::Usage { .. } => "usage",
         NodeRequest::NewEpoch { .. } => "new epoch",
         NodeRequest::Reclaim => "reclaim",
         NodeRequest::BringUp { .. } => "bring up",
         NodeRequest::Forget { .. } => "forget",
         NodeRequest::Unreferenced { .. } => "unreferenced",
         NodeRequest::Scrub(_) => "scrub",
+        NodeRequest::Clean => "clean",
     }
 }
 

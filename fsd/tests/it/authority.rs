@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use fsd::config::Config;
 use fsd_rpc::admin::{AdminReply, AdminRequest, CaRotation, TokenPurpose};
 use fsd_rpc::credentials::{self, Credentials, Joining};
+use fsd_rpc::tls::CaFingerprint;
 use fsd_rpc::{CallError, Client, ConnectOptions};
 use raftmeta_types::{FileKind, Ino};
 use tempfile::TempDir;
@@ -70,8 +71,11 @@ fn an_authority_is_replaced_while_clients_work() {
             rotation.clients_waited_for.iter().map(|cert| cert.subject.as_str()).collect();
         (rotation.stage == "issuing" && waited == ["client:idle"]).then_some(())
     });
-    let renewed = Credentials::load(home.path()).unwrap();
-    assert_ne!(renewed.signer().unwrap(), old);
+    // The cluster has given it before the client has kept it.
+    let renewed = until("the new certificate is kept", || {
+        let kept = Credentials::load(home.path()).unwrap();
+        (kept.signer().unwrap() != old).then_some(kept)
+    });
     // Until it is over both authorities are good, for nodes that restart as well.
     site.nodes[1].stop();
     site.nodes[1].restart();
@@ -80,6 +84,11 @@ fn an_authority_is_replaced_while_clients_work() {
 
     client.make(Ino::ROOT, "after", FileKind::Regular);
     assert_eq!(client.session(), session, "the mount has gone on");
+    until("the client trusts the old authority no more", || {
+        let now = Credentials::load(home.path()).unwrap();
+        let trusted = CaFingerprint::all_of_pem(&now.identity.ca_pem).unwrap();
+        (trusted == [renewed.signer().unwrap()]).then_some(())
+    });
     let refused = connect(&idle).expect_err("an old certificate is refused").to_string();
     assert!(refused.contains("authority was replaced"), "{refused}");
     // Everything that is new is of the new one.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fsd_rpc::message::{Failure, Request, Response};
-use fsd_rpc::{CallError, Client};
+use fsd_rpc::{CallError, Client, ConnectOptions};
 use raftmeta_types::command::Create;
 use raftmeta_types::lock::{Lock, LockFamily, LockKind, LockOwner};
 use raftmeta_types::{Command, FileKind, Ino, MetaError, Reply};
@@ -213,7 +213,12 @@ fn nobody_else_resumes_a_session_or_commands_for_the_node() {
     let node = Node::start();
     let client = node.client();
     let silent = Silent::begin(&node);
-    let role = Role::Session { session: client.session(), secret: [1; 16], open: vec![] };
+    let role = Role::Session {
+        session: client.session(),
+        secret: [1; 16],
+        client: String::new(),
+        open: vec![],
+    };
     let hello = Hello { protocols: PROTOCOLS, build: "test".into(), role };
     let other = std::os::unix::net::UnixStream::connect(node.path("fsd.sock")).unwrap();
     let thief = Silent { stream: std::cell::RefCell::new(other), session: client.session() };
@@ -223,4 +228,25 @@ fn nobody_else_resumes_a_session_or_commands_for_the_node() {
     let answer = silent.ask(&Request::Mutate { slot: 0, seq: 1, durable: false, command });
     assert!(matches!(answer, Response::Failed(Failure::Refused(_))), "{answer:?}");
     client.make(Ino::ROOT, "still", FileKind::Regular);
+}
+
+#[test]
+fn a_session_that_was_revoked_is_followed_by_one_with_its_name() {
+    use fsd_rpc::admin::{AdminReply, AdminRequest};
+    let node = Node::start();
+    let client = node.client();
+    let options = ConnectOptions { admin: true, deadline: PATIENCE, ..ConnectOptions::default() };
+    let admin = Client::connect(node.endpoint(), options).unwrap();
+    let ask = |request| match admin.call(&Request::Admin(request), &[]).unwrap().0 {
+        Response::Admin(reply) => reply,
+        other => panic!("{other:?}"),
+    };
+    let session = client.session();
+    ask(AdminRequest::ClientRevoke { session });
+    let listed = until("it has another session", || {
+        let _ = client.call(&Request::Ping, &[]);
+        let AdminReply::Clients(clients) = ask(AdminRequest::ClientList) else { panic!() };
+        clients.into_iter().find(|one| one.session != session.0)
+    });
+    assert_eq!(listed.client, "test:/mnt");
 }

@@ -1,5 +1,6 @@
 //! A site of several nodes: they join with tokens, the leader dies, and clients go on.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fsd::config::Config;
@@ -307,6 +308,149 @@ fn what_a_bad_disk_did_is_found_and_repaired_from_another_node() {
 }
 
 #[test]
+fn a_replica_that_was_started_again_is_compared_although_nothing_is_written() {
+    let mut site = Site::of(3, 2);
+    let client = site.client();
+    fill(&client, 0..24);
+    let leader = site.leader(0);
+    let (hurt, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let id = hurt as u64 + 1;
+    let epochs = |site: &Site| -> BTreeMap<u16, u64> {
+        let shards = site.list(leader).into_iter().flat_map(|node| node.shards);
+        let followed = shards.filter(|shard| shard.in_sync.contains(&id) && shard.primary != id);
+        followed.map(|shard| (shard.id, shard.epoch)).collect()
+    };
+    let before = epochs(&site);
+    assert!(!before.is_empty());
+    // Of segments that are still written a start cannot tell a damaged record from the end.
+    site.nodes[hurt].kill();
+    assert!(damage(&site.nodes[hurt]) > 2);
+    site.nodes[hurt].restart();
+    until("the shards that it follows have new epochs", || {
+        let now = epochs(&site);
+        let newer = |(id, epoch): (&u16, &u64)| now.get(id).is_some_and(|now| now > epoch);
+        before.iter().all(newer).then_some(())
+    });
+    // Which are begun when writes pass.
+    fill(&client, 24..48);
+    site.settled();
+    site.nodes[other].kill();
+    check(&client, 0..48);
+}
+
+#[test]
+fn the_scrub_of_every_node_is_a_job_of_its_own() {
+    let site = Site::of(3, 2);
+    let scrubs = || {
+        let AdminReply::Status(status) = site.ask(1, AdminRequest::Status) else { panic!() };
+        let jobs = status.jobs.into_iter();
+        jobs.filter(|job| job.node.is_some()).collect::<Vec<_>>()
+    };
+    assert_eq!(scrubs(), [], "there is nothing to read");
+    let client = site.client();
+    fill(&client, 0..24);
+    let jobs = until("the leader has heard of what each node holds", || {
+        let jobs = scrubs();
+        (jobs.len() == 3).then_some(jobs)
+    });
+    for (job, node) in jobs.iter().zip(["n1", "n2", "n3"]) {
+        assert_eq!((job.name.as_str(), job.node.as_deref()), ("scrub", Some(node)));
+        assert_eq!(job.progress.unit, "bytes");
+        assert!(job.bytes_left > Some(100_000), "{job:?}");
+        assert!(job.percent.is_some() && job.eta_ms > Some(0), "{job:?}");
+    }
+    // A pass by command reads all of that, and the next one by itself begins with everything.
+    let found = site.scrub(0);
+    for (node, job) in found.iter().zip(&jobs) {
+        assert!(node.bytes > 100_000 && job.progress.total > 0, "{node:?}, {job:?}");
+    }
+}
+
+fn status(site: &Site, asked: usize) -> admin::Status {
+    match site.ask(asked, AdminRequest::Status) {
+        AdminReply::Status(status) => *status,
+        _ => panic!("no status"),
+    }
+}
+
+#[test]
+fn the_space_of_every_node_and_their_sum_are_told() {
+    let mut site = Site::of(3, 2);
+    let client = site.client();
+    fill(&client, 0..24);
+    let stored = 2 * 24 * 100_000;
+    let told = until("the leader has heard what each node holds", || {
+        let told = status(&site, 1);
+        (told.data.live_bytes >= stored).then_some(told)
+    });
+    assert_eq!((told.data.nodes, told.data.chunks), (3, 48));
+    let names: Vec<&str> = told.stores.iter().map(|store| store.name.as_str()).collect();
+    assert_eq!(names, ["n1", "n2", "n3"]);
+    let sum = |of: fn(&admin::DataStatus) -> u64| -> u64 {
+        told.stores.iter().map(|store| of(&store.data)).sum()
+    };
+    assert_eq!(told.data.total_bytes, sum(|data| data.total_bytes));
+    assert_eq!(told.data.live_bytes, sum(|data| data.live_bytes));
+    assert!(told.stores.iter().all(|store| store.data.used_bytes > 0), "{told:?}");
+
+    // Each chunk once, where its shard is led.
+    let nodes = site.list(2);
+    let shards = || nodes.iter().flat_map(|node| &node.shards);
+    assert_eq!(shards().map(|shard| shard.chunks.unwrap()).sum::<u64>(), 24);
+    let led = shards().map(|shard| shard.stored_bytes.unwrap()).sum::<u64>();
+    assert_eq!(led * 2, told.data.live_bytes);
+    assert!(nodes.iter().all(|node| node.data.as_ref().is_some_and(|data| data.used_bytes > 0)));
+    let target = admin::Target::Ino(Ino::ROOT);
+    let JobReport::Du(du) = site.run(1, Job::Du { target }) else { panic!("no report") };
+    assert_eq!((du.pool_live_bytes, du.stored_bytes), (led, led));
+    let JobReport::Gc(gc) = site.run(1, Job::Gc { dry_run: true }) else { panic!("no report") };
+    assert_eq!((gc.before.nodes, gc.before.live_bytes), (3, told.data.live_bytes));
+
+    // What is deleted goes from all of them.
+    for n in 0..24 {
+        client.remove(Ino::ROOT, &format!("c{n:03}")).unwrap();
+    }
+    until("no chunk is left on any node", || {
+        let JobReport::Gc(gc) = site.run(1, Job::Gc { dry_run: false }) else { panic!() };
+        (gc.after.live_bytes == 0 && gc.after.nodes == 3).then_some(())
+    });
+
+    let leader = site.leader(0);
+    let (lost, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    site.nodes[lost].kill();
+    until("it counts no more", || {
+        let told = status(&site, other);
+        (told.data.nodes == 2 && told.stores.len() == 2).then_some(())
+    });
+    assert_eq!(site.list(other)[lost].data, None);
+}
+
+#[test]
+fn a_node_whose_block_daemon_does_not_start_is_named() {
+    let site = Site::of(3, 2);
+    let client = site.client();
+    fill(&client, 0..6);
+    let node = &site.nodes[(site.leader(0) + 1) % 3];
+    let name = site.list(0)[(site.leader(0) + 1) % 3].name.clone();
+    // Something is in the place of its pool.
+    let (pool, away) = (node.path("pool"), node.path("pool.away"));
+    std::fs::rename(&pool, &away).unwrap();
+    std::fs::create_dir(&pool).unwrap();
+    send(node.blockd_pid().unwrap(), rustix::process::Signal::KILL);
+    until("the status names the node", || {
+        let checks = status(&site, 0).health.checks;
+        let named = |check: &&admin::Check| check.detail.contains(&format!("of {name} is not"));
+        checks.iter().find(|check| check.name == "BLOCKD_DOWN").filter(named).map(drop)
+    });
+    // The others go on.
+    fill(&client, 6..8);
+    std::fs::remove_dir(&pool).unwrap();
+    std::fs::rename(&away, &pool).unwrap();
+    until("all is well again", || (status(&site, 0).health.word == admin::Level::Ok).then_some(()));
+    check(&client, 0..8);
+}
+
+#[test]
 fn a_lost_node_is_made_up_for_without_a_command() {
     let mut site = Site::of(3, 2);
     let client = site.client();
@@ -337,8 +481,12 @@ fn a_node_is_drained_removed_and_a_new_one_takes_its_place() {
     let drain = |site: &Site, node: &str, dry_run| {
         site.ask(0, AdminRequest::NodeDrain { node: node.into(), dry_run })
     };
-    let AdminReply::NodeMoved(moved) = drain(&site, "n3", true) else { panic!("no answer") };
-    assert_eq!((moved.node, moved.state.as_str()), (3, "up"));
+    // What it holds of the twelve files, not how much room its segments have.
+    until("the leader has heard what the node holds", || {
+        let AdminReply::NodeMoved(moved) = drain(&site, "n3", true) else { panic!("no answer") };
+        assert_eq!((moved.node, moved.state.as_str()), (3, "up"));
+        (100_000..1_400_000).contains(&moved.bytes).then_some(())
+    });
     drain(&site, "3", false);
     until("it is drained, and its shards are elsewhere", || {
         let nodes = site.list(0);

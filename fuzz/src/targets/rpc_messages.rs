@@ -64,7 +64,12 @@ pub fn seeds() -> Vec<Vec<u8>> {
         exclusive: true,
         open: true,
     });
-    let role = Role::Session { session: SessionId(9), secret: [1; 16], open: Vec::new() };
+    let role = Role::Session {
+        session: SessionId(9),
+        secret: [1; 16],
+        client: "c".into(),
+        open: Vec::new(),
+    };
     let limits = Limits {
         shard_count: 16,
         chunk_min: 1,
@@ -84,6 +89,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         limits,
         servers: vec!["n2:9400".into()],
         signer: Some(CaFingerprint([7; 16])),
+        signs_alone: true,
     };
     let csr_der = Bytes::from_static(b"der");
     let token = AdminRequest::TokenCreate { ttl_secs: 3600, uses: 1, purpose: TokenPurpose::Node };

@@ -1,64 +1,37 @@
 //! The queue of one core on one namespace: a pair of rings, polled; interrupts only while its thread sleeps.
 //!
-//! ```text
-//! arena of 4 MiB   0 submission ring · 16 KiB completion ring · 64 KiB zeros · 256 KiB a PRP list for each command id
-//!                  2 MiB and on: bounce buffers, for memory that is not in an arena
-//! ```
-//!
-//! A command id is its place in `flights`. Interrupts are connected when the thread goes to sleep, and disconnected again
+//! A command id is its place in `flights`; [`Link`] has the rings' memory. Interrupts are connected when the thread goes to sleep, and disconnected again
 //! when polling has found much without sleep: both take a system call, and a busy queue needs neither.
 
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
 
-use hugepages::{Arena, BUFFER_BYTES_MAX, Buffer, Pool};
+use hugepages::Buffer;
 
-use super::bus::Bus;
 use super::controller::{Controller, DEAD, Seat, signal};
-use super::memory::{Arenas, Shown, publish};
+use super::link::Link;
 use super::registers;
 use crate::engine::operations::{Operations, Started};
 use crate::engine::{Completion, Health, Memory, Op, Queue};
-use crate::nvme::PAGE_BYTES;
-use crate::nvme::command::{Command, Data, dataset_range};
-use crate::nvme::identify::{Limits, ZEROS_BYTES};
+use crate::nvme::command::Command;
+use crate::nvme::identify::Limits;
 use crate::nvme::plan::{Kind, Step};
-use crate::nvme::prp;
-use crate::nvme::ring::{CQE_BYTES, Completions, Cqe, SQE_BYTES, Submission};
+use crate::nvme::ring::{Completions, Cqe, SQE_BYTES, Submission};
 use crate::nvme::status::Outcome;
 
-const SQ_AT: usize = 0;
-const CQ_AT: usize = 16 << 10;
-const ZEROS_AT: usize = 64 << 10;
-const LISTS_AT: usize = 256 << 10;
-const BOUNCE_AT: usize = 2 << 20;
-const ARENA_BYTES: usize = 4 << 20;
 /// The part of a completion queue that is taken at most before the device is told.
 const UNTOLD_SHARE: u16 = 4;
 /// Completions without a sleep, after which interrupts are disconnected.
 const BUSY: u32 = 256;
-
-const _: () = assert!(ZEROS_AT + ZEROS_BYTES as usize <= LISTS_AT);
-const _: () = assert!(LISTS_AT + 256 * PAGE_BYTES as usize <= BOUNCE_AT);
 
 /// A command with the device. It keeps what the device may touch.
 struct Flight {
     started: Started,
     memory: Option<Memory>,
     bounce: Option<Buffer>,
-}
-
-/// What the queue holds of the device; let go when the device is dead, so that it can be given back.
-struct Link {
-    bus: Arc<dyn Bus>,
-    arenas: Arc<Arenas>,
-    rings: Shown,
-    bounce: Arc<Pool>,
-    sq_doorbell: usize,
-    cq_doorbell: usize,
 }
 
 /// See the module.
@@ -73,7 +46,6 @@ pub struct VfioQueue {
     free: Vec<u16>,
     submission: Submission,
     completions: Completions,
-    known: Vec<(Weak<Arena>, u64)>,
     troubled: bool,
     armed: Cell<bool>,
     slept: Cell<bool>,
@@ -90,22 +62,15 @@ impl VfioQueue {
         let arenas = controller.parts().as_ref().map(|p| Arc::clone(&p.arenas));
         let arenas = arenas.ok_or_else(registers::gone)?;
         let (seat, epoch) = controller.seat(|bus, _| {
-            let rings = Shown::new(bus, ARENA_BYTES)?;
-            let addresses = (rings.iova(SQ_AT), rings.iova(CQ_AT));
+            let rings = Link::rings(bus)?;
+            let addresses = Link::addresses(&rings);
             made = Some((Arc::clone(bus), rings));
             Ok(addresses)
         })?;
         let (bus, rings) = made.expect("a seat has its place");
         let entries = seat.pair.entries;
         let doorbell = |is_cq| registers::doorbell(&controller.capabilities, seat.pair.id, is_cq);
-        let link = Link {
-            bus,
-            arenas,
-            bounce: Pool::new(Arc::clone(rings.arena()), BOUNCE_AT, || {}),
-            rings,
-            sq_doorbell: doorbell(false),
-            cq_doorbell: doorbell(true),
-        };
+        let link = Link::new(bus, arenas, rings, (doorbell(false), doorbell(true)));
         let slots = entries - 1;
         Ok(VfioQueue {
             operations: Operations::new(limits, controller.timeout.as_millis() as u64),
@@ -117,7 +82,6 @@ impl VfioQueue {
             free: (0..slots).rev().collect(),
             submission: Submission::new(entries),
             completions: Completions::new(entries),
-            known: Vec::new(),
             troubled: false,
             armed: Cell::new(false),
             slept: Cell::new(false),
@@ -168,12 +132,11 @@ impl VfioQueue {
                 "the queue has no controller any more: EIO from now on"
             );
             self.operations.fail_waiting(libc::EIO);
-            self.known.clear();
             self.link = None;
             return;
         }
         if let Some(link) = &self.link {
-            link.rings.zero(CQ_AT, usize::from(self.seat.pair.entries) * CQE_BYTES);
+            link.clear_completions(self.seat.pair.entries);
         }
         self.troubled = true;
         self.seat.wanted.store(epoch, Ordering::Release);
@@ -202,8 +165,7 @@ impl VfioQueue {
             self.free.pop();
             self.flights[usize::from(id)] = Some(flight);
             self.seat.sent_ms[usize::from(id)].store(now, Ordering::Release);
-            let link = self.link.as_ref().expect("seen above");
-            link.rings.write(SQ_AT + usize::from(slot) * SQE_BYTES, &entry);
+            self.link.as_ref().expect("seen above").put(slot, &entry);
             self.unrung.set(true);
         }
     }
@@ -213,76 +175,20 @@ impl VfioQueue {
         if self.unrung.replace(false)
             && let Some(link) = &self.link
         {
-            publish();
-            link.bus.write32(link.sq_doorbell, self.submission.tail().into());
+            link.ring(&self.submission);
         }
     }
 
     /// The entry of a command, and what it keeps. `None` if it has to wait for a bounce buffer.
     fn prepare(&mut self, started: Started, id: u16) -> Option<(Flight, [u8; SQE_BYTES])> {
-        let step = started.step;
         let memory = self.operations.memory(&started);
-        let arena_iova = memory.as_ref().and_then(|m| self.arena_iova(m));
-        let link = self.link.as_ref().expect("start() has looked");
-        let list_at = LISTS_AT + usize::from(id) * PAGE_BYTES as usize;
-        let list = link.rings.iova(list_at);
-        let entry = |index: usize, address| link.rings.write_u64(list_at + index * 8, address);
-        let mut bounce = None;
-        let data = match (step.kind, &memory) {
-            (Kind::WriteOfZeros, _) => prp::build(link.rings.iova(ZEROS_AT), step.len, list, entry),
-            (Kind::Deallocate, _) => {
-                link.rings.write(list_at, &dataset_range(step.lba, step.blocks));
-                Data { prp1: list, prp2: 0 }
-            }
-            (_, None) => Data::default(),
-            (_, Some(memory)) => {
-                let address = match arena_iova {
-                    Some(address) => address,
-                    None => {
-                        assert!(memory.len() <= BUFFER_BYTES_MAX, "commands are cut shorter");
-                        let Some(mut buffer) = link.bounce.take(memory.len()) else {
-                            self.operations.put_back(started);
-                            return None;
-                        };
-                        if matches!(step.kind, Kind::Write { .. }) {
-                            memory.read(0, &mut buffer);
-                        }
-                        let offset = buffer.arena_offset().expect("a pool has an arena");
-                        bounce = Some(buffer);
-                        link.rings.iova(offset)
-                    }
-                };
-                prp::build(address, step.len, list, entry)
-            }
-        };
-        let entry = Command::of_step(&step, self.nsid).encode(id, data);
-        Some((Flight { started, memory, bounce }, entry))
-    }
-
-    /// The device's address of memory in an arena, which the device is shown if it is new.
-    fn arena_iova(&mut self, memory: &Memory) -> Option<u64> {
-        let (arena, offset) = memory.arena()?;
-        if !offset.is_multiple_of(4) {
+        let link = self.link.as_mut().expect("start() has looked");
+        let Some((data, bounce)) = link.data(&started.step, memory.as_ref(), id) else {
+            self.operations.put_back(started);
             return None;
-        }
-        let known = self.known.iter().find(|(k, _)| std::ptr::eq(k.as_ptr(), Arc::as_ptr(arena)));
-        let start = match known {
-            Some((_, start)) => *start,
-            None => {
-                self.known.retain(|(k, _)| k.strong_count() > 0);
-                match self.link.as_ref()?.arenas.iova(arena) {
-                    Ok(start) => {
-                        self.known.push((Arc::downgrade(arena), start));
-                        start
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "an arena cannot be shown to the device");
-                        return None;
-                    }
-                }
-            }
         };
-        Some(start + offset as u64)
+        let entry = Command::of_step(&started.step, self.nsid).encode(id, data);
+        Some((Flight { started, memory, bounce }, entry))
     }
 
     /// Takes what has completed.
@@ -328,19 +234,12 @@ impl VfioQueue {
         if self.untold.replace(0) > 0
             && let Some(link) = &self.link
         {
-            link.bus.write32(link.cq_doorbell, self.completions.head().into());
+            link.took(&self.completions);
         }
     }
 
     fn next_completion(&mut self) -> Option<Cqe> {
-        let link = self.link.as_ref()?;
-        let at = CQ_AT + usize::from(self.completions.head()) * CQE_BYTES;
-        if !self.completions.is_new(link.rings.poll_u16(at + 14)) {
-            return None;
-        }
-        let cqe = Cqe::parse(&link.rings.read(at));
-        self.completions.advance();
-        Some(cqe)
+        self.link.as_ref()?.next_completion(&mut self.completions)
     }
 
     fn note(&mut self, step: &Step, outcome: Outcome, cqe: Cqe) {
@@ -367,10 +266,7 @@ impl VfioQueue {
     }
 
     fn has_completion(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| {
-            let at = CQ_AT + usize::from(self.completions.head()) * CQE_BYTES;
-            self.completions.is_new(link.rings.poll_u16(at + 14))
-        })
+        self.link.as_ref().is_some_and(|link| link.has_completion(&self.completions))
     }
 
     /// Connects interrupts; `false` if there are none.
@@ -454,7 +350,7 @@ impl Drop for VfioQueue {
         if !is_quiet {
             // The device may still use the rings and the flights' memory.
             if let Some(link) = &self.link {
-                link.rings.leak();
+                link.leak();
             }
             std::mem::forget(std::mem::take(&mut self.flights));
         }

@@ -21,12 +21,15 @@ const SERVERS_MAX: usize = 64;
 /// Until `stopped` has no sender any more or the client is gone.
 pub(super) fn session(weak: &Weak<Inner>, every: Duration, stopped: &mpsc::Receiver<()>) {
     let mut look = Instant::now();
-    let mut signer = None;
+    let mut trusted = None;
     loop {
         let Some(inner) = weak.upgrade() else { return };
-        let told = inner.state.lock().welcome.as_ref().and_then(|welcome| welcome.signer);
-        // The authority of the cluster is being replaced: the old one will not be trusted for long.
-        if std::mem::replace(&mut signer, told) != told || Instant::now() >= look {
+        let told = {
+            let state = inner.state.lock();
+            state.welcome.as_ref().map(|welcome| (welcome.signer, welcome.signs_alone))
+        };
+        // The authority of the cluster is being replaced: the old one will not be trusted for long, or is no more.
+        if std::mem::replace(&mut trusted, told) != told || Instant::now() >= look {
             look = Instant::now() + RENEWAL_EVERY;
             if let Some(dir) = &inner.options.credentials
                 && let Err(error) = renew(&inner, dir)
@@ -51,14 +54,17 @@ pub(super) fn session(weak: &Weak<Inner>, every: Duration, stopped: &mpsc::Recei
     }
 }
 
-/// Keeps the names of nodes that the cluster has told, renews the certificate in the directory if it is time, and shows from now on the one that is there.
+/// Keeps the names of nodes that the cluster has told, renews the certificate in the directory if it is time, trusts no
+/// authority that was replaced, and shows from now on the certificate that is there.
 fn renew(inner: &Inner, dir: &Path) -> Result<(), CredentialsError> {
     let mut credentials = Credentials::load(dir)?;
     // The next mount may come when the nodes of today are gone.
-    let (told, signer) = {
+    let (told, signer, signs_alone) = {
         let state = inner.state.lock();
         let welcome = state.welcome.as_ref();
-        (welcome.map(|w| w.servers.clone()).unwrap_or_default(), welcome.and_then(|w| w.signer))
+        let alone = welcome.is_some_and(|w| w.signs_alone);
+        let told = welcome.map(|w| w.servers.clone()).unwrap_or_default();
+        (told, welcome.and_then(|w| w.signer), alone)
     };
     let new: Vec<String> =
         told.into_iter().filter(|server| !credentials.servers.contains(server)).collect();
@@ -73,6 +79,11 @@ fn renew(inner: &Inner, dir: &Path) -> Result<(), CredentialsError> {
         credentials = credentials.renewed(|request| Ok(ask(request)?.0))?;
         credentials.save(dir)?;
         tracing::info!(cluster = %credentials.cluster_name, "the certificate was renewed");
+    }
+    let is_signer = credentials.signer().is_ok_and(|of| Some(of) == signer);
+    if signs_alone && is_signer && credentials.trust_signer_alone() {
+        credentials.save(dir)?;
+        tracing::info!("the authority that was replaced is trusted no more");
     }
     inner.dial.set_identity(&credentials.identity)?;
     Ok(())

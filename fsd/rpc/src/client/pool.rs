@@ -292,7 +292,8 @@ impl Inner {
                 if let Some(report) = self.open_inodes.lock().as_ref() {
                     inos = report();
                 }
-                Role::Session { session, secret, open: Vec::new() }
+                let client = self.options.client.clone();
+                Role::Session { session, secret, client, open: Vec::new() }
             }
         };
         let open: Vec<u8> = inos.iter().flat_map(|ino| ino.0.to_le_bytes()).collect();

@@ -106,3 +106,18 @@ fn errors_and_debug_do_not_show_the_key() {
         assert!(!shown.contains(&secret[..20]), "{shown}");
     }
 }
+
+#[test]
+fn only_the_signer_is_trusted_in_the_end() {
+    let (mut two, other) = (credentials(1, 100), credentials(1, 100));
+    let (signer, alone) = (two.signer().unwrap(), two.identity.ca_pem.clone());
+    assert!(!two.trust_signer_alone(), "there is no other");
+    assert_eq!(two.identity.ca_pem, alone);
+    two.identity.ca_pem += &other.identity.ca_pem;
+    assert_eq!(CaFingerprint::all_of_pem(&two.identity.ca_pem).unwrap().len(), 2);
+    assert!(two.trust_signer_alone() && !two.trust_signer_alone());
+    assert_eq!(CaFingerprint::all_of_pem(&two.identity.ca_pem).unwrap(), [signer]);
+    let dir = tempfile::tempdir().unwrap();
+    two.save(dir.path()).unwrap();
+    assert_eq!(Credentials::load(dir.path()).unwrap().signer().unwrap(), signer);
+}

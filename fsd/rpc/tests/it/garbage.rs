@@ -136,7 +136,7 @@ fn a_greeting_is_first_and_once() {
     assert!(named.iter().all(|part| why.contains(part)), "{why}");
     // Data where none belongs, and a list of inodes that is no list.
     let session = raftmeta_types::SessionId(1);
-    let role = Role::Session { session, secret: [0; 16], open: vec![] };
+    let role = Role::Session { session, secret: [0; 16], client: String::new(), open: vec![] };
     for (role, data) in [(Role::Admin, &b"x"[..]), (role, b"1234567")] {
         let told = answers(connect(node()), &framed(Kind::Request, &hello(PROTOCOLS, role), data));
         assert!(matches!(&told[..], [Response::Failed(Failure::Protocol(_))]), "{told:?}");

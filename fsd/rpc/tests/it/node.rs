@@ -205,7 +205,7 @@ impl Handler for Service {
         store.greetings += 1;
         let (session, resumed) = match &hello.role {
             Role::NewSession { .. } => (self.open_session(&mut store), false),
-            Role::Session { session, secret, open } => match store.sessions.get_mut(session) {
+            Role::Session { session, secret, open, .. } => match store.sessions.get_mut(session) {
                 Some(known) if known.secret != *secret => {
                     return Err(Failure::Refused("wrong secret".into()));
                 }
@@ -238,6 +238,7 @@ impl Handler for Service {
             limits,
             servers: Vec::new(),
             signer: None,
+            signs_alone: false,
         })
     }
 

@@ -50,7 +50,12 @@ fn a_session_has_so_many_connections_and_no_more() {
     let welcome = client.welcome();
     let join = || {
         let mut stream = UnixStream::connect(&node.socket).unwrap();
-        let role = Role::Session { session: welcome.session, secret: welcome.secret, open: vec![] };
+        let role = Role::Session {
+            session: welcome.session,
+            secret: welcome.secret,
+            client: String::new(),
+            open: vec![],
+        };
         let build = "test".into();
         let hello = Request::Hello(Hello { protocols: PROTOCOLS, build, role });
         let answer = ask(&mut stream, &hello);

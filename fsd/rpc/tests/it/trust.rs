@@ -149,7 +149,7 @@ fn without_a_certificate_one_may_enrol_and_nothing_else() {
     for role in [
         Role::Admin,
         Role::NewSession { client: "evil".into() },
-        Role::Session { session, secret, open: vec![] },
+        Role::Session { session, secret, client: String::new(), open: vec![] },
     ] {
         let mut stream = anonymous(&node);
         let answer = ask(&mut stream, &hello(role));

@@ -406,6 +406,24 @@ async fn a_sealed_segment_with_a_damaged_header_still_names_its_damaged_records(
     }
 }
 
+/// The end of one that has its footer is not taken for records by one that lost it.
+#[tokio::test]
+async fn a_shorter_damaged_copy_takes_the_records_behind_its_end_and_no_footer() {
+    let (store, _, chunks) = primary().await;
+    let infos = store.segments(SHARD).await.unwrap();
+    let number = infos.iter().find(|info| info.sealed).unwrap().number;
+    let whole = store.copy_segment(SHARD, number).await.unwrap();
+    let places = chunks.iter().filter_map(|chunk| store.place_of(&chunk.0));
+    let second = places.filter(|place| place.number == number).map(|place| place.offset).nth(1);
+    let content = whole.content.slice(..second.unwrap() as usize / 4096 * 4096);
+    let copy = SegmentCopy { content, sealed: false, damaged: true };
+    store.install_segment(SHARD, Epoch(1), number, copy).await.unwrap();
+    assert!(store.verify_segment(SHARD, number).await.unwrap().whole);
+    for (hash, bytes) in &chunks {
+        assert_eq!(&store.get(hash).await.unwrap(), bytes);
+    }
+}
+
 #[tokio::test]
 async fn a_segment_with_unreadable_blocks_is_found_and_replaced() {
     let (first, tape, chunks) = primary().await;

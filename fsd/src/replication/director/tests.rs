@@ -30,7 +30,11 @@ fn what_cannot_wait() {
         (&[1, 2], &[3], &[], Some((1, vec![1, 2]))),
         // The primary does not answer, and neither does another.
         (&[2, 3], &[], &[], Some((2, vec![2, 3]))),
-        (&[2], &[1], &[], None),
+        // Too few to go on: one of them makes copies, and nobody is left out.
+        (&[2], &[1], &[], Some((2, vec![1, 2, 3]))),
+        (&[2], &[1, 3], &[], Some((2, vec![1, 2, 3]))),
+        (&[1], &[2, 3], &[], None),
+        (&[], &[1, 2, 3], &[], None),
         // A wrong clock leads no more, and its copy counts as before.
         (&[1, 2, 3], &[], &[1], Some((2, vec![1, 2, 3]))),
         (&[1, 2, 3], &[], &[1, 2], Some((3, vec![1, 2, 3]))),
@@ -79,4 +83,32 @@ fn the_most_urgent_cause_is_told() {
         let nodes = Nodes { draining: ids(draining), ..nodes(&[1, 2, 3], down, &[]) };
         assert_eq!(cause(&shard(in_sync), &planned, &nodes), expected, "{in_sync:?}, {down:?}");
     }
+}
+
+#[test]
+fn what_is_left_is_counted_in_bytes_once_they_are_known() {
+    let mut director = Director::default();
+    let mut note = |steps, bytes| {
+        director.note(&BTreeMap::from([(Cause::Drain, Amount { steps, bytes })]));
+        let work = &director.works[&Cause::Drain];
+        (work.is_in_bytes(), work.left, work.total)
+    };
+    let amount = |steps, bytes| Amount { steps, bytes };
+    assert_eq!(note(3, 0), (false, amount(3, 0), amount(3, 0)));
+    assert_eq!(note(3, 900), (true, amount(3, 900), amount(3, 900)));
+    assert_eq!(note(2, 500), (true, amount(2, 500), amount(3, 900)));
+    // Clients write meanwhile.
+    assert_eq!(note(2, 1000), (true, amount(2, 1000), amount(3, 1000)));
+    // Copies are left to be dropped.
+    assert_eq!(note(1, 0), (true, amount(1, 0), amount(3, 1000)));
+    director.note(&BTreeMap::new());
+    assert!(director.works.is_empty());
+}
+
+#[test]
+fn a_shard_whose_primary_has_not_said_how_large_it_is_takes_the_mean() {
+    let sizes = Sizes::new(BTreeMap::from([(ShardId(0), 100), (ShardId(2), 500)]));
+    let found = [0, 1, 2].map(|id| sizes.of(ShardId(id)));
+    assert_eq!(found, [100, 300, 500]);
+    assert_eq!(Sizes::default().of(ShardId(0)), 0);
 }

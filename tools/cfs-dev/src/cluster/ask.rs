@@ -101,10 +101,13 @@ impl Cluster {
     /// Why it is not settled.
     fn lacks(&self, wanted: &[String], nodes: &[Node]) -> Option<String> {
         for name in wanted {
-            match nodes.iter().find(|node| node.name == *name && node.state != "removed") {
+            let mut named = nodes.iter().filter(|node| node.name == *name);
+            match named.clone().find(|node| node.state != "removed") {
+                // What an operator has taken out is as it should be.
+                None if named.next().is_some() => {}
                 None => return Some(format!("{name} has not joined")),
                 Some(node) if node.state == "up" && !node.role.is_empty() => {}
-                // What an operator has taken out is as it should be.
+                // And what is on its way out.
                 Some(node) if node.state == "draining" || node.state == "drained" => {}
                 Some(node) => return Some(format!("{name} is {}", node.state)),
             }

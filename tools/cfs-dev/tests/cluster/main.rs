@@ -8,6 +8,7 @@ mod drain;
 mod load;
 mod nemesis;
 mod refused;
+mod rotate;
 mod site;
 mod twelve;
 mod up;

@@ -5,7 +5,7 @@ mod remove;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use fsd_rpc::admin::{self, AdminReply, AdminRequest};
+use fsd_rpc::admin::{self, AdminReply, AdminRequest, DataStatus};
 use serde::Serialize;
 
 use super::Context;
@@ -76,16 +76,31 @@ impl Shown for View {
                 node.name.clone(),
                 node.state.clone(),
                 node.role.clone(),
+                used(node).map_or("-".into(), units::bytes),
+                percent(node).map_or("-".into(), |percent| format!("{percent}%")),
                 units::bytes(node.capacity_bytes),
                 node.shards_primary.to_string(),
                 node.address.clone(),
             ];
-            row.extend(wide.then(|| node.seen.clone()));
+            if wide {
+                let data = node.data.as_ref();
+                let bytes = |of: fn(&DataStatus) -> u64| {
+                    data.map_or("-".into(), |data| units::bytes(of(data)))
+                };
+                row.push(bytes(|data| data.live_bytes));
+                row.push(bytes(|data| data.free_bytes));
+                row.push(node.seen.clone());
+            }
             row
         };
-        let mut head = vec!["NODE", "NAME", "STATE", "METADATA", "CAPACITY", "SHARDS", "ADDRESS"];
-        head.extend(wide.then_some("SEEN"));
-        let mut text = output::columns(&head, &[4, 5], self.items.iter().map(row).collect());
+        let mut head = vec![
+            "NODE", "NAME", "STATE", "METADATA", "USED", "USE%", "CAPACITY", "SHARDS", "ADDRESS",
+        ];
+        if wide {
+            head.extend(["LIVE", "FREE", "SEEN"]);
+        }
+        let mut text =
+            output::columns(&head, &[4, 5, 6, 7, 9, 10], self.items.iter().map(row).collect());
         let shards: Vec<Vec<String>> =
             self.items.iter().flat_map(|node| &node.shards).map(shard).collect();
         if !shards.is_empty() {
@@ -101,6 +116,18 @@ impl Shown for View {
     }
 }
 
+/// In segments that hold something.
+fn used(node: &admin::Node) -> Option<u64> {
+    Some(node.data.as_ref()?.used_bytes)
+}
+
+/// Of what is not kept for cleaning.
+fn percent(node: &admin::Node) -> Option<u64> {
+    let data = node.data.as_ref()?;
+    let writable = data.total_bytes.saturating_sub(data.reserve_bytes);
+    Some(units::percent(data.used_bytes, writable).min(100))
+}
+
 fn shard(shard: &admin::Shard) -> Vec<String> {
     let in_sync: Vec<String> = shard.in_sync.iter().map(|node| format!("n{node}")).collect();
     vec![
@@ -109,8 +136,8 @@ fn shard(shard: &admin::Shard) -> Vec<String> {
         in_sync.join(","),
         shard.epoch.to_string(),
         shard.gc_epoch.to_string(),
-        units::count(shard.chunks),
-        units::bytes(shard.stored_bytes),
+        shard.chunks.map_or("-".into(), units::count),
+        shard.stored_bytes.map_or("-".into(), units::bytes),
     ]
 }
 
@@ -126,8 +153,8 @@ mod tests {
             gc_epoch: 4,
             primary: 1,
             in_sync: vec![1, 2],
-            chunks: 1200,
-            stored_bytes: 4096,
+            chunks: Some(1200),
+            stored_bytes: Some(4096),
         };
         let node = admin::Node {
             id: 1,
@@ -135,6 +162,14 @@ mod tests {
             address: "127.0.0.1:9400".into(),
             state: "up".into(),
             capacity_bytes: 4 << 30,
+            data: Some(DataStatus {
+                nodes: 1,
+                total_bytes: 5 << 30,
+                used_bytes: 3 << 30,
+                reserve_bytes: 1 << 30,
+                live_bytes: 2 << 30,
+                ..DataStatus::default()
+            }),
             seen: "suspect".into(),
             role: "leader".into(),
             shards_primary: 16,
@@ -144,8 +179,12 @@ mod tests {
         assert!(view.table(true).contains("suspect"), "{}", view.table(true));
         let text = view.table(false);
         assert!(!text.contains("suspect"), "{text}");
-        for part in ["n1", "up", "leader", "4.0 GiB", "n1,n2", "1,200"] {
+        for part in ["n1", "up", "leader", "3.0 GiB", "75%", "4.0 GiB", "n1,n2", "1,200"] {
             assert!(text.contains(part), "{text}");
         }
+        let View { mut items } = view;
+        (items[0].data, items[0].shards[0].chunks) = (None, None);
+        let text = View { items }.table(true);
+        assert!(!text.contains("75%") && !text.contains("1,200"), "{text}");
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
-use fsd_rpc::admin::{AdminReply, AdminRequest, Level};
+use fsd_rpc::admin::{AdminReply, AdminRequest, DataStatus, JobSummary, Level, Progress, Store};
 use serde::Serialize;
 
 use super::{Context, protection};
@@ -17,6 +17,9 @@ use crate::{progress, units};
 const DOING: &str = "cannot ask for the status";
 /// A node that is away is asked again this long while watched.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// What more nodes than this do by themselves is told together.
+const NODES_SHOWN_MAX: usize = 4;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -129,14 +132,46 @@ fn screen(status: &fsd_rpc::admin::Status, wide: bool, colours: bool) -> String 
     }
     text += &format!(", buffers in {} pages\n", blockd.memory);
     text += &format!("clients  {} mounts\n", status.clients);
-    for (at, job) in status.jobs.iter().enumerate() {
+    for (at, (name, job)) in jobs(&status.jobs, wide).iter().enumerate() {
         let label = if at == 0 { "jobs" } else { "" };
-        text += &format!("{label:<8} {} {}\n", job.name, progress::summary(job));
+        text += &format!("{label:<8} {name} {}\n", progress::summary(job));
     }
     if wide {
         text += &wide_part(status);
     }
     text
+}
+
+/// With their names. What many nodes do by themselves is one line, unless all are asked for.
+fn jobs(jobs: &[JobSummary], wide: bool) -> Vec<(String, JobSummary)> {
+    let (own, common): (Vec<&JobSummary>, Vec<&JobSummary>) =
+        jobs.iter().partition(|job| job.node.is_some());
+    let named = |job: &&JobSummary| match &job.node {
+        Some(node) => (format!("{} {node}", job.name), (*job).clone()),
+        None => (job.name.clone(), (*job).clone()),
+    };
+    let mut lines: Vec<(String, JobSummary)> = common.iter().map(named).collect();
+    if wide || own.len() <= NODES_SHOWN_MAX {
+        lines.extend(own.iter().map(named));
+    } else {
+        lines.extend(
+            together(&own).map(|job| (format!("{} of {} nodes", job.name, own.len()), job)),
+        );
+    }
+    lines
+}
+
+/// The sum of what nodes do by themselves; over when the last of them is.
+fn together(jobs: &[&JobSummary]) -> Option<JobSummary> {
+    let mut sum = (*jobs.first()?).clone();
+    let add = |of: fn(&Progress) -> u64| jobs.iter().map(|job| of(&job.progress)).sum::<u64>();
+    let (done, total) = (add(|progress| progress.done), add(|progress| progress.total));
+    (sum.progress.done, sum.progress.total) = (done, total);
+    sum.percent = (total > 0).then(|| units::percent(done, total).min(100) as u8);
+    sum.bytes_left = Some(total.saturating_sub(done));
+    let last = jobs.iter().map(|job| job.eta_ms).collect::<Option<Vec<u64>>>();
+    sum.eta_ms = last.and_then(|all| all.into_iter().max());
+    Some(sum)
 }
 
 fn head(status: &fsd_rpc::admin::Status, colours: bool) -> String {
@@ -171,14 +206,42 @@ fn head(status: &fsd_rpc::admin::Status, colours: bool) -> String {
 fn data(status: &fsd_rpc::admin::Status) -> String {
     let data = &status.data;
     let logical = status.metadata.logical_bytes;
-    let writable = data.total_bytes.saturating_sub(data.reserve_bytes);
+    let on = match (data.nodes, status.nodes) {
+        (1, 1) => String::new(),
+        (heard, all) if heard == all => format!(" on {all} nodes"),
+        (heard, all) => format!(" on {heard} of {all} nodes"),
+    };
+    let fullest = status.stores.iter().max_by_key(|store| flash_percent(&store.data));
+    let fullest = fullest.filter(|_| status.stores.len() > 1).map_or(String::new(), |store| {
+        format!("; fullest {} with {}%", store.name, flash_percent(&store.data))
+    });
     format!(
-        "data     logical {}  stored {} ({})  flash {}% of {}, {} free\n",
+        "data     logical {}  stored {} ({})  flash {}% of {}{on}, {} free{fullest}\n",
         units::bytes(logical),
         units::bytes(data.live_bytes),
         units::ratio(logical, data.live_bytes),
-        units::percent(data.used_bytes, writable).min(100),
-        units::bytes(writable),
+        flash_percent(data),
+        units::bytes(writable(data)),
+        units::bytes(data.free_bytes),
+    )
+}
+
+/// What is not kept for cleaning.
+fn writable(data: &DataStatus) -> u64 {
+    data.total_bytes.saturating_sub(data.reserve_bytes)
+}
+
+fn flash_percent(data: &DataStatus) -> u64 {
+    units::percent(data.used_bytes, writable(data)).min(100)
+}
+
+fn store(store: &Store) -> String {
+    let Store { name, data, .. } = store;
+    format!(
+        "{name}  stored {}, flash {}% of {}, {} free\n",
+        units::bytes(data.live_bytes),
+        flash_percent(data),
+        units::bytes(writable(data)),
         units::bytes(data.free_bytes),
     )
 }
@@ -186,7 +249,11 @@ fn data(status: &fsd_rpc::admin::Status) -> String {
 fn wide_part(status: &fsd_rpc::admin::Status) -> String {
     let (data, metadata) = (&status.data, &status.metadata);
     let index = |index: Option<u64>| index.map_or("-".into(), |index| index.to_string());
-    format!(
+    let mut text = String::new();
+    for (at, one) in status.stores.iter().enumerate() {
+        text += &format!("{:<8} {}", if at == 0 { "stores" } else { "" }, store(one));
+    }
+    text + &format!(
         "segments {} free, {} open, {} closed; reserve {}\n\
          chunks   {}, damaged {}\n\
          log      last {}, applied {}\n\
@@ -206,9 +273,7 @@ fn wide_part(status: &fsd_rpc::admin::Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fsd_rpc::admin::{
-        BlockdStatus, Check, DataStatus, Health, MetadataStatus, Protection, Timestamp,
-    };
+    use fsd_rpc::admin::{BlockdStatus, Check, Health, MetadataStatus, Protection, Timestamp};
 
     fn example() -> fsd_rpc::admin::Status {
         fsd_rpc::admin::Status {
@@ -239,7 +304,9 @@ mod tests {
                 inodes: 12_345,
                 logical_bytes: 28 << 30,
             },
+            stores: vec![],
             data: DataStatus {
+                nodes: 1,
                 total_bytes: 110 << 30,
                 used_bytes: 81 << 30,
                 live_bytes: 10 << 30,
@@ -273,6 +340,71 @@ clients  14 mounts
 ";
         assert_eq!(text, expected);
         assert!(screen(&example(), true, true).contains("\x1b[1;33mHEALTH_WARN"));
+    }
+
+    #[test]
+    fn the_space_is_that_of_all_nodes() {
+        let store = |number: u64, used: u64| Store {
+            node: number,
+            name: format!("n{number}"),
+            data: DataStatus {
+                nodes: 1,
+                total_bytes: 11 << 30,
+                used_bytes: used << 30,
+                reserve_bytes: 1 << 30,
+                free_bytes: (10 - used) << 30,
+                ..DataStatus::default()
+            },
+        };
+        let mut status = example();
+        status.nodes = 3;
+        status.stores = vec![store(1, 2), store(2, 7)];
+        status.data.nodes = 2;
+        let text = screen(&status, false, false);
+        let expected = "flash 81% of 100 GiB on 2 of 3 nodes, 19.0 GiB free; fullest n2 with 70%\n";
+        assert!(text.contains(expected), "{text}");
+        status.data.nodes = 3;
+        assert!(screen(&status, false, false).contains("100 GiB on 3 nodes, "));
+        let wide = screen(&status, true, false);
+        let expected = "\
+stores   n1  stored 0 B, flash 20% of 10.0 GiB, 8.0 GiB free
+         n2  stored 0 B, flash 70% of 10.0 GiB, 3.0 GiB free
+";
+        assert!(wide.contains(expected), "{wide}");
+    }
+
+    #[test]
+    fn scrubs_are_told_one_by_one_or_together() {
+        let scrub = |node: u64| JobSummary {
+            job: 0,
+            name: "scrub".into(),
+            node: Some(format!("n{node}")),
+            started: Timestamp::default(),
+            progress: Progress {
+                phase: "reading".into(),
+                done: node << 30,
+                total: 10 << 30,
+                unit: "bytes".into(),
+            },
+            percent: Some(node as u8 * 10),
+            bytes_left: Some((10 - node) << 30),
+            eta_ms: Some(node * 86_400_000),
+        };
+        let mut status = example();
+        status.jobs = (1..=2).map(scrub).collect();
+        let text = screen(&status, false, false);
+        let expected = "\
+jobs     scrub n1 [#---------] 10%  9.0 GiB left  eta 1d0h
+         scrub n2 [##--------] 20%  8.0 GiB left  eta 2d0h
+";
+        assert!(text.ends_with(expected), "{text}");
+        status.jobs = (1..=5).map(scrub).collect();
+        let text = screen(&status, false, false);
+        let expected = "jobs     scrub of 5 nodes [###-------] 30%  35.0 GiB left  eta 5d0h\n";
+        assert!(text.ends_with(expected), "{text}");
+        assert!(screen(&status, true, false).contains("scrub n5 [#####-----] 50%"));
+        status.jobs[3].eta_ms = None;
+        assert!(screen(&status, false, false).contains("eta -"));
     }
 
     #[test]

@@ -141,8 +141,7 @@ impl Shown for View {
 
     fn table(&self, _wide: bool) -> String {
         let admin::NodeMoved { node, name, state, shards, bytes } = &self.0;
-        let size =
-            if *bytes > 0 { format!(", about {}", units::bytes(*bytes)) } else { String::new() };
+        let size = if *bytes > 0 { format!(", {}", units::bytes(*bytes)) } else { String::new() };
         match shards {
             0 => format!("n{node} {name} is {state}\n"),
             _ => format!("n{node} {name} is {state}: {shards} shards to move{size}\n"),
