@@ -134,11 +134,13 @@ fn a_read_only_mount_changes_nothing() {
 
 /// A file of two pages in the page cache of mount 0, open and read there; from now on no event arrives.
 fn cached_without_events(mounts: &Mounts) -> File {
-    // What another mount has made the kernel has to read through this one, which notes the access.
-    let made = File::create(mounts.path(1).join("file")).unwrap();
-    made.write_all_at(&[b'a'; 2 * 4096], 0).unwrap();
-    made.sync_all().unwrap();
     let path = mounts.path(0).join("file");
+    // By this mount: an event of another one's writing might still come, and make it look again.
+    let made = File::create(&path).unwrap();
+    made.write_all_at(&[b'a'; 2 * 4096], 0).unwrap();
+    // So that an access after it is committed by itself, and not with this.
+    made.sync_all().unwrap();
+    drop(made);
     let file = File::options().read(true).write(true).open(path).unwrap();
     file.read_exact_at(&mut [0; 2 * 4096], 0).unwrap();
     mounts.cluster.set(&mounts.cluster.faults.events_held, true);
