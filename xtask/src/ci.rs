@@ -89,7 +89,7 @@ fn stages(quick: bool, tally: &mut Tally) -> Result<()> {
         tests.env(name, seeds);
     }
     run.stage("tests", tests.args(test))?;
-    // Its nodes and accidents wait for each other most of the time.
+    // It takes less than one core, and lasts about as long as what follows.
     let nemesis = nemesis(&clock)?;
     run.both = Some(nemesis.both());
     let rounds = std::env::var("CRASH_ROUNDS").unwrap_or_else(|_| CRASH_ROUNDS.to_owned());

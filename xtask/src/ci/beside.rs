@@ -1,4 +1,4 @@
-//! A stage that runs beside the others, because it mostly waits. Its output goes to a file, which is repeated in the
+//! A stage that runs beside the others, because it takes less than a core and its time is given. Its output goes to a file, which is repeated in the
 //! end. If it fails, the stage under way is stopped; if one of the others fails, it is.
 
 use std::fs::File;
