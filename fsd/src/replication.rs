@@ -12,6 +12,7 @@
 //! | `wire` | what replicas say to each other, and its bytes |
 //! | `remote` | another node's store as the primary's store sees it |
 //! | `courier` | the ops of this node's store, to each node in order |
+//! | `courtesy` | copies give way to clients |
 //! | `host` | the node below, real or simulated |
 //! | `keeper` | what this node has to do about its shards |
 //! | `mender` | what is damaged in this node's store, put right from the others |
@@ -22,6 +23,7 @@
 //! refuses when too few would be left. The stores check the epochs again with every message.
 
 mod courier;
+mod courtesy;
 mod director;
 mod host;
 mod keeper;

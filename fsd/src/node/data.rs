@@ -177,6 +177,7 @@ impl Node {
 
     /// From the store of this node.
     pub(crate) async fn get_here(&self, hashes: &[ChunkHash]) -> Vec<Found> {
+        self.courier.note_served();
         let found = self.chunks.get_many(hashes).await.into_iter().zip(hashes);
         found
             .map(|(found, hash)| found.map_err(|error| self.chunk_failure(&error, Some(*hash))))

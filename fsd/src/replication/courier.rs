@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use raftmeta_types::{Epoch, NodeId, ShardId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::courtesy::Courtesy;
 use super::host::Wire;
 use super::remote::ask;
 use super::wire::{Ask, OPS_BYTES_MAX, Refused, Told};
@@ -87,6 +88,7 @@ pub(crate) struct Courier {
     alone: Mutex<BTreeMap<ShardId, Epoch>>,
     /// Of whole segments, sent and fetched.
     moved_bytes: AtomicU64,
+    courtesy: Courtesy,
 }
 
 impl std::fmt::Debug for Courier {
@@ -143,7 +145,19 @@ impl Courier {
             full: Mutex::default(),
             alone: Mutex::default(),
             moved_bytes: AtomicU64::new(0),
+            courtesy: Courtesy::default(),
         })
+    }
+
+    /// A client's chunks are read or written here.
+    pub fn note_served(&self) {
+        self.courtesy.note();
+    }
+
+    /// After a segment that took so long to send: lets clients go first.
+    pub async fn give_way(&self, took: Duration) {
+        let copies = self.turns.lock().len();
+        self.courtesy.rest(took, copies).await;
     }
 
     /// So many bytes of whole segments go to another node, or came from one.
@@ -363,6 +377,7 @@ impl Replicator for Courier {
     }
 
     fn replicate(&self, ops: Vec<ShardOp>) -> Replicated {
+        self.note_served();
         let mut waited: BTreeMap<NodeId, Vec<ShardOp>> = BTreeMap::new();
         let mut told: BTreeMap<NodeId, Vec<ShardOp>> = BTreeMap::new();
         let mut failed = BTreeMap::new();

@@ -268,7 +268,7 @@ async fn begin<H: Host>(node: Arc<H>, shard: ShardInfo) -> Begun {
     let others: Vec<NodeId> =
         shard.in_sync.iter().copied().filter(|other| *other != node.id()).collect();
     let remotes: Result<Vec<Remote>, _> =
-        others.iter().map(|other| remote(&node, *other)).collect();
+        others.iter().map(|other| remote(&node, *other, false)).collect();
     let remotes = match remotes {
         Ok(remotes) => remotes,
         Err(failure) => {
@@ -282,10 +282,11 @@ async fn begin<H: Host>(node: Arc<H>, shard: ShardInfo) -> Begun {
     (id, epoch, led.map_err(failed))
 }
 
-fn remote<H: Host>(node: &Arc<H>, other: NodeId) -> Result<Remote, Failure> {
+/// `aside`: see [`Remote`].
+fn remote<H: Host>(node: &Arc<H>, other: NodeId, aside: bool) -> Result<Remote, Failure> {
     let wire = Arc::clone(node) as Arc<dyn Wire>;
     let courier = Arc::clone(node.courier());
-    Ok(Remote { wire, courier, target: node.target_of(other)? })
+    Ok(Remote { wire, courier, target: node.target_of(other)?, aside })
 }
 
 /// `NodeRequest::BringUp`: when this returns, the other node has everything that anybody was answered, and will have
@@ -306,7 +307,7 @@ pub(crate) async fn bring_up(
         return Err(Failure::NotReady(format!("shard {shard} waits for another replica: {why}")));
     }
     let not_ready = |error: Error| Failure::NotReady(error.to_string());
-    let remote = remote(node, other)?;
+    let remote = remote(node, other, true)?;
     let Some(_turn) = node.courier().turn(shard, other) else {
         return Err(Failure::NotReady(format!("node {other} is being brought up already")));
     };

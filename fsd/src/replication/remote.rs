@@ -12,6 +12,7 @@ use super::wire::{Ask, Told, decode, encode};
 use crate::chunks::{
     Error, Kind, LiveSum, Peer, Plan, SegmentCopy, SegmentInfo, SegmentNumber, Settled, Snapshot,
 };
+use crate::clock;
 
 /// A comparison of a newcomer may drop many segments, an installation writes one.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -23,6 +24,8 @@ pub(super) struct Remote {
     pub target: Target,
     /// Keeps the ops back while the replica compares.
     pub courier: Arc<Courier>,
+    /// Whether it is brought up beside what clients do, and not waited for.
+    pub aside: bool,
 }
 
 /// Asks the store of a node.
@@ -126,6 +129,11 @@ impl Peer for Remote {
     ) -> Result<(), Error> {
         // An attempt that fails has cost as much.
         self.courier.count_moved(copy.content.len());
-        self.done(Ask::Install { shard, epoch, number, copy }).await
+        let since = clock::now();
+        let done = self.done(Ask::Install { shard, epoch, number, copy }).await;
+        if self.aside && done.is_ok() {
+            self.courier.give_way(clock::elapsed(since)).await;
+        }
+        done
     }
 }
