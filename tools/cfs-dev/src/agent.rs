@@ -18,7 +18,7 @@ pub enum Agent {
     A5,
     /// Replication between the nodes
     A6,
-    /// Administration: jobs of operators, health, metrics
+    /// Administration: operators' commands, health, metrics, the start and end of a node, the fault controller
     A8,
 }
 
@@ -26,23 +26,53 @@ impl Agent {
     /// Modules, and what is below them.
     fn targets(self) -> &'static [&'static str] {
         match self {
-            Agent::A1 => &["blockd", "blockd_ipc", "fsd::supervise", "fsd::node::blocks"],
-            Agent::A2 => {
-                &["raftmeta", "openraft", "fsd::placement", "fsd::node::lead", "fsd::node::members"]
-            }
-            Agent::A3 => &["fsd::chunks", "fsd::jobs", "fsd::node::data"],
-            Agent::A4 => &["fsd_rpc", "fsd::service", "fsd::sessions", "fsd::authority"],
+            Agent::A1 => &[
+                "blockd",
+                "blockd_ipc",
+                "fsd::supervise",
+                "fsd::node::blocks",
+                "fsd::node::devices",
+            ],
+            Agent::A2 => &[
+                "raftmeta",
+                "openraft",
+                "fsd::placement",
+                "fsd::node::join",
+                "fsd::node::lead",
+                "fsd::node::members",
+                "fsd::node::open",
+                "fsd::node::swim",
+            ],
+            Agent::A3 => &["fsd::chunks", "fsd::jobs", "fsd::node::data", "fsd::node::space"],
+            Agent::A4 => &[
+                "fsd_rpc",
+                "fsd::service",
+                "fsd::sessions",
+                "fsd::authority",
+                "fsd::refusals",
+                "fsd::node::trust",
+            ],
             Agent::A5 => &["fuse", "fsd_cli::mount"],
             Agent::A6 => &["fsd::replication", "fsd::node::peers"],
-            Agent::A8 => &["fsd::admin", "fsd::health", "fsd::metrics"],
+            Agent::A8 => &["fsd", "fsd_cli", "cfs_dev"],
         }
     }
 
     /// Whether a line of this module is of the agent.
     pub fn says(self, target: &str) -> bool {
-        self.targets().iter().any(|own| {
-            target.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
-        })
+        Agent::of(target) == Some(self)
+    }
+
+    /// Whose the module is: of the agents that have it or one above it the one that is nearest.
+    fn of(target: &str) -> Option<Agent> {
+        let within = |own: &&&str| {
+            target.strip_prefix(**own).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        };
+        let nearest = |agent: &Agent| {
+            agent.targets().iter().filter(within).map(|own| (own.len(), *agent)).max_by_key(|m| m.0)
+        };
+        let agents = Agent::value_variants().iter().filter_map(nearest);
+        agents.max_by_key(|(len, _)| *len).map(|(_, agent)| agent)
     }
 }
 
@@ -93,21 +123,26 @@ mod tests {
     }
 
     #[test]
-    fn every_module_has_at_most_one_agent() {
-        for target in [
-            "blockd::pool",
-            "raftmeta::group",
-            "fsd::chunks::lead",
-            "fsd_rpc::server",
-            "fuse::ops",
-            "fsd::replication::keeper",
-            "fsd::admin::fsck",
+    fn every_module_has_an_agent() {
+        for (target, agent) in [
+            ("blockd", Agent::A1),
+            ("blockd::pool", Agent::A1),
+            ("raftmeta::group", Agent::A2),
+            ("fsd::node::swim::protocol", Agent::A2),
+            ("fsd::chunks::lead", Agent::A3),
+            ("fsd_rpc::server", Agent::A4),
+            ("fsd::refusals", Agent::A4),
+            ("fuse::ops", Agent::A5),
+            ("fsd_cli::mount::serve", Agent::A5),
+            ("fsd::replication::keeper", Agent::A6),
+            ("fsd::admin::fsck", Agent::A8),
+            ("fsd::node", Agent::A8),
+            ("fsd::node::run", Agent::A8),
+            ("cfs_dev::fault::run", Agent::A8),
         ] {
-            let agents = Agent::value_variants().iter().filter(|agent| agent.says(target));
-            assert_eq!(agents.count(), 1, "{target}");
+            assert_eq!(Agent::of(target), Some(agent), "{target}");
         }
         // A name that only starts alike is another module.
-        assert!(!Agent::A1.says("blockd_other::x"));
-        assert!(Agent::A1.says("blockd"));
+        assert_eq!(Agent::of("blockd_other::x"), None);
     }
 }

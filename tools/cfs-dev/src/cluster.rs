@@ -8,6 +8,7 @@
 
 mod ask;
 mod client;
+mod controller;
 mod node;
 mod status;
 
@@ -27,10 +28,11 @@ use crate::process;
 use crate::programs;
 use crate::state::{Lock, Member, State};
 use crate::topology::{NODES_MAX, Topology};
+use crate::wait;
 
 pub use client::Client;
 pub use node::Node;
-pub use status::{ClientStatus, NodeStatus, Status};
+pub use status::{ClientStatus, ControllerStatus, NodeStatus, Status};
 
 /// Longest name: it is part of those of namespaces and interfaces.
 const NAME_BYTES_MAX: usize = 32;
@@ -145,8 +147,41 @@ impl Cluster {
         Ok(Cluster { options, state: Mutex::new(state), _lock: lock })
     }
 
+    /// The one in the directory, to stop it: its fault controller ends, whatever it is doing.
+    pub fn open_to_stop(options: Options) -> Result<Cluster> {
+        if !controller::end(&options.directory)? {
+            return Cluster::open(options);
+        }
+        // A process is dead before its last thread has given up what it had, its lock among that.
+        wait::until("the fault controller's lock", options.limit, || {
+            match Cluster::open(options.clone()) {
+                Err(error) if error.kind == Kind::Precondition => Ok(None),
+                opened => opened.map(Some),
+            }
+        })
+    }
+
     pub fn directory(&self) -> &Path {
         &self.options.directory
+    }
+
+    /// How long each step may take.
+    pub fn limit(&self) -> Duration {
+        self.options.limit
+    }
+
+    pub fn provider(&self) -> Provider {
+        self.state.lock().network.provider
+    }
+
+    /// How much of it was started.
+    pub fn phase(&self) -> u8 {
+        self.state.lock().phase
+    }
+
+    /// Copies of every chunk.
+    pub fn replicas(&self) -> usize {
+        self.state.lock().replicas
     }
 
     pub fn name(&self) -> String {
@@ -161,14 +196,15 @@ impl Cluster {
         (self.options.say)(what);
     }
 
-    /// Starts what is not running: the nodes, with phase 2 the clients as well, and waits until every node is up and
-    /// everything is as redundant as it should be.
+    /// Starts what is not running: the nodes, with phase 2 the clients as well, with phase 3 the fault controller, and
+    /// waits until every node is up and everything is as redundant as it should be.
     pub fn up(&self, phase: u8) -> Result<()> {
         let clients = !self.state.lock().clients.is_empty();
         if phase >= 2 && clients {
             self.can_mount()?;
         }
         self.network_up()?;
+        self.undo_what_is_left()?;
         // Those that belong to it first and all at once: one alone answers nothing before others vote with it.
         for node in self.nodes().iter().filter(|node| node.has_joined()) {
             node.launch()?;
@@ -181,6 +217,9 @@ impl Cluster {
             for client in self.clients() {
                 client.start()?;
             }
+        }
+        if phase >= 3 {
+            self.start_controller()?;
         }
         let mut state = self.state.lock();
         state.phase = state.phase.max(phase);
@@ -222,6 +261,7 @@ impl Cluster {
 
     /// Stops everything in order and takes the network away; what was stored stays.
     pub fn down(&self) -> Result<()> {
+        self.end_controller()?;
         for client in self.clients() {
             client.stop()?;
         }
@@ -231,6 +271,7 @@ impl Cluster {
 
     /// Takes everything away, data included.
     pub fn destroy(self) -> Result<()> {
+        self.end_controller()?;
         for client in self.clients() {
             client.end()?;
         }

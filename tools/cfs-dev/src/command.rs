@@ -2,6 +2,7 @@
 
 mod destroy;
 mod down;
+mod fault;
 mod logs;
 mod node;
 mod ssh;
@@ -34,6 +35,7 @@ Examples:
   cfs-dev logs --agent A2                         what raftmeta and placement say, as they say it
   cfs-dev ssh n2 -- cfs admin status              a command, or a shell, where n2 is
   cfs-dev node add --instance-type i4i.2xlarge
+  cfs-dev up --phase 3; cfs-dev fault run --time 2m   accidents, checked work meanwhile, and a verdict
   cfs-dev down                                    stops it; `up` goes on with the same data
   cfs-dev destroy                                 and its data
 
@@ -60,6 +62,9 @@ enum Verb {
     /// Storage nodes
     #[command(subcommand)]
     Node(node::Node),
+    /// Break parts of the cluster, and see whether it endures that
+    #[command(subcommand)]
+    Fault(fault::Fault),
     /// Stop everything in order; what was stored stays
     Down(down::Down),
     /// Stop everything at once and delete it, data included
@@ -123,6 +128,7 @@ pub fn main() -> ExitCode {
         Verb::Logs(logs) => logs.run(place),
         Verb::Ssh(ssh) => ssh.run(place),
         Verb::Node(node) => node.run(place),
+        Verb::Fault(fault) => fault.run(place),
         Verb::Down(down) => down.run(place),
         Verb::Destroy(destroy) => destroy.run(place),
     };

@@ -4,6 +4,8 @@
 //!   topology.rs (YAML) ─▶ cluster.rs ─┬─▶ process.rs    processes that are found again
 //!                            │        ├─▶ net.rs        a namespace or an address for each member
 //!                            │        └─▶ net/faults.rs who reaches whom
+//!                            ▲
+//!                         fault.rs                    what is done to it, and whether it endured that
 //!                         state.rs (cluster.json)
 //! ```
 //! A node is a set of processes (`cfs server`, which starts `blockd`) in a network namespace of its own; without root,
@@ -19,6 +21,7 @@ mod agent;
 pub mod cluster;
 pub mod command;
 pub mod error;
+pub mod fault;
 mod instance;
 mod logs;
 pub mod net;

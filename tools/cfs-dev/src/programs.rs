@@ -14,6 +14,15 @@ fn search(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
+/// `cfs-dev`, for processes that it starts of itself: that of the directory given, else the running program.
+pub fn own(given: Option<&Path>) -> Result<PathBuf> {
+    let given = given.map(|directory| directory.join("cfs-dev")).filter(|path| path.is_file());
+    match given {
+        Some(path) => Ok(path),
+        None => std::env::current_exe().doing(|| "cannot tell where this program is".into()),
+    }
+}
+
 /// Directory of `cfs` and `blockd`: the one given, else that of the running program, else of `cfs` in the PATH.
 pub fn directory(given: Option<&Path>) -> Result<PathBuf> {
     let beside = std::env::current_exe().doing(|| "cannot tell where this program is".into())?;

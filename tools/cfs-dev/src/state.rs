@@ -6,6 +6,7 @@
 //! DIR/nodes/n1/node.toml …    configuration, log, sockets, metadata and pool of a node
 //! DIR/clients/c1/mnt …        mountpoint, log and certificate of a client
 //! DIR/run                     control sockets of the mounts
+//! DIR/controller/sock …       socket, log and reports of the fault controller
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -31,7 +32,7 @@ const VERSION: u32 = 1;
 pub struct State {
     version: u32,
     pub name: String,
-    /// What runs: 1 nodes, 2 clients as well.
+    /// What runs: 1 nodes, 2 clients as well, 3 the fault controller as well.
     pub phase: u8,
     pub site: String,
     pub replicas: usize,
@@ -39,6 +40,9 @@ pub struct State {
     pub network: Network,
     pub nodes: Vec<Member>,
     pub clients: Vec<Member>,
+    /// The fault controller.
+    #[serde(default)]
+    pub controller: Option<Process>,
 }
 
 /// A node or a client.
@@ -74,6 +78,7 @@ impl State {
             network,
             nodes: Vec::new(),
             clients: Vec::new(),
+            controller: None,
         }
     }
 
@@ -124,7 +129,7 @@ impl State {
             );
         }
         let doing = |path: &Path| format!("cannot remove {}", path.display());
-        for name in ["nodes", "clients", "run"] {
+        for name in ["nodes", "clients", "run", "controller"] {
             let path = directory.join(name);
             match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -196,7 +201,9 @@ impl Lock {
             Err(Errno::WOULDBLOCK) => {
                 let what =
                     format!("another command changes the cluster of {}", directory.display());
-                Err(Error::new(Kind::Precondition, what).next("wait until it has ended"))
+                Err(Error::new(Kind::Precondition, what).next(
+                    "wait until it has ended; `cfs-dev fault status` tells whether it is the fault controller",
+                ))
             }
             Err(error) => Err(error).doing(|| format!("cannot lock {}", path.display())),
         }

@@ -2,14 +2,17 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use fsd_rpc::admin::{AdminReply, AdminRequest, Node, Status, TokenPurpose};
 use fsd_rpc::message::{Request, Response};
 use fsd_rpc::{Client, ConnectOptions, Endpoint};
+use serde_json::Value;
 
 use super::Cluster;
 use crate::error::{Doing, Error, Kind, Result};
+use crate::programs;
 use crate::state::State;
 use crate::wait;
 
@@ -81,6 +84,31 @@ impl Cluster {
     pub fn list(&self) -> Result<Vec<Node>> {
         let state = self.state.lock().clone();
         nodes(&self.options.directory, &state)
+    }
+
+    /// `cfs admin …` on the first node that runs, whatever its exit code: its document.
+    pub fn admin(&self, arguments: &[&str]) -> Result<Value> {
+        let nodes = self.nodes();
+        let Some(node) = nodes.iter().find(|node| node.process().is_some()) else {
+            return Err(Error::new(Kind::Precondition, "no node runs").next("cfs-dev up"));
+        };
+        let program = programs::directory(self.options.programs.as_deref())?.join("cfs");
+        let timeout = format!("{}s", self.options.limit.as_secs().max(1));
+        let mut command = Command::new(program);
+        command.arg("admin").args(arguments).args([
+            "-o",
+            "json",
+            "--timeout",
+            &timeout,
+            "--socket",
+        ]);
+        command.arg(node.socket()).stdin(Stdio::null());
+        let doing = || format!("cfs admin {}", arguments.join(" "));
+        let output = command.output().doing(doing)?;
+        serde_json::from_slice(&output.stdout).map_err(|_| {
+            let told = String::from_utf8_lossy(&output.stderr);
+            Error::new(Kind::Failed, format!("{}: {}: {}", doing(), output.status, told.trim()))
+        })
     }
 
     /// Waits until the cluster has all nodes up and as many copies of everything as it should.

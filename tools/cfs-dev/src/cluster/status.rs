@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::client::is_mounted;
 use super::{METRICS_PORT, PORT, addresses, ask};
 use crate::error::Result;
+use crate::fault;
 use crate::net::Provider;
 use crate::state::{Member, State};
 
@@ -25,6 +26,17 @@ pub struct Status {
     pub health: Option<Health>,
     pub nodes: Vec<NodeStatus>,
     pub clients: Vec<ClientStatus>,
+    /// Of phase 3.
+    pub controller: Option<ControllerStatus>,
+}
+
+/// Of the fault controller.
+#[derive(Clone, Debug, Serialize)]
+pub struct ControllerStatus {
+    pub pid: Option<u32>,
+    /// What is under way.
+    pub job: Option<fault::controller::UnderWay>,
+    pub log: PathBuf,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -79,6 +91,7 @@ impl Status {
             health: ask::status(directory, state).ok().map(|status| status.health),
             nodes,
             clients: clients.collect::<Result<_>>()?,
+            controller: (state.phase >= 3).then(|| controller(directory, state)),
         })
     }
 
@@ -93,6 +106,7 @@ impl Status {
         };
         let ended = self.nodes.iter().any(|node| node.pid.is_none());
         let gone = self.phase >= 2 && self.clients.iter().any(|c| !c.mounted || c.pid.is_none());
+        let gone = gone || self.controller.as_ref().is_some_and(|of| of.pid.is_none());
         if ended || gone { told.max(Level::Warn) } else { told }
     }
 }
@@ -122,6 +136,16 @@ fn node(directory: &Path, state: &State, at: usize, member: &Member, told: &[Nod
         shards: own.map_or(0, |own| shards().filter(|s| s.in_sync.contains(&own.id)).count()),
         shards_primary: own.map_or(0, |node| node.shards_primary),
         capacity_bytes: own.map_or(0, |node| node.capacity_bytes),
+    }
+}
+
+fn controller(directory: &Path, state: &State) -> ControllerStatus {
+    let process = state.controller.as_ref().filter(|process| process.is_alive());
+    let status = process.and_then(|_| fault::controller::status(directory).ok());
+    ControllerStatus {
+        pid: process.map(|process| process.pid),
+        job: status.and_then(|status| status.job),
+        log: fault::controller::log(directory),
     }
 }
 

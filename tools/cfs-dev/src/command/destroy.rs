@@ -26,7 +26,7 @@ impl Destroy {
             }
             Ok(_) | Err(_) => {}
         }
-        let cluster = Cluster::open(options)?;
+        let cluster = Cluster::open_to_stop(options)?;
         let name = cluster.name();
         cluster.destroy()?;
         eprintln!("cfs-dev: cluster {name} is gone");

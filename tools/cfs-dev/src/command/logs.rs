@@ -17,7 +17,7 @@ const POLL: Duration = Duration::from_millis(200);
 Everything that was logged is shown, sorted by time, and then what comes, until Ctrl-C; with --no-follow only
 what is there. A line begins with the node or client that wrote it.")]
 pub struct Logs {
-    /// Only one node or client
+    /// Only one node or client, or `controller`
     #[arg(value_name = "NODE")]
     member: Option<String>,
     /// Only what this part of the system says
@@ -34,6 +34,7 @@ impl Logs {
         let state = cluster::view(&directory)?;
         if let Some(member) = &self.member
             && !state.members().any(|known| known.name == *member)
+            && !(member == crate::logs::CONTROLLER && state.controller.is_some())
         {
             return Err(cluster::unknown(&state, member));
         }

@@ -15,7 +15,7 @@ use crate::net::Provider;
 const VERSION: u32 = 1;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub(super) enum Format {
     /// For people
     #[default]
     Table,
@@ -91,6 +91,23 @@ fn table(status: &cluster::Status, detailed: bool) -> String {
         let more = ["PID", "NAMESPACE", "ADDRESS", "LOG"];
         let head = if detailed { [&head[..], &more[..]].concat() } else { head.to_vec() };
         text += &format!("\n{}", columns(&head, &rows));
+    }
+    if let Some(controller) = &status.controller {
+        let doing = match (&controller.job, controller.pid) {
+            (_, None) => "stopped".to_owned(),
+            (None, _) => "idle".to_owned(),
+            (Some(job), _) => format!("{}: {}", job.what, job.now),
+        };
+        let number = controller.pid.map_or("-".to_owned(), |pid| pid.to_string());
+        let row = vec!["fault controller".to_owned(), doing, number];
+        let (head, mut row) = (vec!["SERVICE", "DOING", "PID"], row);
+        let head = if detailed {
+            row.push(controller.log.display().to_string());
+            [&head[..], &["LOG"]].concat()
+        } else {
+            head
+        };
+        text += &format!("\n{}", columns(&head, &[row]));
     }
     text
 }

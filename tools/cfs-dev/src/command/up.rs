@@ -7,18 +7,19 @@ use clap::Args;
 
 use super::{Place, print};
 use crate::cluster::{Cluster, PORT};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::topology::Topology;
 
-/// The last phase there is something for.
-const PHASE_MAX: u8 = 2;
+/// If nothing is said, and if the topology has a fault controller.
+const PHASE: u8 = 2;
+const PHASE_CONTROLLER: u8 = 3;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Phases:
   1   blockd and fsd: the storage nodes
   2   clients, each mounted, and admin as well (the default)
-  3   monitoring and fault controller as well: refused, this version has neither
+  3   monitoring and fault controller as well (the default if the topology has a jepsen_controller)
 
 A topology is YAML. Instance types say how large a pool is (2xlarge: 2 GiB, in a sparse file):
 
@@ -29,15 +30,16 @@ A topology is YAML. Instance types say how large a pool is (2xlarge: 2 GiB, in a
   clients:
     - instance_type: c7a.xlarge
       count: 1
+  jepsen_controller:             # the fault controller: `cfs-dev fault --help`
+    instance_type: c7a.xlarge
   protection: replica:2        # copies of every chunk; if not said two, of a single node one
   shard_count: 16              # if not said 16, for more than four nodes 64
 
 `up` may be run again at any time: what runs already is left running.")]
 pub struct Up {
-    /// How much of it: 1, 2 or 3
-    #[arg(long, value_name = "N", default_value_t = PHASE_MAX,
-          value_parser = clap::value_parser!(u8).range(1..=3))]
-    phase: u8,
+    /// How much of it: 1, 2 or 3 [default: 2, or as much as there was, or 3 with a jepsen_controller]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
+    phase: Option<u8>,
     /// What it consists of; one node and one client if not said
     #[arg(long, value_name = "FILE")]
     topology: Option<PathBuf>,
@@ -48,19 +50,18 @@ pub struct Up {
 
 impl Up {
     pub(super) fn run(self, place: &Place) -> Result<ExitCode> {
-        if self.phase > PHASE_MAX {
-            let what = "phase 3 starts monitoring (Prometheus and dashboards) and the fault controller: this version \
-                        of ClaudeFS has neither, and nothing was started";
-            return Err(Error::new(Kind::Precondition, what).next(
-                "cfs-dev up --phase 2; every node has its metrics, see `cfs-dev status --detailed`",
-            ));
-        }
         let topology = self.topology.as_deref().map(Topology::load).transpose()?;
         for note in topology.iter().flat_map(|topology| &topology.notes) {
             eprintln!("cfs-dev: {note}");
         }
+        let controller = topology.as_ref().is_some_and(|topology| topology.controller);
         let cluster = Cluster::create(place.options()?, self.name.as_deref(), topology.as_ref())?;
-        cluster.up(self.phase).map_err(|error| Error {
+        let least = if controller { PHASE_CONTROLLER } else { PHASE };
+        let phase = self.phase.unwrap_or(least.max(cluster.phase()));
+        if controller && phase < PHASE_CONTROLLER {
+            eprintln!("cfs-dev: jepsen_controller: not started, it is of phase 3");
+        }
+        cluster.up(phase).map_err(|error| Error {
             next: error
                 .next
                 .clone()

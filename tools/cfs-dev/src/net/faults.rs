@@ -71,6 +71,21 @@ impl Net {
         self.set(Cuts::new())
     }
 
+    /// Everybody reaches everybody, also where somebody else has cut.
+    pub fn clear(&self) -> Result<()> {
+        let mut now = self.cuts.lock();
+        for member in self.members.keys().filter(|member| self.is_there(member)) {
+            self.apply(member, &[])?;
+        }
+        now.clear();
+        Ok(())
+    }
+
+    /// Whether a member's namespace is there: after a reboot it is not.
+    fn is_there(&self, member: &str) -> bool {
+        self.network.namespace(member).is_some_and(|namespace| super::has_namespace(&namespace))
+    }
+
     fn set(&self, cuts: Cuts) -> Result<()> {
         let mut now = self.cuts.lock();
         for (from, to) in &cuts {

@@ -71,13 +71,6 @@ impl Site {
         findings.iter().map(|finding| format!("fsck: {finding}")).collect()
     }
 
-    /// Nodes that ended although nobody ended them.
-    pub fn fallen(&self) -> Vec<String> {
-        let nodes = self.cluster.nodes();
-        let fallen = nodes.iter().filter(|node| node.process().is_none());
-        fallen.map(|node| format!("{} ended by itself", node.name())).collect()
-    }
-
     /// What a node exports under this name.
     pub fn metric(&self, number: usize, name: &str) -> u64 {
         let mut stream = TcpStream::connect((self.node(number).address(), METRICS_PORT)).unwrap();

@@ -13,8 +13,6 @@ sites:
 clients:
   - instance_type: c7a.xlarge
     count: 2
-jepsen_controller:
-  instance_type: c7a.xlarge
 ";
 
 #[test]

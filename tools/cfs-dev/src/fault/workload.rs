@@ -19,20 +19,24 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use cfs_dev::random::{Random, fill};
+use parking_lot::RwLock;
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
 
 use super::history::{History, Increment, NamesOp, RegisterOp, append_findings};
 use super::linear::Entry;
+use crate::error::{Doing, Error, Kind, Result};
+use crate::random::{Random, fill};
 
 /// How long a file or directory is worked on.
 const EPOCH_US: u64 = 8_000_000;
 /// Registers of an epoch; those with an odd number are kept in the metadata, the others in chunks.
-pub const REGISTERS: usize = 4;
+const REGISTERS: usize = 4;
 const SMALL_BYTES: usize = 512;
 const LARGE_BYTES: usize = 12 << 10;
 /// Names of a directory; the last two are of directories.
@@ -44,7 +48,7 @@ const TORN_READS_MAX: usize = 50;
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+enum Work {
     Registers,
     Appends,
     Names,
@@ -54,26 +58,95 @@ pub enum Work {
 
 /// One thread on one mount.
 #[derive(Debug)]
-pub struct Worker<'a> {
-    pub work: Work,
+struct Worker<'a> {
+    work: Work,
     /// A number of its own.
-    pub process: usize,
-    pub mount: PathBuf,
-    pub history: &'a History,
-    pub stop: &'a AtomicBool,
+    process: usize,
+    mount: PathBuf,
+    history: &'a History,
+    stop: &'a AtomicBool,
     /// Held by those who write and read the registers of this mount.
-    pub registers: &'a [RwLock<()>; REGISTERS],
-    pub random: Random,
+    registers: &'a [RwLock<()>; REGISTERS],
+    random: Random,
 }
 
-/// Makes the directories that the workers share.
-pub fn prepare(mount: &Path) -> io::Result<()> {
-    ["reg", "app", "names", "lock"].iter().try_for_each(|name| fs::create_dir(mount.join(name)))
+/// What each client does, a thread each.
+const WORKS: [Work; 6] =
+    [Work::Registers, Work::Registers, Work::Appends, Work::Names, Work::Flock, Work::Fcntl];
+
+/// Holds a [`Job`] in the environment of the process of the workers.
+const JOB: &str = "CFS_DEV_WORK";
+
+/// What the process of the workers is to do, until its stdin ends. A process of its own: one that is started while files of a
+/// mount are open inherits and closes them, and waits for the cluster with that.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// The same directory by the mount of each client.
+    pub directories: Vec<PathBuf>,
+    pub seed: u64,
+    /// Where it writes its history in the end.
+    pub history: PathBuf,
+}
+
+impl Job {
+    /// Makes the directories that the workers share, and starts them.
+    pub fn start(&self) -> Result<Child> {
+        let shared = &self.directories[0];
+        for name in ["", "reg", "app", "names", "lock"] {
+            let path = shared.join(name);
+            fs::create_dir(&path).doing(|| format!("cannot make {}", path.display()))?;
+        }
+        let program =
+            std::env::current_exe().doing(|| "cannot tell where this program is".into())?;
+        let job = serde_json::to_string(self).expect("plain data always serialises");
+        Command::new(program)
+            .args(["fault", "work"])
+            .env(JOB, job)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .doing(|| "cannot start the workers".into())
+    }
+
+    /// Does the job of this process.
+    pub fn work() -> Result<()> {
+        let job: Option<Job> =
+            std::env::var(JOB).ok().and_then(|text| serde_json::from_str(&text).ok());
+        let Some(job) = job else {
+            let what = format!("{JOB} does not hold what is to be done");
+            return Err(Error::new(Kind::Usage, what).next("cfs-dev fault run"));
+        };
+        // Nobody would end it otherwise while its mount waits.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .doing(|| "cannot ask to end with the controller".into())?;
+        let (history, stop) = (History::default(), AtomicBool::new(false));
+        let registers: Vec<[RwLock<()>; REGISTERS]> =
+            job.directories.iter().map(|_| Default::default()).collect();
+        std::thread::scope(|scope| {
+            for (client, directory) in job.directories.iter().enumerate() {
+                for (at, work) in WORKS.into_iter().enumerate() {
+                    let worker = Worker {
+                        work,
+                        process: client * WORKS.len() + at + 1,
+                        mount: directory.clone(),
+                        history: &history,
+                        stop: &stop,
+                        registers: &registers[client],
+                        random: Random::branch(job.seed, &[4, client as u64, at as u64]),
+                    };
+                    scope.spawn(move || worker.run());
+                }
+            }
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            stop.store(true, Ordering::Relaxed);
+        });
+        history.save(&job.history)
+    }
 }
 
 impl Worker<'_> {
     /// Works until it is told to stop.
-    pub fn run(mut self) {
+    fn run(mut self) {
         let mut number = 0;
         while !self.stop.load(Ordering::Relaxed) {
             number += 1;
@@ -96,7 +169,7 @@ impl Worker<'_> {
         let key = format!("reg/e{}-{place}", self.epoch());
         if self.random.chance(45) {
             let value = (self.process as u64) << 32 | number;
-            let _alone = self.registers[place].write().unwrap();
+            let _alone = self.registers[place].write();
             let start_us = self.history.now_us();
             let written = write_register(&self.mount.join(&key), &key, value);
             let end_us = self.known("write", &written);
@@ -104,7 +177,7 @@ impl Worker<'_> {
             self.history.register(&key, Entry { process: self.process, start_us, end_us, op });
         } else {
             let direct = self.random.chance(30);
-            let _together = self.registers[place].read().unwrap();
+            let _together = self.registers[place].read();
             read_register(self.history, self.process, &self.mount, &key, direct);
         }
     }
@@ -272,7 +345,7 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Which names are there, in one listing.
-pub fn list(directory: &Path) -> io::Result<u8> {
+fn list(directory: &Path) -> io::Result<u8> {
     let mut mask = 0;
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
@@ -304,13 +377,7 @@ fn write_register(path: &Path, key: &str, value: u64) -> io::Result<()> {
 }
 
 /// Reads a register and writes down what it saw; `false` if it could not be read.
-pub fn read_register(
-    history: &History,
-    process: usize,
-    mount: &Path,
-    key: &str,
-    direct: bool,
-) -> bool {
+fn read_register(history: &History, process: usize, mount: &Path, key: &str, direct: bool) -> bool {
     let mut flags = OFlags::empty();
     flags.set(OFlags::DIRECT, direct);
     let mut options = OpenOptions::new();
@@ -345,7 +412,7 @@ fn value_of(bytes: &[u8], len: usize) -> Option<u64> {
     (bytes == content(value, len)).then_some(value)
 }
 
-pub fn read_counter(file: &File) -> io::Result<u64> {
+fn read_counter(file: &File) -> io::Result<u64> {
     let mut bytes = [0; 8];
     match file.read_at(&mut bytes, 0)? {
         0 => Ok(0),
@@ -359,7 +426,7 @@ fn record_bytes(record: u64) -> usize {
 }
 
 /// The records of a file, or what in it is none.
-pub fn read_records(path: &Path) -> io::Result<Result<Vec<u64>, String>> {
+fn read_records(path: &Path) -> io::Result<std::result::Result<Vec<u64>, String>> {
     let bytes = fs::read(path)?;
     let (mut records, mut at) = (Vec::new(), 0);
     while at < bytes.len() {

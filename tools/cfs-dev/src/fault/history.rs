@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Mutex;
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::linear::{self, Entry, Model, Verdict};
+use crate::error::{Doing, Result};
 
 /// Configurations of one key that are looked at: a key has some hundred operations, few of them in doubt.
 const CONFIGURATIONS_MAX: usize = 3_000_000;
@@ -119,17 +120,19 @@ impl History {
         now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
     }
 
-    pub fn save(&self, path: &Path) {
-        std::fs::write(path, serde_json::to_string(&*self.inner()).unwrap()).unwrap();
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string(&*self.inner()).expect("plain data always serialises");
+        std::fs::write(path, text).doing(|| format!("cannot write {}", path.display()))
     }
 
-    pub fn load(path: &Path) -> History {
-        let inner = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        History { inner: Mutex::new(inner) }
+    pub fn load(path: &Path) -> Result<History> {
+        let doing = || format!("cannot read {}", path.display());
+        let text = std::fs::read_to_string(path).doing(doing)?;
+        Ok(History { inner: Mutex::new(serde_json::from_str(&text).doing(doing)?) })
     }
 
-    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap()
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock()
     }
 
     pub fn register(&self, key: &str, entry: Entry<RegisterOp>) {
@@ -170,7 +173,7 @@ impl History {
 
     /// Says at once what must never be, for the time is in the logs.
     pub fn wrong(&self, what: String) {
-        eprintln!("nemesis: WRONG at {} us: {what}", self.now_us());
+        tracing::error!("wrong at {} us: {what}", self.now_us());
         self.inner().wrong.push(what);
     }
 
@@ -184,16 +187,10 @@ impl History {
         )
     }
 
-    pub fn acknowledged(&self) -> u64 {
-        self.inner().acknowledged
-    }
-
-    pub fn tally(&self) -> String {
+    /// Operations that were acknowledged, those in doubt, and errors by what failed.
+    pub fn tally(&self) -> (u64, u64, BTreeMap<String, u64>) {
         let inner = self.inner();
-        let errors = inner.errors.iter().map(|(what, n)| format!("{n} {what}"));
-        let errors = errors.collect::<Vec<_>>().join(", ");
-        let (known, doubt) = (inner.acknowledged, inner.in_doubt);
-        format!("{known} operations acknowledged, {doubt} in doubt ({errors})")
+        (inner.acknowledged, inner.in_doubt, inner.errors.clone())
     }
 
     /// Everything that is wrong, in words.
