@@ -1,9 +1,9 @@
-//! The node that leads is drained and removed while two clients write and read.
+//! Nodes are drained while two clients write and read: the one that leads, and one while everybody dies in turn.
 
 use cfs_dev::topology::Topology;
 
 use crate::load::Load;
-use crate::site::Site;
+use crate::site::{LIMIT, Site};
 use crate::world::{World, in_namespaces, is_root};
 
 const NODES: usize = 4;
@@ -60,6 +60,53 @@ fn a_drain_under_load_moves_what_the_node_held_and_no_client_notices() {
     let removed = site.admin(others[0], &["node", "remove", &format!("n{victim}")]);
     assert_eq!(removed["state"], "removed", "{removed}");
     site.node(victim).stop().unwrap();
+    let findings = load.findings();
+    assert!(findings.is_empty(), "{findings:#?}");
+    let findings = site.fsck(others[0]);
+    assert!(findings.is_empty(), "{findings:#?}");
+}
+
+#[test]
+fn a_drain_goes_on_whoever_dies_meanwhile() {
+    let name = "a_drain_goes_on_whoever_dies_meanwhile";
+    if !is_root() || !std::path::Path::new("/dev/fuse").exists() {
+        eprintln!("SKIPPED {name}: it needs root and /dev/fuse, for mounts and namespaces");
+        return;
+    }
+    if !in_namespaces(&format!("drain::{name}")) {
+        return;
+    }
+    let world = World::new();
+    let topology =
+        Topology { replicas: REPLICAS, shard_count: SHARDS as u32, ..Topology::of(NODES, 2) };
+    let site = Site::up(&world.state(), "deaths", &topology);
+    let all: Vec<usize> = (1..=NODES).collect();
+    let load = Load::prepare(vec![site.mount(0), site.mount(1)], 13, FILE_BYTES, FIRST);
+    site.balanced(&all, SHARDS, REPLICAS);
+
+    let victim = NODES;
+    let others: Vec<usize> = all.iter().copied().filter(|number| *number != victim).collect();
+    let state = || {
+        let nodes = site.cluster.list().unwrap_or_default();
+        let node = nodes.into_iter().find(|node| node.name == format!("n{victim}"));
+        node.map_or(String::new(), |node| node.state)
+    };
+    load.during(|| {
+        let told = site.admin(1, &["node", "drain", &format!("n{victim}")]);
+        assert_eq!(told["state"], "draining", "{told}");
+        // Who gives, who takes, who directs: each dies, and is started again.
+        let leader = site.leader().unwrap_or(1);
+        for number in std::iter::once(victim).chain(others.iter().copied()).chain([leader]) {
+            site.node(number).kill9().unwrap();
+            site.node(number).start().unwrap();
+        }
+        let since = std::time::Instant::now();
+        while state() != "drained" {
+            assert!(since.elapsed() < LIMIT, "n{victim} is {}", state());
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+    });
+    site.balanced(&others, SHARDS, REPLICAS);
     let findings = load.findings();
     assert!(findings.is_empty(), "{findings:#?}");
     let findings = site.fsck(others[0]);

@@ -1,5 +1,5 @@
 //! `cfs-dev` as a user runs it. As root each test is the first process of namespaces of its own (processes, mounts,
-//! network): whatever it starts, mounts and makes ends with it. `drain` and `twelve` use the library behind the
+//! network): whatever it starts, mounts and makes ends with it. `drain`, `restart` and `twelve` use the library behind the
 //! command (`site`).
 
 #![forbid(unsafe_code)]
@@ -10,6 +10,7 @@ mod fault;
 mod load;
 mod nemesis;
 mod refused;
+mod restart;
 mod rotate;
 mod site;
 mod twelve;
