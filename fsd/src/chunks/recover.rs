@@ -157,8 +157,17 @@ async fn forget_earlier_life<V: Volume>(volume: &V, header: &VolumeHeader) -> Re
 ///
 /// # Errors
 /// `NewerFormat`, `BadHeader`: never formatted, or both headers are damaged. `Io`.
-pub async fn owner<V: Volume>(volume: &V) -> Result<Uuid, Error> {
-    Ok(read_header(volume, None).await?.cluster)
+pub async fn owner<V: Volume>(volume: &V) -> Result<Owner, Error> {
+    let VolumeHeader { cluster, volume, .. } = read_header(volume, None).await?;
+    Ok(Owner { cluster, volume })
+}
+
+/// What a volume says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub cluster: Uuid,
+    /// Its own, made when it was formatted.
+    pub volume: Uuid,
 }
 
 async fn write_header<V: Volume>(

@@ -42,6 +42,12 @@ pub enum NodeError {
          on it: configure another pool, or remove this one if nothing in it is wanted"
     )]
     PoolNotBlank,
+    #[error(
+        "pool of this node: it holds volume {found}, and the data of this node is on volume {expected}: it is the pool of \
+         another node, or a new one. Configure the right one; if that is lost for good, have another node say \
+         `cfs admin node remove --lost` and let this one join again with a blank data directory"
+    )]
+    WrongPool { found: uuid::Uuid, expected: uuid::Uuid },
     #[error(transparent)]
     Group(#[from] GroupError),
     #[error(transparent)]

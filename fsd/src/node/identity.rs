@@ -18,8 +18,8 @@ use crate::data_dir::DataDir;
 
 const NAME: &str = "identity.toml";
 const BESIDE: &str = "new";
-/// Written by this version. The first one did not say it.
-pub(super) const FORMAT: u32 = 1;
+/// Written by this version: 2 names the volume. The first one did not say it.
+pub(super) const FORMAT: u32 = 2;
 
 fn first_format() -> u32 {
     1
@@ -62,6 +62,10 @@ pub(crate) struct Identity {
     pub cluster: Uuid,
     pub node: u64,
     pub state: Stage,
+    /// The volume of its data, once it is ready: another one has the data of another node, or of no one. Format 1 did
+    /// not name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Uuid>,
     /// How often the node was started: what others were told of an earlier start is outdated.
     #[serde(default)]
     pub starts: u32,
@@ -88,6 +92,7 @@ impl Identity {
                     cluster: Uuid::new_v4(),
                     node: 1,
                     state: Stage::Creating,
+                    volume: None,
                     starts: 0,
                 };
                 identity.save(directory.path())?;
@@ -145,12 +150,13 @@ mod tests {
 
         // The first version did not write one.
         let text = std::fs::read_to_string(dir.path().join(NAME)).unwrap();
-        std::fs::write(dir.path().join(NAME), text.replace("format = 1\n", "")).unwrap();
-        assert_eq!(Identity::load_or_create(&held).unwrap(), ready);
+        std::fs::write(dir.path().join(NAME), text.replace("format = 2\n", "")).unwrap();
+        let old = Identity { format: 1, ..ready };
+        assert_eq!(Identity::load_or_create(&held).unwrap(), old);
         // One to come, whatever else it says.
-        std::fs::write(dir.path().join(NAME), "format = 2\ncolour = \"red\"\n").unwrap();
+        std::fs::write(dir.path().join(NAME), "format = 3\ncolour = \"red\"\n").unwrap();
         let error = Identity::load_or_create(&held).unwrap_err().to_string();
-        for part in ["identity.toml", "format 2", "newer than 1"] {
+        for part in ["identity.toml", "format 3", "newer than 2"] {
             assert!(error.contains(part), "{error}");
         }
 

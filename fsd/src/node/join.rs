@@ -110,7 +110,8 @@ pub fn join(
     // Last of all: from now on the directory is a node's.
     let node = joined.node;
     let (format, cluster) = (FORMAT, joined.cluster.uuid);
-    let own = Identity { format, cluster, node: node.0, state: Stage::Joining, starts: 0 };
+    let state = Stage::Joining;
+    let own = Identity { format, cluster, node: node.0, state, volume: None, starts: 0 };
     own.save(path)?;
     tracing::info!(%node, cluster = joined.cluster.name, "joined; the metadata comes next");
     Ok(node)

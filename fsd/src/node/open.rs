@@ -21,8 +21,9 @@ use raftmeta::read;
 use raftmeta_types::cluster::{ClusterInfo, NodeInfo, NodeState, ShardInfo};
 use raftmeta_types::{Command, Envelope, NodeId, SessionId, Time};
 use tokio::sync::watch;
+use uuid::Uuid;
 
-use super::identity::{Identity, Stage};
+use super::identity::{FORMAT, Identity, Stage};
 use super::peers::Peers;
 use super::swim::Membership;
 use super::trust::Trust;
@@ -103,7 +104,10 @@ async fn assemble(
     let keys = keys(&at(MASTER_KEY), &at(CLUSTER_KEY), identity)?;
     let ours = match identity.state {
         Stage::Creating | Stage::Joining => is_ours_or_blank(&volume, identity).await?,
-        Stage::Ready => true,
+        Stage::Ready => {
+            is_own(&volume, identity).await?;
+            true
+        }
     };
     let peers = Arc::new(Peers::new(identity.node_id()));
     let transport = config.door.tcp.map(|_| Arc::clone(&peers) as Arc<dyn Transport>);
@@ -120,7 +124,7 @@ async fn assemble(
     let opened =
         data(&config, identity, &at(MASTER_KEY), &group, Data { volume, keys, ours }, &courier)
             .await;
-    let (cluster, chunks) = match opened {
+    let (cluster, chunks, pool) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             // The first error is the one to tell.
@@ -128,6 +132,7 @@ async fn assemble(
             return Err(error);
         }
     };
+    identity.volume = Some(pool);
     let starts = started(identity, &directory)?;
     let authorities = Authorities::open(&group.view(), &at(MASTER_KEY), identity.cluster)?;
     peers.show(&authorities.node_identity(identity.node_id(), now())?)?;
@@ -176,7 +181,7 @@ async fn assemble(
 /// Counts this start, and notes that the node is complete.
 fn started(identity: &mut Identity, directory: &DataDir) -> Result<u32, NodeError> {
     let first = identity.state != Stage::Ready;
-    identity.state = Stage::Ready;
+    (identity.state, identity.format) = (Stage::Ready, FORMAT);
     identity.starts = identity.starts.wrapping_add(1);
     identity.save(directory.path())?;
     if first {
@@ -194,7 +199,7 @@ fn keys(master: &Path, wrapped: &Path, identity: &Identity) -> Result<Keys, Node
 
 /// Before anything is made on it: whose volume is this? True if it has been formatted for this cluster.
 async fn is_ours_or_blank(volume: &RemoteVolume, identity: &Identity) -> Result<bool, NodeError> {
-    match crate::chunks::owner(volume).await {
+    match crate::chunks::owner(volume).await.map(|owner| owner.cluster) {
         Ok(cluster) if cluster == identity.cluster => Ok(true),
         Ok(cluster) => Err(crate::chunks::Error::new(
             Kind::Foreign,
@@ -213,6 +218,18 @@ async fn is_ours_or_blank(volume: &RemoteVolume, identity: &Identity) -> Result<
     }
 }
 
+/// Refuses the volume of another node of the cluster, whose shards would be taken for this one's. What else may be wrong
+/// with it is found when it is opened.
+async fn is_own(volume: &RemoteVolume, identity: &Identity) -> Result<(), NodeError> {
+    let (Ok(owner), Some(expected)) = (crate::chunks::owner(volume).await, identity.volume) else {
+        return Ok(());
+    };
+    if owner.cluster == identity.cluster && owner.volume != expected {
+        return Err(NodeError::WrongPool { found: owner.volume, expected });
+    }
+    Ok(())
+}
+
 /// What the chunk store is made of.
 struct Data {
     volume: RemoteVolume,
@@ -221,7 +238,7 @@ struct Data {
     ours: bool,
 }
 
-/// The cluster's records and the chunk store, made if the node is being created.
+/// The cluster's records, the chunk store, made if the node is being created, and the name of the volume below it.
 async fn data(
     config: &Config,
     identity: &Identity,
@@ -229,7 +246,7 @@ async fn data(
     group: &Group,
     Data { volume, keys, ours }: Data,
     courier: &Arc<Courier>,
-) -> Result<(ClusterInfo, ChunkStore<RemoteVolume>), NodeError> {
+) -> Result<(ClusterInfo, ChunkStore<RemoteVolume>, Uuid), NodeError> {
     let creating = identity.state == Stage::Creating;
     let mut cluster = read::cluster(&group.view())?;
     if cluster.is_none() && creating {
@@ -253,6 +270,7 @@ async fn data(
     let epochs = shards.iter().map(|shard: &ShardInfo| (shard.id, shard.gc_epoch)).collect();
     let params = OpenParams { cluster_uuid: identity.cluster, keys, epochs };
     let replicator = Arc::clone(courier) as Arc<dyn Replicator>;
+    let pool = crate::chunks::owner(&volume).await?.volume;
     let chunks = ChunkStore::open_member(volume, params, replicator).await?;
     let own = identity.node_id();
     // Nobody else can have taken them over meanwhile. In a larger cluster all are begun anew, see `replication`.
@@ -268,7 +286,7 @@ async fn data(
         let own = node_info(config, identity.node_id(), capacity);
         command(group, "entering the node", Command::SetNode(own), true).await?;
     }
-    Ok((cluster, chunks))
+    Ok((cluster, chunks, pool))
 }
 
 async fn command(
