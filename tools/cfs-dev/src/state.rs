@@ -5,6 +5,7 @@
 //! DIR/lock                    held by the command that changes something
 //! DIR/nodes/n1/node.toml …    configuration, log, sockets, metadata and pool of a node
 //! DIR/clients/c1/mnt …        mountpoint, log and certificate of a client
+//! DIR/monitor                 configuration, log and samples of the monitoring
 //! DIR/run                     control sockets of the mounts
 //! ```
 
@@ -39,6 +40,9 @@ pub struct State {
     pub network: Network,
     pub nodes: Vec<Member>,
     pub clients: Vec<Member>,
+    /// Of the monitoring, of phase 3.
+    #[serde(default)]
+    pub monitor: Option<Process>,
 }
 
 /// A node or a client.
@@ -74,6 +78,7 @@ impl State {
             network,
             nodes: Vec::new(),
             clients: Vec::new(),
+            monitor: None,
         }
     }
 
@@ -124,7 +129,7 @@ impl State {
             );
         }
         let doing = |path: &Path| format!("cannot remove {}", path.display());
-        for name in ["nodes", "clients", "run"] {
+        for name in ["nodes", "clients", "run", "monitor"] {
             let path = directory.join(name);
             match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
