@@ -8,6 +8,7 @@
 
 mod ask;
 mod client;
+mod monitor;
 mod node;
 mod status;
 
@@ -29,6 +30,7 @@ use crate::state::{Lock, Member, State};
 use crate::topology::{NODES_MAX, Topology};
 
 pub use client::Client;
+pub use monitor::{MONITOR_PORT, Monitor};
 pub use node::Node;
 pub use status::{ClientStatus, NodeStatus, Status};
 
@@ -168,6 +170,9 @@ impl Cluster {
         if phase >= 2 && clients {
             self.can_mount()?;
         }
+        if phase >= 3 {
+            self.can_monitor()?;
+        }
         self.network_up()?;
         // Those that belong to it first and all at once: one alone answers nothing before others vote with it.
         for node in self.nodes().iter().filter(|node| node.has_joined()) {
@@ -181,6 +186,9 @@ impl Cluster {
             for client in self.clients() {
                 client.start()?;
             }
+        }
+        if phase >= 3 {
+            self.monitor().start()?;
         }
         let mut state = self.state.lock();
         state.phase = state.phase.max(phase);
@@ -222,6 +230,7 @@ impl Cluster {
 
     /// Stops everything in order and takes the network away; what was stored stays.
     pub fn down(&self) -> Result<()> {
+        self.monitor().stop()?;
         for client in self.clients() {
             client.stop()?;
         }
@@ -231,6 +240,7 @@ impl Cluster {
 
     /// Takes everything away, data included.
     pub fn destroy(self) -> Result<()> {
+        self.monitor().end()?;
         for client in self.clients() {
             client.end()?;
         }
@@ -252,7 +262,9 @@ impl Cluster {
 
     /// What was started and not recorded, and the network.
     fn clear(&self) -> Result<()> {
-        for stray in process::with_argument_in(&["cfs", "blockd"], &self.options.directory) {
+        for stray in
+            process::with_argument_in(&["cfs", "blockd", "prometheus"], &self.options.directory)
+        {
             stray.kill()?;
         }
         let state = self.state.lock().clone();
