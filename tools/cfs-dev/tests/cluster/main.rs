@@ -6,6 +6,7 @@
 
 mod drain;
 mod load;
+mod monitor;
 mod nemesis;
 mod refused;
 mod rotate;
