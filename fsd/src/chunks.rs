@@ -40,6 +40,7 @@ pub(crate) mod seal;
 mod segments;
 mod shards;
 mod table;
+mod taken;
 
 use std::fmt;
 use std::sync::Arc;
@@ -66,6 +67,7 @@ pub use scrub::{Place, Verified};
 pub use seal::Keys;
 pub use segments::{SegmentCopy, SegmentInfo};
 pub use shards::{LiveSum, Role};
+pub use taken::Taken;
 
 use append::Appender;
 use device::Device;
@@ -162,6 +164,7 @@ struct Inner<V> {
     /// One cleaning at a time.
     cleaning: tokio::sync::Mutex<()>,
     in_flight: Semaphore,
+    taken: taken::Intake,
     /// A flush failed: nothing is written any more.
     poisoned: AtomicBool,
     /// When the writes of the committer began that have not ended.
@@ -188,6 +191,7 @@ impl<V: Volume> Inner<V> {
             streams,
             cleaning: tokio::sync::Mutex::new(()),
             in_flight: Semaphore::new(IN_FLIGHT_BYTES_MAX),
+            taken: taken::Intake::default(),
             poisoned: AtomicBool::new(false),
             writing_since: Mutex::new(None),
         }
@@ -278,6 +282,11 @@ impl<V: Volume> ChunkStore<V> {
             segments_open: open as u32,
             segments_closed: (count(SlotState::Closed) + count(SlotState::Freeing)) as u32,
         }
+    }
+
+    /// What puts have brought since the start.
+    pub fn taken(&self) -> Taken {
+        self.inner.taken.so_far()
     }
 
     /// Bytes of a full segment.

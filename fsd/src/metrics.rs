@@ -3,18 +3,23 @@
 //! Operation latency is there twice: `claudefs_operation_latency_ms` with the quantiles a person wants to see
 //! over the last minutes, `claudefs_operation_duration_ms` as a histogram that can be added up over nodes.
 //! Nothing is shown that was not measured: a gauge appears when it is first set, and a single site has no
-//! replication lag.
+//! replication lag. What is of the cluster as a whole (`claudefs_cluster_…`) every node says as its metadata has
+//! it, so that the loss of any of them hides nothing; of several answers the worst counts.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use fsd_rpc::admin::Level;
 use metrics::Histogram;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusRecorder};
+use raftmeta_types::cluster::NodeState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+
+use crate::chunks::Taken;
 
 #[cfg(test)]
 mod tests;
@@ -94,17 +99,49 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
+/// States of nodes that are counted, all but those of removed ones.
+pub const NODE_STATES: [NodeState; 5] =
+    [NodeState::Joining, NodeState::Up, NodeState::Draining, NodeState::Drained, NodeState::Down];
+
+/// Work that is measured in bytes, in the words of `cfs admin status`.
+pub const JOBS: [&str; 4] = ["re-replication", "drain", "rebalance", "scrub"];
+
 /// What is counted in the state machine and the stores.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gauges {
     pub inodes: u64,
+    /// Sizes of all files.
+    pub logical_bytes: u64,
+    /// What the chunk store may occupy on the device.
+    pub capacity_bytes: u64,
+    /// Of those, what writers can still get.
+    pub available_bytes: u64,
     /// Bytes that the chunk store occupies on the device.
     pub used_bytes: u64,
     /// Of those, the bytes of chunks that there are.
     pub live_bytes: u64,
+    pub chunks: u64,
+    /// Chunks of this node that are known to be damaged, and not repaired yet.
+    pub damaged_chunks: u64,
+    /// What puts have brought since the start.
+    pub taken: Taken,
     /// Bytes of whole segments that this node has sent or fetched since its start, as replicas were brought up.
     pub segments_moved_bytes: u64,
     pub raft_term: u64,
+    /// Whether this node leads the metadata group.
+    pub is_leader: bool,
+    /// Shards of which this node has a copy in sync, and those that it leads.
+    pub shards_in_sync: u64,
+    pub shards_primary: u64,
+    /// Shards of the cluster, and those with fewer copies in sync than configured.
+    pub cluster_shards: u64,
+    pub cluster_shards_short: u64,
+    /// Nodes of the cluster in each of [`NODE_STATES`].
+    pub cluster_nodes: [u64; NODE_STATES.len()],
+    /// What is left of each of [`JOBS`] for this node to do or, where it leads, to have done.
+    pub job_left_bytes: [u64; JOBS.len()],
+    /// As this node sees it.
+    pub health: Level,
 }
 
 impl Metrics {
@@ -114,14 +151,7 @@ impl Metrics {
             .set_buckets_for_metric(Matcher::Full(DURATION.into()), &BUCKETS_MS)?
             .build_recorder();
         metrics::with_local_recorder(&recorder, || {
-            metrics::describe_gauge!("claudefs_inode_count", "Inodes in the namespace");
-            metrics::describe_gauge!("claudefs_used_bytes", "Bytes used on the device");
-            metrics::describe_gauge!("claudefs_live_bytes", "Bytes of the chunks on the device");
-            metrics::describe_counter!(
-                "claudefs_segments_moved_bytes_total",
-                "Bytes of whole segments sent or fetched to bring replicas up and make them equal"
-            );
-            metrics::describe_gauge!("claudefs_raft_term", "Term of the metadata group");
+            describe_gauges();
             metrics::describe_counter!(
                 "claudefs_refused_total",
                 "What came to the doors and was refused, by reason"
@@ -145,6 +175,15 @@ impl Metrics {
         duration.record(ms);
     }
 
+    /// Shows 0 for what has not been refused yet: a counter that begins with 1 tells no increase.
+    pub fn refusable(&self, reasons: impl Iterator<Item = &'static str>) {
+        metrics::with_local_recorder(&*self.recorder, || {
+            for why in reasons {
+                metrics::counter!("claudefs_refused_total", "why" => why).increment(0);
+            }
+        });
+    }
+
     /// Somebody was refused at a door.
     pub fn refused(&self, why: &'static str) {
         metrics::with_local_recorder(&*self.recorder, || {
@@ -153,13 +192,46 @@ impl Metrics {
     }
 
     pub fn set(&self, gauges: Gauges) {
+        let plain = [
+            ("claudefs_inode_count", gauges.inodes),
+            ("claudefs_logical_bytes", gauges.logical_bytes),
+            ("claudefs_capacity_bytes", gauges.capacity_bytes),
+            ("claudefs_available_bytes", gauges.available_bytes),
+            ("claudefs_used_bytes", gauges.used_bytes),
+            ("claudefs_live_bytes", gauges.live_bytes),
+            ("claudefs_chunks", gauges.chunks),
+            ("claudefs_damaged_chunks", gauges.damaged_chunks),
+            ("claudefs_raft_term", gauges.raft_term),
+            ("claudefs_raft_leader", u64::from(gauges.is_leader)),
+            ("claudefs_shards_in_sync", gauges.shards_in_sync),
+            ("claudefs_shards_primary", gauges.shards_primary),
+            ("claudefs_cluster_shards", gauges.cluster_shards),
+            ("claudefs_cluster_shards_short", gauges.cluster_shards_short),
+            ("claudefs_health", gauges.health as u64),
+        ];
         metrics::with_local_recorder(&*self.recorder, || {
-            metrics::gauge!("claudefs_inode_count").set(gauges.inodes as f64);
-            metrics::gauge!("claudefs_used_bytes").set(gauges.used_bytes as f64);
-            metrics::gauge!("claudefs_live_bytes").set(gauges.live_bytes as f64);
-            metrics::counter!("claudefs_segments_moved_bytes_total")
-                .absolute(gauges.segments_moved_bytes);
-            metrics::gauge!("claudefs_raft_term").set(gauges.raft_term as f64);
+            for (name, value) in plain {
+                metrics::gauge!(name).set(value as f64);
+            }
+            for (state, count) in NODE_STATES.iter().zip(gauges.cluster_nodes) {
+                let state = state.to_string();
+                metrics::gauge!("claudefs_cluster_nodes", "state" => state).set(count as f64);
+            }
+            // Not `job`, which Prometheus has for its own.
+            for (job, bytes) in JOBS.into_iter().zip(gauges.job_left_bytes) {
+                metrics::gauge!("claudefs_job_left_bytes", "kind" => job).set(bytes as f64);
+            }
+            let Taken { put, new, packed, sealed, stored } = gauges.taken;
+            for (name, total) in [
+                ("claudefs_put_bytes_total", put),
+                ("claudefs_put_new_bytes_total", new),
+                ("claudefs_put_packed_bytes_total", packed),
+                ("claudefs_put_sealed_bytes_total", sealed),
+                ("claudefs_put_stored_bytes_total", stored),
+                ("claudefs_segments_moved_bytes_total", gauges.segments_moved_bytes),
+            ] {
+                metrics::counter!(name).absolute(total);
+            }
         });
     }
 
@@ -221,6 +293,44 @@ impl Metrics {
         stream.write_all(body.as_bytes()).await?;
         stream.shutdown().await
     }
+}
+
+/// What `# HELP` says of each.
+fn describe_gauges() {
+    use metrics::describe_gauge as describe;
+    describe!("claudefs_inode_count", "Inodes in the namespace");
+    describe!("claudefs_logical_bytes", "Bytes of all files, as their sizes say");
+    describe!("claudefs_capacity_bytes", "Bytes of the device for chunks");
+    describe!("claudefs_available_bytes", "Bytes of the device that writers can still get");
+    describe!("claudefs_used_bytes", "Bytes used on the device");
+    describe!("claudefs_live_bytes", "Bytes of the chunks on the device");
+    describe!("claudefs_chunks", "Chunks on the device");
+    describe!("claudefs_damaged_chunks", "Chunks on the device that are damaged");
+    describe!("claudefs_raft_term", "Term of the metadata group");
+    describe!("claudefs_raft_leader", "1 if this node leads the metadata group");
+    describe!("claudefs_shards_in_sync", "Shards of which this node has a copy in sync");
+    describe!("claudefs_shards_primary", "Shards that this node is the primary of");
+    describe!("claudefs_cluster_shards", "Shards of the cluster");
+    describe!(
+        "claudefs_cluster_shards_short",
+        "Shards of the cluster with fewer copies in sync than configured"
+    );
+    describe!("claudefs_cluster_nodes", "Nodes of the cluster by their state");
+    describe!(
+        "claudefs_job_left_bytes",
+        "Bytes still to be read by a scrub of this node, or to be copied where it leads"
+    );
+    describe!("claudefs_health", "Health as this node sees it: 0 ok, 1 warning, 2 error");
+    use metrics::describe_counter;
+    describe_counter!("claudefs_put_bytes_total", "Bytes of the chunks that clients have put");
+    describe_counter!("claudefs_put_new_bytes_total", "Of those, bytes of chunks that were new");
+    describe_counter!("claudefs_put_packed_bytes_total", "Bytes of the new chunks, compressed");
+    describe_counter!("claudefs_put_sealed_bytes_total", "Bytes of the same, encrypted");
+    describe_counter!("claudefs_put_stored_bytes_total", "Bytes of the same, as they are stored");
+    describe_counter!(
+        "claudefs_segments_moved_bytes_total",
+        "Bytes of whole segments sent or fetched to bring replicas up and make them equal"
+    );
 }
 
 async fn admit(

@@ -19,6 +19,7 @@
 //! | `data` | chunks, wherever their shards are |
 //! | `peers` | the way to the other nodes |
 //! | `lead` | what changes when this node begins or ceases to lead |
+//! | `measure` | what Prometheus is told |
 //! | `members` | what the leader does about nodes: voters, who is up, who is down |
 //! | `space` | what the nodes hold, and how their stores do |
 //! | `swim` | who is alive, as the nodes find out among themselves |
@@ -33,6 +34,7 @@ mod host;
 mod identity;
 mod join;
 mod lead;
+mod measure;
 pub(crate) mod members;
 mod open;
 mod peers;
@@ -69,7 +71,7 @@ use crate::data_dir::DataDir;
 use crate::events::Events;
 use crate::health::{self, Facts, Health};
 use crate::jobs::Upkeep;
-use crate::metrics::{Gauges, Metrics};
+use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 use crate::replication::{Courier, Director};
 use crate::service::Order;
@@ -328,19 +330,6 @@ impl Node {
 
     pub fn health(&self) -> Health {
         health::judge(&self.facts())
-    }
-
-    /// Brings the gauges up to date.
-    pub(crate) fn measure(&self) {
-        let counters = read::counters(&self.group.view()).unwrap_or_default();
-        let usage = self.chunks.usage();
-        self.metrics.set(Gauges {
-            inodes: counters.inodes,
-            used_bytes: usage.used,
-            live_bytes: usage.live,
-            segments_moved_bytes: self.courier.moved_bytes(),
-            raft_term: self.group.status().term,
-        });
     }
 
     /// A session that was superseded or a command that came too late is no failure of the node.

@@ -37,6 +37,18 @@ pub(crate) enum Why {
 }
 
 impl Why {
+    const ALL: [Why; 9] = [
+        Why::Token,
+        Why::Handshake,
+        Why::Certificate,
+        Why::Garbage,
+        Why::Protocol,
+        Why::Datagram,
+        Why::Stranger,
+        Why::Clock,
+        Why::Twin,
+    ];
+
     fn name(self) -> &'static str {
         match self {
             Why::Token => "token",
@@ -61,6 +73,7 @@ pub(crate) struct Refusals {
 
 impl Refusals {
     pub fn new(metrics: Metrics) -> Refusals {
+        metrics.refusable(Why::ALL.into_iter().map(Why::name));
         Refusals { metrics, known: Mutex::default() }
     }
 
@@ -99,6 +112,7 @@ mod tests {
             "claudefs_refused_total{why=\"datagram\"} 3",
             "claudefs_refused_total{why=\"token\"} 1",
             "claudefs_refused_total{why=\"garbage\"} 2048",
+            "claudefs_refused_total{why=\"clock\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

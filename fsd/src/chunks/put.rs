@@ -13,6 +13,7 @@ use super::error::{Error, Kind};
 use super::format::BLOCK;
 use super::index::Index;
 use super::pack::stopped;
+use super::taken::{self, Taken};
 use super::{ChunkStore, IN_FLIGHT_BYTES_MAX, Inner};
 
 /// Chunks that this put brings. Dropped, however the put ends, it wakes those who wait for them.
@@ -50,7 +51,11 @@ impl<V: Volume> ChunkStore<V> {
         let mut cleaned_up_to = None;
         loop {
             match self.put_once(&chunks).await {
-                Ok(Some(receipts)) => return Ok(receipts),
+                Ok(Some(receipts)) => {
+                    let put = chunks.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+                    self.inner.taken.add(Taken { put, ..Taken::default() });
+                    return Ok(receipts);
+                }
                 // A chunk was deleted before the others were durable.
                 Ok(None) => {}
                 Err(error) if error.kind() == Kind::NoSpace => {
@@ -80,7 +85,9 @@ impl<V: Volume> ChunkStore<V> {
             let permits = bytes.clamp(1, IN_FLIGHT_BYTES_MAX) as u32;
             let _permit = inner.in_flight.acquire_many(permits).await.map_err(|_| stopped())?;
             let records = inner.packer.pack(new).await?;
+            let taken = taken::sum(&records);
             inner.submit(records).await?;
+            inner.taken.add(taken);
         }
         // Ours are stored before we wait, so no two puts wait for each other.
         drop(claim);

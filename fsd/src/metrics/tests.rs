@@ -1,14 +1,33 @@
 use super::*;
 
-async fn ask(request: &[u8]) -> String {
-    let metrics = Metrics::new().unwrap();
-    metrics.set(Gauges {
+/// All different.
+fn gauges() -> Gauges {
+    Gauges {
         inodes: 42,
+        logical_bytes: 2048,
+        capacity_bytes: 65536,
+        available_bytes: 32768,
         used_bytes: 4096,
         live_bytes: 1024,
+        chunks: 12,
+        damaged_chunks: 2,
+        taken: Taken { put: 500, new: 400, packed: 300, sealed: 310, stored: 320 },
         segments_moved_bytes: 7,
         raft_term: 3,
-    });
+        is_leader: true,
+        shards_in_sync: 11,
+        shards_primary: 5,
+        cluster_shards: 16,
+        cluster_shards_short: 4,
+        cluster_nodes: [20, 21, 22, 23, 24],
+        job_left_bytes: [30, 31, 32, 33],
+        health: Level::Warn,
+    }
+}
+
+async fn ask(request: &[u8]) -> String {
+    let metrics = Metrics::new().unwrap();
+    metrics.set(gauges());
     metrics.operation(Operation::Lookup, Duration::from_millis(2));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -32,6 +51,26 @@ async fn metrics_are_served_over_http() {
         "claudefs_live_bytes 1024",
         "claudefs_segments_moved_bytes_total 7",
         "claudefs_raft_term 3",
+        "claudefs_logical_bytes 2048",
+        "claudefs_put_bytes_total 500",
+        "claudefs_put_new_bytes_total 400",
+        "claudefs_put_packed_bytes_total 300",
+        "claudefs_put_sealed_bytes_total 310",
+        "claudefs_put_stored_bytes_total 320",
+        "claudefs_capacity_bytes 65536",
+        "claudefs_available_bytes 32768",
+        "claudefs_chunks 12",
+        "claudefs_damaged_chunks 2",
+        "claudefs_raft_leader 1",
+        "claudefs_shards_in_sync 11",
+        "claudefs_shards_primary 5",
+        "claudefs_cluster_shards 16",
+        "claudefs_cluster_shards_short 4",
+        "claudefs_cluster_nodes{state=\"joining\"} 20",
+        "claudefs_cluster_nodes{state=\"down\"} 24",
+        "claudefs_job_left_bytes{kind=\"re-replication\"} 30",
+        "claudefs_job_left_bytes{kind=\"scrub\"} 33",
+        "claudefs_health 1",
         "claudefs_operation_latency_ms{operation=\"lookup\",quantile=\"0.99\"}",
         "claudefs_operation_duration_ms_bucket{operation=\"lookup\",le=\"2.5\"} 1",
     ] {
@@ -56,7 +95,19 @@ async fn other_requests_are_refused() {
 
 #[test]
 fn nothing_is_shown_that_was_not_measured() {
-    let text = Metrics::new().unwrap().render();
+    let metrics = Metrics::new().unwrap();
+    let text = metrics.render();
     assert!(!text.contains("claudefs_inode_count "), "{text}");
     assert!(!text.contains("replication_lag"), "{text}");
+    // And what is shown is described.
+    metrics.set(gauges());
+    metrics.operation(Operation::Extents, Duration::from_millis(2));
+    metrics.refused("token");
+    let text = metrics.render();
+    let helps = text.lines().filter_map(|line| line.strip_prefix("# HELP "));
+    let helps: Vec<&str> = helps.filter_map(|line| line.split(' ').next()).collect();
+    for shown in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let name = shown.split(' ').next().unwrap();
+        assert!(helps.contains(&name), "{name} has no help:\n{text}");
+    }
 }

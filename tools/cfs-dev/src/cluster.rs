@@ -9,6 +9,7 @@
 mod ask;
 mod client;
 mod controller;
+mod monitor;
 mod node;
 mod status;
 
@@ -31,8 +32,9 @@ use crate::topology::{NODES_MAX, Topology};
 use crate::wait;
 
 pub use client::Client;
+pub use monitor::{MONITOR_PORT, Monitor};
 pub use node::Node;
-pub use status::{ClientStatus, ControllerStatus, NodeStatus, Status};
+pub use status::{ClientStatus, ControllerStatus, MonitorStatus, NodeStatus, Status};
 
 /// Longest name: it is part of those of namespaces and interfaces.
 const NAME_BYTES_MAX: usize = 32;
@@ -196,12 +198,15 @@ impl Cluster {
         (self.options.say)(what);
     }
 
-    /// Starts what is not running: the nodes, with phase 2 the clients as well, with phase 3 the fault controller, and
-    /// waits until every node is up and everything is as redundant as it should be.
+    /// Starts what is not running: the nodes, with phase 2 the clients as well, with phase 3 monitoring and the fault
+    /// controller, and waits until every node is up and everything is as redundant as it should be.
     pub fn up(&self, phase: u8) -> Result<()> {
         let clients = !self.state.lock().clients.is_empty();
         if phase >= 2 && clients {
             self.can_mount()?;
+        }
+        if phase >= 3 {
+            self.can_monitor()?;
         }
         self.network_up()?;
         self.undo_what_is_left()?;
@@ -220,6 +225,7 @@ impl Cluster {
         }
         if phase >= 3 {
             self.start_controller()?;
+            self.monitor().start()?;
         }
         let mut state = self.state.lock();
         state.phase = state.phase.max(phase);
@@ -255,6 +261,7 @@ impl Cluster {
         };
         self.network_up()?;
         self.node(&name)?.start()?;
+        self.monitor().refresh()?;
         self.settled()?;
         Ok(name)
     }
@@ -262,6 +269,7 @@ impl Cluster {
     /// Stops everything in order and takes the network away; what was stored stays.
     pub fn down(&self) -> Result<()> {
         self.end_controller()?;
+        self.monitor().stop()?;
         for client in self.clients() {
             client.stop()?;
         }
@@ -272,6 +280,7 @@ impl Cluster {
     /// Takes everything away, data included.
     pub fn destroy(self) -> Result<()> {
         self.end_controller()?;
+        self.monitor().end()?;
         for client in self.clients() {
             client.end()?;
         }
@@ -293,7 +302,9 @@ impl Cluster {
 
     /// What was started and not recorded, and the network.
     fn clear(&self) -> Result<()> {
-        for stray in process::with_argument_in(&["cfs", "blockd"], &self.options.directory) {
+        for stray in
+            process::with_argument_in(&["cfs", "blockd", "prometheus"], &self.options.directory)
+        {
             stray.kill()?;
         }
         let state = self.state.lock().clone();

@@ -16,8 +16,9 @@ const LINE_BYTES_MAX: usize = 64 << 10;
 /// Most bytes of one log that are read at once: of a longer one the start is left out.
 const READ_BYTES_MAX: u64 = 16 << 20;
 
-/// Name of the fault controller where members have theirs.
+/// Names of the fault controller and of the monitoring where members have theirs.
 pub const CONTROLLER: &str = "controller";
+pub const MONITOR: &str = "monitor";
 
 /// One member's log.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// Of all members and of the fault controller, or of one.
+    /// Of all members, the fault controller and the monitoring, or of one.
     pub fn of(directory: &Path, state: &State, member: Option<&str>, agent: Option<Agent>) -> Logs {
         let source = |folder: &str, name: &str| Source {
             member: name.to_owned(),
@@ -51,12 +52,14 @@ impl Logs {
         };
         let nodes = state.nodes.iter().map(|node| source("nodes", &node.name));
         let clients = state.clients.iter().map(|client| source("clients", &client.name));
-        let controller = state.controller.iter().map(|_| Source {
-            path: crate::fault::controller::log(directory),
-            ..source("", CONTROLLER)
-        });
+        // Both are beside the nodes and clients, in a directory of their own name.
+        let controller = state.controller.iter().map(|_| source("", CONTROLLER));
+        let monitor = state.monitor.iter().map(|_| source("", MONITOR));
         let chosen = |source: &Source| member.is_none_or(|member| member == source.member);
-        Logs { sources: nodes.chain(clients).chain(controller).filter(chosen).collect(), agent }
+        Logs {
+            sources: nodes.chain(clients).chain(controller).chain(monitor).filter(chosen).collect(),
+            agent,
+        }
     }
 
     /// What has been written since the last call: `MEMBER | LINE`.

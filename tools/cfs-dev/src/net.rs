@@ -84,6 +84,11 @@ impl Network {
         self.host(CLIENT_FIRST + number as u8)
     }
 
+    /// Address of this host itself, from which every member is reached.
+    pub fn orchestrator(&self) -> Ipv4Addr {
+        self.host(BRIDGE_HOST)
+    }
+
     fn host(&self, host: u8) -> Ipv4Addr {
         let [a, b, c] = self.prefix;
         Ipv4Addr::new(a, b, c, host)
@@ -129,7 +134,7 @@ impl Network {
         if !has_interface(&bridge) {
             ip(&["link", "add", &bridge, "type", "bridge"])?;
         }
-        let address = format!("{}/24", self.host(BRIDGE_HOST));
+        let address = format!("{}/24", self.orchestrator());
         ip(&["address", "replace", &address, "dev", &bridge])?;
         ip(&["link", "set", &bridge, "up"])
     }

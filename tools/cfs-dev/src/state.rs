@@ -5,6 +5,7 @@
 //! DIR/lock                    held by the command that changes something
 //! DIR/nodes/n1/node.toml …    configuration, log, sockets, metadata and pool of a node
 //! DIR/clients/c1/mnt …        mountpoint, log and certificate of a client
+//! DIR/monitor                 configuration, log and samples of the monitoring
 //! DIR/run                     control sockets of the mounts
 //! DIR/controller/sock …       socket, log and reports of the fault controller
 //! ```
@@ -32,7 +33,7 @@ const VERSION: u32 = 1;
 pub struct State {
     version: u32,
     pub name: String,
-    /// What runs: 1 nodes, 2 clients as well, 3 the fault controller as well.
+    /// What runs: 1 nodes, 2 clients as well, 3 monitoring and the fault controller as well.
     pub phase: u8,
     pub site: String,
     pub replicas: usize,
@@ -40,6 +41,9 @@ pub struct State {
     pub network: Network,
     pub nodes: Vec<Member>,
     pub clients: Vec<Member>,
+    /// Of the monitoring, of phase 3.
+    #[serde(default)]
+    pub monitor: Option<Process>,
     /// The fault controller.
     #[serde(default)]
     pub controller: Option<Process>,
@@ -78,6 +82,7 @@ impl State {
             network,
             nodes: Vec::new(),
             clients: Vec::new(),
+            monitor: None,
             controller: None,
         }
     }
@@ -129,7 +134,7 @@ impl State {
             );
         }
         let doing = |path: &Path| format!("cannot remove {}", path.display());
-        for name in ["nodes", "clients", "run", "controller"] {
+        for name in ["nodes", "clients", "run", "monitor", "controller"] {
             let path = directory.join(name);
             match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

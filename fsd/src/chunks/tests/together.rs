@@ -21,11 +21,24 @@ async fn puts_of_the_same_chunks_at_once_store_them_once() {
     }
     let each = format::record_bytes(9000 + seal::TAG as u32) as u64;
     assert_eq!(store.usage().live, 20 * each);
+    let taken = Taken {
+        put: 8 * 20 * 9000,
+        new: 20 * 9000,
+        packed: 20 * 9000,
+        sealed: 20 * (9000 + seal::TAG as u64),
+        stored: 20 * each,
+    };
+    assert_eq!(store.taken(), taken);
+    let zeroes = Bytes::from(vec![0; 9000]);
+    store.put(vec![(ChunkHash(*blake3::hash(&zeroes).as_bytes()), zeroes)]).await.unwrap();
+    let more = store.taken();
+    assert_eq!((more.put, more.new), (taken.put + 9000, taken.new + 9000));
+    assert!(more.packed < taken.packed + 900, "{more:?}");
     let stored: usize = {
         let index = store.inner.index.lock();
         index.slots.iter().filter(|slot| slot.state != SlotState::Free).count()
     };
-    assert!(stored <= 6, "{stored} segments for 20 chunks");
+    assert!(stored <= 6, "{stored} segments for 21 chunks");
     assert!(store.inner.index.lock().coming.is_empty());
     let store = open(volume.power_cut(1)).await;
     for (hash, bytes) in &chunks {

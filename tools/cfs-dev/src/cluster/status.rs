@@ -6,7 +6,7 @@ use fsd_rpc::admin::{Health, Level, Node};
 use serde::Serialize;
 
 use super::client::is_mounted;
-use super::{METRICS_PORT, PORT, addresses, ask};
+use super::{METRICS_PORT, MONITOR_PORT, PORT, addresses, ask};
 use crate::error::Result;
 use crate::fault;
 use crate::net::Provider;
@@ -26,8 +26,18 @@ pub struct Status {
     pub health: Option<Health>,
     pub nodes: Vec<NodeStatus>,
     pub clients: Vec<ClientStatus>,
-    /// Of phase 3.
+    /// Both of phase 3.
+    pub monitor: Option<MonitorStatus>,
     pub controller: Option<ControllerStatus>,
+}
+
+/// Of the monitoring.
+#[derive(Clone, Debug, Serialize)]
+pub struct MonitorStatus {
+    pub pid: Option<u32>,
+    /// Where the dashboards are.
+    pub url: String,
+    pub log: PathBuf,
 }
 
 /// Of the fault controller.
@@ -91,6 +101,7 @@ impl Status {
             health: ask::status(directory, state).ok().map(|status| status.health),
             nodes,
             clients: clients.collect::<Result<_>>()?,
+            monitor: (state.phase >= 3).then(|| monitor(directory, state)),
             controller: (state.phase >= 3).then(|| controller(directory, state)),
         })
     }
@@ -106,7 +117,11 @@ impl Status {
         };
         let ended = self.nodes.iter().any(|node| node.pid.is_none());
         let gone = self.phase >= 2 && self.clients.iter().any(|c| !c.mounted || c.pid.is_none());
-        let gone = gone || self.controller.as_ref().is_some_and(|of| of.pid.is_none());
+        let services = [
+            self.controller.as_ref().map(|controller| controller.pid),
+            self.monitor.as_ref().map(|monitor| monitor.pid),
+        ];
+        let gone = gone || services.contains(&Some(None));
         if ended || gone { told.max(Level::Warn) } else { told }
     }
 }
@@ -136,6 +151,15 @@ fn node(directory: &Path, state: &State, at: usize, member: &Member, told: &[Nod
         shards: own.map_or(0, |own| shards().filter(|s| s.in_sync.contains(&own.id)).count()),
         shards_primary: own.map_or(0, |node| node.shards_primary),
         capacity_bytes: own.map_or(0, |node| node.capacity_bytes),
+    }
+}
+
+fn monitor(directory: &Path, state: &State) -> MonitorStatus {
+    let process = state.monitor.as_ref().filter(|process| process.is_alive());
+    MonitorStatus {
+        pid: process.map(|process| process.pid),
+        url: format!("http://{}:{MONITOR_PORT}/", state.network.orchestrator()),
+        log: directory.join("monitor/log"),
     }
 }
 

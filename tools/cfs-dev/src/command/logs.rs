@@ -9,6 +9,7 @@ use super::{Place, print};
 use crate::agent::Agent;
 use crate::cluster;
 use crate::error::Result;
+use crate::logs;
 
 const POLL: Duration = Duration::from_millis(200);
 
@@ -17,7 +18,7 @@ const POLL: Duration = Duration::from_millis(200);
 Everything that was logged is shown, sorted by time, and then what comes, until Ctrl-C; with --no-follow only
 what is there. A line begins with the node or client that wrote it.")]
 pub struct Logs {
-    /// Only one node or client, or `controller`
+    /// Only one node or client, `controller` or `monitor`
     #[arg(value_name = "NODE")]
     member: Option<String>,
     /// Only what this part of the system says
@@ -34,14 +35,14 @@ impl Logs {
         let state = cluster::view(&directory)?;
         if let Some(member) = &self.member
             && !state.members().any(|known| known.name == *member)
-            && !(member == crate::logs::CONTROLLER && state.controller.is_some())
+            && !(member == logs::CONTROLLER && state.controller.is_some())
+            && !(member == logs::MONITOR && state.monitor.is_some())
         {
             return Err(cluster::unknown(&state, member));
         }
-        let mut logs =
-            crate::logs::Logs::of(&directory, &state, self.member.as_deref(), self.agent);
+        let mut all = logs::Logs::of(&directory, &state, self.member.as_deref(), self.agent);
         loop {
-            for line in logs.next()? {
+            for line in all.next()? {
                 if !print(&(line + "\n"))? {
                     return Ok(ExitCode::SUCCESS);
                 }

@@ -1,5 +1,6 @@
 //! `cfs-dev status`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -92,24 +93,36 @@ fn table(status: &cluster::Status, detailed: bool) -> String {
         let head = if detailed { [&head[..], &more[..]].concat() } else { head.to_vec() };
         text += &format!("\n{}", columns(&head, &rows));
     }
-    if let Some(controller) = &status.controller {
-        let doing = match (&controller.job, controller.pid) {
-            (_, None) => "stopped".to_owned(),
-            (None, _) => "idle".to_owned(),
-            (Some(job), _) => format!("{}: {}", job.what, job.now),
-        };
-        let number = controller.pid.map_or("-".to_owned(), |pid| pid.to_string());
-        let row = vec!["fault controller".to_owned(), doing, number];
-        let (head, mut row) = (vec!["SERVICE", "DOING", "PID"], row);
-        let head = if detailed {
-            row.push(controller.log.display().to_string());
-            [&head[..], &["LOG"]].concat()
-        } else {
-            head
-        };
-        text += &format!("\n{}", columns(&head, &[row]));
+    let rows: Vec<_> = services(status, detailed);
+    if !rows.is_empty() {
+        let (head, more) = (["SERVICE", "PROCESS", "WHAT"], ["PID", "LOG"]);
+        let head = if detailed { [&head[..], &more[..]].concat() } else { head.to_vec() };
+        text += &format!("\n{}", columns(&head, &rows));
     }
     text
+}
+
+/// What phase 3 has besides nodes and clients.
+fn services(status: &cluster::Status, detailed: bool) -> Vec<Vec<String>> {
+    let row = |name: &str, pid: Option<u32>, what: &str, log: &Path| {
+        let process = if pid.is_some() { "running" } else { "stopped" };
+        let mut row = vec![name.to_owned(), process.to_owned(), what.to_owned()];
+        if detailed {
+            row.push(pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()));
+            row.push(log.display().to_string());
+        }
+        row
+    };
+    let monitor = status.monitor.iter().map(|of| row("monitoring", of.pid, &of.url, &of.log));
+    let controller = status.controller.iter().map(|of| {
+        let doing = match &of.job {
+            Some(job) => format!("{}: {}", job.what, job.now),
+            None if of.pid.is_some() => "idle".to_owned(),
+            None => "-".to_owned(),
+        };
+        row("fault controller", of.pid, &doing, &of.log)
+    });
+    monitor.chain(controller).collect()
 }
 
 fn node_row(node: &NodeStatus, detailed: bool) -> Vec<String> {

@@ -82,6 +82,12 @@ impl Up {
                 text += &format!("  {}  {}\n", client.name(), client.mountpoint().display());
             }
         }
+        if cluster.monitor().process().is_some() {
+            text += &format!("  monitoring  {}\n", cluster.monitor().url());
+        }
+        if cluster.controller().is_some() {
+            text += "  fault controller  cfs-dev fault --help\n";
+        }
         print(&text)?;
         Ok(ExitCode::SUCCESS)
     }

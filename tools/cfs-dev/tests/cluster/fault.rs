@@ -63,7 +63,7 @@ fn accidents_happen_and_are_undone() {
     // The topology asks for phase 3.
     world.up(&["--topology", &world.topology(THREE)]);
     assert_eq!(world.status()["phase"], 3);
-    assert!(world.ok(&["status"]).contains("fault controller  idle"));
+    assert!(world.ok(&["status"]).contains("fault controller  running  idle"));
     assert_eq!(status(&world)["controller"]["job"], Value::Null);
 
     // What is not possible is refused, and why.

@@ -9,6 +9,7 @@ mod disks;
 mod drain;
 mod fault;
 mod load;
+mod monitor;
 mod nemesis;
 mod refused;
 mod restart;
