@@ -29,6 +29,7 @@ pub struct Site {
     pub addresses: Vec<String>,
     /// Copies of each chunk.
     replicas: u8,
+    shape: Shape,
     /// Where its client keeps its certificate.
     identity: TempDir,
 }
@@ -36,8 +37,13 @@ pub struct Site {
 impl Site {
     /// As many nodes, all up, the metadata group complete and so many copies of everything.
     pub fn of(count: usize, replicas: u8) -> Site {
+        Site::shaped(count, replicas, Shape::default())
+    }
+
+    pub fn shaped(count: usize, replicas: u8, shape: Shape) -> Site {
         let identity = tempfile::tempdir().unwrap();
-        let mut site = Site { nodes: Vec::new(), addresses: Vec::new(), replicas, identity };
+        let (nodes, addresses) = (Vec::new(), Vec::new());
+        let mut site = Site { nodes, addresses, replicas, shape, identity };
         for _ in 0..count {
             site.add();
         }
@@ -47,7 +53,7 @@ impl Site {
 
     pub fn add(&mut self) {
         let (number, address) = (self.nodes.len() + 1, loopback());
-        let mut node = Node::prepared(Shape::default());
+        let mut node = Node::prepared(self.shape);
         let config = std::fs::read_to_string(node.path("node.toml")).unwrap();
         let config = config
             .replace("name = 'n'", &format!("name = 'n{number}'"))
@@ -366,7 +372,7 @@ fn the_scrub_of_every_node_is_a_job_of_its_own() {
     }
 }
 
-fn status(site: &Site, asked: usize) -> admin::Status {
+pub fn status(site: &Site, asked: usize) -> admin::Status {
     match site.ask(asked, AdminRequest::Status) {
         AdminReply::Status(status) => *status,
         _ => panic!("no status"),
