@@ -169,3 +169,46 @@ fn copies_are_made_and_dropped_as_the_protection_is_set() {
     assert_eq!(code, "REDUNDANCY");
     assert!(why.contains("2 nodes are up for 3 copies"), "{why}");
 }
+
+#[test]
+fn a_drain_is_a_job_with_what_is_left_of_it() {
+    let site = Site::shaped(3, 2, Shape { pool_mib: 1024, shards: 64 });
+    let client = site.client();
+    fill(&client, 0..48);
+    let leader = site.leader(0);
+    let drained = (leader + 1) % 3;
+    let name = format!("drain n{}", drained + 1);
+    let jobs = || status(&site, leader).jobs.into_iter().filter(|job| job.node.is_none());
+    let used = until("the leader has heard what each node holds, and nothing moves", || {
+        let data = status(&site, leader).data;
+        let is_all = data.live_bytes >= 2 * 48 * 100_000;
+        (is_all && jobs().count() == 0).then_some(data.used_bytes)
+    });
+    drain(&site, leader, drained).unwrap();
+    // It takes several rounds of the leader, of half a second each: at most four shards go to one node at once.
+    let mut told: Vec<admin::JobSummary> = Vec::new();
+    until("it is drained", || {
+        told.extend(jobs());
+        (site.list(leader)[drained].state == "drained").then_some(())
+    });
+    until("the job is over", || (jobs().count() == 0).then_some(()));
+    assert!(told.iter().any(|job| job.name == name), "{told:?}");
+    for job in &told {
+        let progress = &job.progress;
+        assert_eq!(progress.phase, "copying", "{job:?}");
+        assert!(progress.total > 0 && progress.done <= progress.total, "{job:?}");
+        let percent = progress.done * 100 / progress.total;
+        assert_eq!(job.percent.map(u64::from), Some(percent), "{job:?}");
+        let in_bytes = progress.unit == "bytes";
+        assert!(in_bytes || progress.unit == "shards", "{job:?}");
+        let left = progress.total - progress.done;
+        assert_eq!(job.bytes_left, in_bytes.then_some(left), "{job:?}");
+        assert!(!in_bytes || progress.total <= used, "{job:?}, {used}");
+        assert!(job.eta_ms.is_none_or(|eta| eta < 24 * 3_600_000), "{job:?}");
+    }
+    // In bytes it is told as soon as the nodes have said how large their shards are.
+    let left: Vec<u64> =
+        told.iter().filter(|job| job.name == name).filter_map(|job| job.bytes_left).collect();
+    assert!(left.iter().any(|left| *left > 0), "{told:?}");
+    assert!(left.iter().max() > left.last(), "{left:?}");
+}
