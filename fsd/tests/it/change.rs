@@ -70,6 +70,27 @@ fn are_kept(site: &Site, asked: usize, copies: usize) {
 }
 
 #[test]
+fn a_lost_node_is_not_removed_before_it_is_made_up_for() {
+    let mut site = Site::of(3, 3);
+    let client = site.client();
+    fill(&client, 0..6);
+    let leader = site.leader(0);
+    let lost = (leader + 1) % 3;
+    site.nodes[lost].kill();
+    is(&site, leader, lost, "down");
+    // It is in no shard any more, and everything lacks a copy.
+    are_kept(&site, leader, 2);
+    let (code, why) = remove(&site, leader, lost).unwrap_err();
+    assert_eq!(code, "REDUNDANCY");
+    assert!(why.contains("4 shards"), "{why}");
+    assert_eq!(site.list(leader)[lost].state, "down");
+    // Two copies are enough, says the administrator.
+    assert_eq!(protect(&site, leader, 2, None), Ok(2));
+    assert_eq!(remove(&site, leader, lost).unwrap().state, "removed");
+    check(&client, 0..6);
+}
+
+#[test]
 fn a_drain_is_taken_back_and_a_lost_node_is_recovered() {
     let mut site = Site::shaped(3, 2, Shape { pool_mib: 1024, shards: 64 });
     let client = site.client();
