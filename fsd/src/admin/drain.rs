@@ -10,6 +10,7 @@ use raftmeta_types::Command;
 use raftmeta_types::cluster::{NodeInfo, NodeState, ShardInfo};
 
 use super::refused;
+use super::room::{self, Wanted};
 use crate::health::{Lacking, Redundancy};
 use crate::node::Node;
 use crate::replication;
@@ -83,6 +84,8 @@ pub(super) async fn drain(
         let why = format!("{left} nodes would be left for {wanted} copies of everything");
         return Err(refused("REDUNDANCY", doing, why, "add a node first: `cfs server join`"));
     }
+    let then = Wanted { replicas: protection.replicas, without: Some(info.id) };
+    room::check(node, &doing, then).await?;
     if dry_run {
         return moved(node, &info, NodeState::Up);
     }
