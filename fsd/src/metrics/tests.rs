@@ -10,6 +10,7 @@ async fn ask(request: &[u8]) -> String {
         raft_term: 3,
     });
     metrics.operation(Operation::Lookup, Duration::from_millis(2));
+    metrics.read_repaired();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(metrics.serve(listener, || {}));
@@ -32,6 +33,7 @@ async fn metrics_are_served_over_http() {
         "claudefs_live_bytes 1024",
         "claudefs_segments_moved_bytes_total 7",
         "claudefs_raft_term 3",
+        "claudefs_read_repairs_total 1",
         "claudefs_operation_latency_ms{operation=\"lookup\",quantile=\"0.99\"}",
         "claudefs_operation_duration_ms_bucket{operation=\"lookup\",le=\"2.5\"} 1",
     ] {
