@@ -224,7 +224,7 @@ impl Node {
             (Kind::NotFound, Some(hash)) => Failure::NoChunk(hash),
             (Kind::Damaged, Some(hash)) => {
                 tracing::error!(%error, "damaged data");
-                self.upkeep.scrub.kick();
+                self.upkeep.scrub.note_found(hash);
                 Failure::Damaged { hash, reason: error.to_string() }
             }
             (Kind::HashMismatch | Kind::Invalid, _) => Failure::Refused(error.to_string()),

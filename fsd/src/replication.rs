@@ -35,5 +35,5 @@ pub(crate) use director::{
 };
 pub(crate) use host::{Host, Telling, Wire, target_in};
 pub(crate) use keeper::{bring_up, forget, keep};
-pub(crate) use mender::{mend_chunk, mend_segment};
+pub(crate) use mender::{Mended, mend_chunk, mend_segment};
 pub(crate) use wire::answer;

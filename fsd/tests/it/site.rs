@@ -309,7 +309,18 @@ fn what_a_bad_disk_did_is_found_and_repaired_from_another_node() {
         };
         (status.data.damaged_chunks == 0).then_some(())
     });
-    site.scrub(0);
+    // What was read is good again before anything else looks at it.
+    let read_repairs = |node: &Node| {
+        let text = node.metrics();
+        let line = text.lines().find_map(|line| line.strip_prefix("claudefs_read_repairs_total "));
+        line.map_or(0, |count| count.parse::<u64>().unwrap())
+    };
+    let repaired: Vec<u64> = site.nodes.iter().map(read_repairs).collect();
+    for (at, count) in repaired.iter().enumerate() {
+        assert_eq!(*count > 0, at == leader, "{repaired:?}");
+    }
+    let found = site.scrub(0);
+    assert!(found.iter().all(|node| node.damaged == 0 && node.failed.is_none()), "{found:?}");
     site.is_clean(0);
 }
 
