@@ -11,6 +11,7 @@ mod lost;
 mod nodes;
 mod path;
 mod protection;
+mod room;
 mod scrub;
 pub(crate) mod security;
 mod stat;

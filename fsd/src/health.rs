@@ -2,7 +2,7 @@
 //! give the same word on every node.
 //!
 //! The word is the worst level of any check. It is never `HEALTH_OK` while anything is less redundant
-//! than configured; what is configured without redundancy is said as a note.
+//! than configured (`redundancy`); what is configured without redundancy is said as a note.
 
 pub use fsd_rpc::admin::{Check, Health, Level};
 use fsd_rpc::message::Device;
@@ -10,8 +10,12 @@ use raftmeta_types::cluster::RotationStage;
 
 use crate::node::skew::{Off, is_wrong};
 
+mod redundancy;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use redundancy::list;
+pub use redundancy::{Lacking, Redundancy};
 
 /// Flash used, in percent, from which writers should worry, and from which they are about to be refused.
 const NEARFULL_PERCENT: u64 = 80;
@@ -28,9 +32,8 @@ pub struct Flash {
 /// What health is judged by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    pub replicas_wanted: u32,
-    /// Fewest in-sync copies that any shard has.
-    pub replicas_least: u32,
+    /// Of which shards there are too few copies.
+    pub redundancy: Redundancy,
     /// Names of nodes that are down.
     pub nodes_down: Vec<String>,
     /// Names of nodes that answer, and whose datagrams do not arrive.
@@ -106,16 +109,8 @@ pub fn judge(facts: &Facts) -> Health {
             say("DEVICE_DEGRADED", Level::Warn, detail, "see `cfsctl block device list`");
         }
     }
-    let (wanted, least) = (facts.replicas_wanted, facts.replicas_least);
-    let more = "add or start storage nodes";
-    if least == 0 {
-        let detail = format!("some data has no copy in sync of {wanted} wanted");
-        say("REDUNDANCY", Level::Err, detail, more);
-    } else if least < wanted {
-        say("REDUNDANCY", Level::Warn, format!("some data has {least} of {wanted} copies"), more);
-    } else if wanted == 1 {
-        let detail = "data is kept once, as configured (replica:1): losing the device loses it";
-        say("REDUNDANCY", Level::Ok, detail.into(), "");
+    for Check { name, level, detail, next } in facts.redundancy.checks() {
+        say(&name, level, detail, &next);
     }
     if facts.damaged_chunks > 0 {
         let detail = format!("{} chunks could not be read as written", facts.damaged_chunks);

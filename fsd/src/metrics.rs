@@ -156,6 +156,10 @@ impl Metrics {
                 "claudefs_refused_total",
                 "What came to the doors and was refused, by reason"
             );
+            metrics::describe_counter!(
+                "claudefs_read_repairs_total",
+                "Damaged chunks that reads found and that were repaired from other copies"
+            );
             metrics::describe_histogram!(LATENCY, "Latency of operations, recent quantiles");
             metrics::describe_histogram!(DURATION, "Latency of operations, histogram");
         });
@@ -188,6 +192,13 @@ impl Metrics {
     pub fn refused(&self, why: &'static str) {
         metrics::with_local_recorder(&*self.recorder, || {
             metrics::counter!("claudefs_refused_total", "why" => why).increment(1);
+        });
+    }
+
+    /// A chunk that a read found damaged is good again.
+    pub fn read_repaired(&self) {
+        metrics::with_local_recorder(&*self.recorder, || {
+            metrics::counter!("claudefs_read_repairs_total").increment(1);
         });
     }
 

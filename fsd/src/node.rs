@@ -69,7 +69,7 @@ use crate::chunks::{ChunkStore, Kind};
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::events::Events;
-use crate::health::{self, Facts, Health};
+use crate::health::{self, Facts, Health, Redundancy};
 use crate::jobs::Upkeep;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
@@ -226,7 +226,7 @@ impl Node {
             (Kind::NotFound, Some(hash)) => Failure::NoChunk(hash),
             (Kind::Damaged, Some(hash)) => {
                 tracing::error!(%error, "damaged data");
-                self.upkeep.scrub.kick();
+                self.upkeep.scrub.note_found(hash);
                 Failure::Damaged { hash, reason: error.to_string() }
             }
             (Kind::HashMismatch | Kind::Invalid, _) => Failure::Refused(error.to_string()),
@@ -289,7 +289,7 @@ impl Node {
         let shards = read::shards(&view).unwrap_or_default();
         let nodes = read::nodes(&view).unwrap_or_default();
         let protection = read::protection(&view).unwrap_or(Protection::SINGLE);
-        let copies = shards.iter().map(|shard| shard.in_sync.len() as u32).min();
+        let down = self.down(&nodes);
         let heard = self.heard(&nodes);
         let trouble = |(info, usage): &(&NodeInfo, NodeUsage)| {
             Some((info.name.clone(), usage.blockd_down.clone()?))
@@ -301,8 +301,7 @@ impl Node {
         let leader = self.group.status().leader;
         let metadata = self.metadata_failure.lock().clone();
         Facts {
-            replicas_wanted: u32::from(protection.replicas),
-            replicas_least: copies.unwrap_or(0),
+            redundancy: Redundancy::of(&shards, protection, &down),
             blockd_down: heard.iter().filter_map(trouble).collect(),
             devices: heard.iter().flat_map(devices).collect(),
             flash: heard.iter().map(|(info, usage)| space::flash(info, usage)).collect(),
@@ -310,11 +309,7 @@ impl Node {
                 Some(_) => None,
                 None => Some("it has no leader".into()),
             }),
-            nodes_down: nodes
-                .iter()
-                .filter(|node| node.state == NodeState::Down)
-                .map(|node| node.name.clone())
-                .collect(),
+            nodes_down: down.into_values().collect(),
             nodes_without_datagrams: {
                 let beats = self.beats.lock();
                 let silent = |id| beats.get(&id).is_some_and(members::Beat::lacks_datagrams);

@@ -32,8 +32,10 @@ mod remote;
 mod wire;
 
 pub(crate) use courier::Courier;
-pub(crate) use director::{Cause, Director, Work, copy_sizes, direct, led, new_epoch, reclaim};
+pub(crate) use director::{
+    Cause, Director, Sizes, Work, copy_sizes, direct, held, led, new_epoch, reclaim,
+};
 pub(crate) use host::{Host, Telling, Wire, target_in};
 pub(crate) use keeper::{bring_up, forget, keep};
-pub(crate) use mender::{mend_chunk, mend_segment};
+pub(crate) use mender::{Mended, mend_chunk, mend_segment};
 pub(crate) use wire::answer;

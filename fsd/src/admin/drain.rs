@@ -10,6 +10,8 @@ use raftmeta_types::Command;
 use raftmeta_types::cluster::{NodeInfo, NodeState, ShardInfo};
 
 use super::refused;
+use super::room::{self, Wanted};
+use crate::health::{Lacking, Redundancy};
 use crate::node::Node;
 use crate::replication;
 use crate::service::storage;
@@ -82,6 +84,8 @@ pub(super) async fn drain(
         let why = format!("{left} nodes would be left for {wanted} copies of everything");
         return Err(refused("REDUNDANCY", doing, why, "add a node first: `cfs server join`"));
     }
+    let then = Wanted { replicas: protection.replicas, without: Some(info.id) };
+    room::check(node, &doing, then).await?;
     if dry_run {
         return moved(node, &info, NodeState::Up);
     }
@@ -102,19 +106,24 @@ pub(super) async fn undrain(node: &Arc<Node>, text: &str) -> Result<AdminReply, 
 }
 
 pub(super) async fn remove(node: &Arc<Node>, text: &str) -> Result<AdminReply, Failure> {
-    let (info, _) = named(node, text)?;
+    let (info, all) = named(node, text)?;
     let doing = format!("removing {} (n{})", info.name, info.id);
     let held = holds(node, &info)?.len();
     match info.state {
-        NodeState::Drained | NodeState::Down | NodeState::Joining if held == 0 => {
+        NodeState::Drained | NodeState::Joining if held == 0 => {
             set(node, &info, NodeState::Removed).await
         }
-        NodeState::Down => {
-            let why = format!("{held} shards still count on it");
-            let next = "wait until the others have them: `cfs admin node recover --wait`; if its disks are gone for \
-                        good: `cfs admin node remove --lost`";
-            Err(refused("REDUNDANCY", doing, why, next))
-        }
+        // The others go on without one that is down long before they have copied what it held.
+        NodeState::Down => match to_make_up(node, &info, &all)? {
+            (0, _) => set(node, &info, NodeState::Removed).await,
+            (lacking, _) => {
+                let shards = if lacking == 1 { "shard lacks" } else { "shards lack" };
+                let why = format!("{lacking} {shards} a copy: not all that it held is made up for");
+                let next = "wait until it is: `cfs admin node recover --wait`, with another node if there are too few; \
+                            if its disks are gone for good: `cfs admin node remove --lost`";
+                Err(refused("REDUNDANCY", doing, why, next))
+            }
+        },
         NodeState::Up
         | NodeState::Draining
         | NodeState::Drained
@@ -126,6 +135,21 @@ pub(super) async fn remove(node: &Arc<Node>, text: &str) -> Result<AdminReply, F
     }
 }
 
+/// What is left to be made up for while a node is down: shards that lack a copy or still count on it, and the bytes
+/// to be copied.
+fn to_make_up(node: &Arc<Node>, info: &NodeInfo, all: &[NodeInfo]) -> Result<(u32, u64), Failure> {
+    let view = node.group.view();
+    let shards = read::shards(&view).map_err(storage)?;
+    let protection = read::protection(&view).map_err(storage)?;
+    let lacking = Redundancy::of(&shards, protection, &node.down(all)).lacking;
+    let sizes = replication::copy_sizes(&**node, &shards);
+    let missing = |one: &Lacking| u64::from(u32::from(protection.replicas) - one.copies);
+    let bytes = lacking.iter().map(|one| missing(one) * sizes.of(one.shard)).sum();
+    let lacks = |shard: &ShardInfo| lacking.iter().any(|one| one.shard == shard.id);
+    let counted = shards.iter().filter(|shard| lacks(shard) || shard.in_sync.contains(&info.id));
+    Ok((counted.count() as u32, bytes))
+}
+
 /// The leader makes good what a node that is down held without being asked; this says how much is left of it.
 pub(super) fn recover(node: &Arc<Node>, text: &str) -> Result<AdminReply, Failure> {
     let (info, all) = named(node, text)?;
@@ -134,23 +158,14 @@ pub(super) fn recover(node: &Arc<Node>, text: &str) -> Result<AdminReply, Failur
         let why = format!("it is {}", info.state);
         return Err(refused("NOT_DOWN", doing, why, "nothing has to be recovered"));
     }
-    let view = node.group.view();
-    let shards = read::shards(&view).map_err(storage)?;
-    let wanted = usize::from(read::protection(&view).map_err(storage)?.replicas);
+    let protection = read::protection(&node.group.view()).map_err(storage)?;
+    let wanted = usize::from(protection.replicas);
     let up = all.iter().filter(|other| other.state == NodeState::Up).count();
     if up < wanted {
         let why = format!("{up} nodes are up for {wanted} copies of everything");
         return Err(refused("REDUNDANCY", doing, why, "start it again, or add a node"));
     }
-    let sizes = replication::copy_sizes(&**node, &shards);
-    let (mut lacking, mut bytes) = (0, 0);
-    for shard in &shards {
-        let present = shard.in_sync.iter().filter(|id| **id != info.id).count();
-        let missing = wanted.saturating_sub(present);
-        lacking += u32::from(missing > 0 || shard.in_sync.contains(&info.id));
-        bytes += missing as u64 * sizes.of(shard.id);
-    }
-    let shards = lacking;
+    let (shards, bytes) = to_make_up(node, &info, &all)?;
     let (name, state) = (info.name.clone(), info.state.to_string());
     Ok(AdminReply::NodeMoved(NodeMoved { node: info.id.0, name, state, shards, bytes }))
 }

@@ -19,6 +19,7 @@ use raftmeta_types::{Command, NodeId, ShardId};
 
 use super::drain::named;
 use super::refused;
+use crate::health::list;
 use crate::node::members::Beat;
 use crate::node::{Liveness, Node};
 use crate::service::storage;
@@ -68,7 +69,7 @@ pub(super) async fn remove(
         return Ok(told(false));
     }
     if !lost.is_empty() && !consent.accept_data_loss {
-        let why = format!("no copy in sync would be left of {}", list(&lost));
+        let why = format!("no copy in sync would be left of {}", list(&lost, NAMED_MAX));
         let next = "start a node that has one; if there is none, say --accept-data-loss: they begin anew, and \
                     `cfs admin fsck` says what is missing";
         return Err(refused("DATA_LOSS", &doing, why, next));
@@ -194,20 +195,6 @@ fn heirs(lost: &[ShardId], candidates: &[(NodeId, BTreeSet<ShardId>)]) -> Vec<(S
     heirs
 }
 
-/// `shard 3`, `shards 3, 7 and 9`; not all of them where there are many.
-fn list(shards: &[ShardId]) -> String {
-    let mut numbers: Vec<String> =
-        shards.iter().take(NAMED_MAX).map(|shard| shard.to_string()).collect();
-    if shards.len() > NAMED_MAX {
-        numbers.push(format!("{} more", shards.len() - NAMED_MAX));
-    }
-    match numbers.split_last() {
-        Some((only, [])) => format!("shard {only}"),
-        Some((last, others)) => format!("shards {} and {last}", others.join(", ")),
-        None => "no shard".into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,10 +225,6 @@ mod tests {
             left.iter().map(|one| (one.copies, one.shards, one.shards_waiting)).collect();
         assert_eq!(left, [(1, 2, 1), (2, 1, 0)]);
         assert_eq!(lost, [ShardId(3), ShardId(5)]);
-        assert_eq!(list(&lost), "shards 3 and 5");
-        assert_eq!(list(&lost[..1]), "shard 3");
-        let many: Vec<ShardId> = (0..100).map(ShardId).collect();
-        assert!(list(&many).ends_with("31 and 68 more"), "{}", list(&many));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use raftmeta_types::Command;
 use raftmeta_types::cluster::{NodeState, Protection};
 
 use super::refused;
+use super::room::{self, Wanted};
 use crate::node::Node;
 use crate::service::storage;
 
@@ -41,6 +42,9 @@ pub(super) async fn set(
     if replicas > before.replicas && up < usize::from(replicas) {
         let why = format!("{up} nodes are up for {replicas} copies of everything");
         return Err(refused("REDUNDANCY", doing, why, "add a node first: `cfs server join`"));
+    }
+    if replicas > before.replicas {
+        room::check(node, doing, Wanted { replicas, without: None }).await?;
     }
     if after != before {
         node.command(Command::SetProtection(after), true).await?;

@@ -1,4 +1,6 @@
 use super::*;
+use raftmeta_types::ShardId;
+use raftmeta_types::cluster::Protection;
 
 /// So many percent of each node.
 fn flash(percents: &[u64]) -> Vec<Flash> {
@@ -10,10 +12,22 @@ fn flash(percents: &[u64]) -> Vec<Flash> {
     (1..).zip(percents).map(of).collect()
 }
 
+/// One of two copies is wanted to go on, and the shards have so many.
+fn copies(of_each: &[u32]) -> Redundancy {
+    let lacking = |(id, copies): (u16, &u32)| {
+        let away = vec!["n2".to_owned()];
+        (*copies < 2).then_some(Lacking { shard: ShardId(id), copies: *copies, away })
+    };
+    Redundancy {
+        protection: Protection { replicas: 2, in_sync_min: 1 },
+        shards: of_each.len(),
+        lacking: (0..).zip(of_each).filter_map(lacking).collect(),
+    }
+}
+
 fn well() -> Facts {
     Facts {
-        replicas_wanted: 2,
-        replicas_least: 2,
+        redundancy: copies(&[2, 2]),
         nodes_down: vec![],
         nodes_without_datagrams: vec![],
         clocks_off: vec![],
@@ -50,8 +64,8 @@ fn each_fault_is_named_at_its_level() {
         (Facts { clocks_off: vec![("n2".into(), -7000)], ..well() }, "CLOCK_SKEW", Level::Warn),
         (Facts { clocks_off: vec![("n2".into(), 400_000)], ..well() }, "CLOCK_SKEW", Level::Err),
         (Facts { rotation: Some(RotationStage::Issuing), ..well() }, "CA_ROTATION", Level::Ok),
-        (Facts { replicas_least: 1, ..well() }, "REDUNDANCY", Level::Warn),
-        (Facts { replicas_least: 0, ..well() }, "REDUNDANCY", Level::Err),
+        (Facts { redundancy: copies(&[2, 1]), ..well() }, "REDUNDANCY", Level::Warn),
+        (Facts { redundancy: copies(&[0, 2]), ..well() }, "REDUNDANCY", Level::Err),
         (
             Facts { blockd_down: vec![("n2".into(), "ended".into())], ..well() },
             "BLOCKD_DOWN",
@@ -76,26 +90,8 @@ fn each_fault_is_named_at_its_level() {
 }
 
 #[test]
-fn never_ok_while_less_redundant_than_configured() {
-    for wanted in 1..=7 {
-        for least in 0..=7 {
-            let facts = Facts { replicas_wanted: wanted, replicas_least: least, ..well() };
-            assert_eq!(judge(&facts).word == Level::Ok, least >= wanted, "{least} of {wanted}");
-        }
-    }
-}
-
-#[test]
-fn one_copy_as_configured_is_ok_and_says_what_it_means() {
-    let health = judge(&Facts { replicas_wanted: 1, replicas_least: 1, ..well() });
-    assert_eq!(health.word, Level::Ok);
-    assert_eq!(health.checks[0].name, "REDUNDANCY");
-    assert!(health.checks[0].detail.contains("loses"));
-}
-
-#[test]
 fn the_worst_level_is_the_word() {
-    let facts = Facts { replicas_least: 1, damaged_chunks: 3, ..well() };
+    let facts = Facts { redundancy: copies(&[1]), damaged_chunks: 3, ..well() };
     assert_eq!(judge(&facts).word, Level::Err);
     assert_eq!(judge(&facts).checks.len(), 2);
     assert_eq!(judge(&facts).word.to_string(), "HEALTH_ERR");
@@ -105,7 +101,7 @@ fn the_worst_level_is_the_word() {
 fn every_fault_says_what_to_do() {
     let why = Some("it broke".to_owned());
     let facts = Facts {
-        replicas_least: 0,
+        redundancy: copies(&[0]),
         blockd_down: vec![("n1".into(), "it broke".into())],
         log_failed: why,
         damaged_chunks: 1,

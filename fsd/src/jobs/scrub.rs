@@ -8,21 +8,23 @@
 //! stands in a file of the data directory after every shard, so that a node that is started again goes on there.
 //! The leader hears of it with the node's space, and tells it as a job (`admin::status`).
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use blockd_ipc::volume::Volume;
 use fsd_rpc::message::{Failure, ScrubAsk, ScrubState};
 use parking_lot::Mutex;
 use raftmeta::read;
-use raftmeta_types::ShardId;
+use raftmeta_types::{ChunkHash, ShardId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use crate::chunks::{Kind, SegmentNumber, Share};
+use crate::chunks::{ChunkStore, Kind, SegmentNumber, Share};
 use crate::node::Node;
 use crate::node::skew::clock_now_ms;
-use crate::replication;
+use crate::replication::{self, Mended};
 use crate::service::storage;
 
 /// A pass in which nobody hurries.
@@ -35,6 +37,8 @@ const AGAIN: Duration = Duration::from_secs(60);
 const RATE_AFTER: Duration = Duration::from_secs(3);
 /// Chunks mended in one go.
 const CHUNKS_MAX: usize = 1024;
+/// Chunks that reads have found damaged, of which that is known; the repair of further ones is not counted.
+const FOUND_MAX: usize = 1 << 16;
 /// Name of the file in the data directory.
 const FILE: &str = "scrub";
 
@@ -44,6 +48,8 @@ pub(crate) struct Scrub {
     at: Mutex<At>,
     kicked: Notify,
     file: PathBuf,
+    /// By reads, and still damaged.
+    found: Mutex<HashSet<ChunkHash>>,
 }
 
 /// How far a pass is.
@@ -123,12 +129,33 @@ impl Scrub {
         let Saved { pass, begun_ms, next_shard } = saved.unwrap_or_else(first);
         let mut at = At::begin(pass, begun_ms, false);
         at.state.next_shard = next_shard;
-        Scrub { at: Mutex::new(at), kicked: Notify::new(), file }
+        Scrub { at: Mutex::new(at), kicked: Notify::new(), file, found: Mutex::default() }
     }
 
-    /// Something was found damaged.
-    pub fn kick(&self) {
+    /// A read has found a chunk damaged.
+    pub fn note_found(&self, hash: ChunkHash) {
+        let mut found = self.found.lock();
+        if found.len() < FOUND_MAX {
+            found.insert(hash);
+        }
+        drop(found);
         self.kicked.notify_one();
+    }
+
+    /// Some of the chunks that are known to be damaged.
+    fn damaged(&self, chunks: &ChunkStore<impl Volume>) -> Vec<ChunkHash> {
+        // A read marks a chunk first and notes it then: none is forgotten here that is about to be mended.
+        let mut found = self.found.lock();
+        let damaged = chunks.damaged(CHUNKS_MAX);
+        if damaged.len() < CHUNKS_MAX {
+            found.retain(|hash| damaged.contains(hash));
+        }
+        damaged
+    }
+
+    /// Whether the repair of a chunk is owed to a read.
+    fn was_found(&self, hash: &ChunkHash) -> bool {
+        self.found.lock().remove(hash)
     }
 
     /// How far it is, on a node that holds this of each shard.
@@ -140,7 +167,7 @@ impl Scrub {
     fn hurry(&self) {
         let mut at = self.at.lock();
         *at = At::begin(at.state.pass + 1, clock_now_ms(), true);
-        self.kick();
+        self.kicked.notify_one();
     }
 
     /// The pass goes on at its usual pace.
@@ -237,12 +264,15 @@ impl Pace {
     }
 
     async fn step(&mut self, node: &Arc<Node>) -> Result<(), Failure> {
-        let known = node.chunks.damaged(CHUNKS_MAX);
+        let known = node.upkeep.scrub.damaged(&node.chunks);
         // After a kick at once, else once a minute.
         if !known.is_empty() {
             self.mended = Some(Instant::now());
             for hash in known {
-                replication::mend_chunk(node, &hash).await?;
+                let mended = replication::mend_chunk(node, &hash).await?;
+                if mended == Mended::Repaired && node.upkeep.scrub.was_found(&hash) {
+                    node.metrics.read_repaired();
+                }
             }
         }
         if self.until_verify(node) > self.took {

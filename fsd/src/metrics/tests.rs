@@ -29,6 +29,7 @@ async fn ask(request: &[u8]) -> String {
     let metrics = Metrics::new().unwrap();
     metrics.set(gauges());
     metrics.operation(Operation::Lookup, Duration::from_millis(2));
+    metrics.read_repaired();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(metrics.serve(listener, || {}));
@@ -51,6 +52,7 @@ async fn metrics_are_served_over_http() {
         "claudefs_live_bytes 1024",
         "claudefs_segments_moved_bytes_total 7",
         "claudefs_raft_term 3",
+        "claudefs_read_repairs_total 1",
         "claudefs_logical_bytes 2048",
         "claudefs_put_bytes_total 500",
         "claudefs_put_new_bytes_total 400",

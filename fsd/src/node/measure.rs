@@ -6,6 +6,7 @@ use raftmeta::read;
 use raftmeta_types::cluster::{Protection, ShardInfo};
 
 use super::Node;
+use crate::health::Redundancy;
 use crate::metrics::{Gauges, JOBS, NODE_STATES};
 use crate::replication::Cause;
 
@@ -21,6 +22,7 @@ impl Node {
         let nodes = read::nodes(&view).unwrap_or_default();
         let shards = read::shards(&view).unwrap_or_default();
         let protection = read::protection(&view).unwrap_or(Protection::SINGLE);
+        let redundancy = Redundancy::of(&shards, protection, &self.down(&nodes));
         let usage = self.chunks.usage();
         let count = |is_meant: &dyn Fn(&ShardInfo) -> bool| {
             shards.iter().filter(|shard| is_meant(shard)).count() as u64
@@ -41,9 +43,7 @@ impl Node {
             shards_in_sync: count(&|shard| shard.in_sync.contains(&self.id)),
             shards_primary: count(&|shard| shard.primary == self.id),
             cluster_shards: shards.len() as u64,
-            cluster_shards_short: count(&|shard| {
-                shard.in_sync.len() < usize::from(protection.replicas)
-            }),
+            cluster_shards_short: redundancy.lacking.len() as u64,
             cluster_nodes: NODE_STATES
                 .map(|state| nodes.iter().filter(|node| node.state == state).count() as u64),
             job_left_bytes: self.job_left_bytes(),

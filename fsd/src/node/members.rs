@@ -173,6 +173,17 @@ impl Node {
             self.alarm.notify_one();
         }
     }
+
+    /// The nodes that are down, with their names; with those that drain, whose state does not say it.
+    pub(crate) fn down(&self, nodes: &[NodeInfo]) -> BTreeMap<NodeId, String> {
+        let beats = self.beats.lock();
+        let is_down = |info: &&NodeInfo| match info.state {
+            NodeState::Down => true,
+            NodeState::Up | NodeState::Draining => beats.get(&info.id).is_some_and(Beat::is_silent),
+            NodeState::Joining | NodeState::Drained | NodeState::Removed => false,
+        };
+        nodes.iter().filter(is_down).map(|info| (info.id, info.name.clone())).collect()
+    }
 }
 
 /// Tells the membership who belongs to the cluster and is reached by others.

@@ -264,7 +264,7 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    fn new(told: BTreeMap<ShardId, u64>) -> Sizes {
+    pub fn new(told: BTreeMap<ShardId, u64>) -> Sizes {
         let mean = told.values().sum::<u64>().checked_div(told.len() as u64).unwrap_or(0);
         Sizes { told, mean }
     }
@@ -335,7 +335,7 @@ fn let_go<H: Host>(node: &Arc<H>, nodes: &Nodes, shards: &[ShardInfo], plan: &[H
 }
 
 /// In the order of the plan: the primary first.
-fn held(shard: &ShardInfo) -> Held {
+pub(crate) fn held(shard: &ShardInfo) -> Held {
     let others = shard.in_sync.iter().copied().filter(|id| *id != shard.primary);
     Held { shard: shard.id, by: std::iter::once(shard.primary).chain(others).collect() }
 }

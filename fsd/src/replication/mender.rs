@@ -25,6 +25,17 @@ use crate::service::storage;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
+/// What has become of a damaged chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mended {
+    /// Another replica had it, and it is good now.
+    Repaired,
+    /// It was deleted, or is not named any more.
+    Gone,
+    /// Nobody who answers has it whole.
+    Not,
+}
+
 /// The shard, and who else has it in sync.
 struct Others {
     shard: ShardInfo,
@@ -45,8 +56,8 @@ impl Others {
     }
 }
 
-/// A chunk that is known to be damaged here. Whether it is good now, or gone.
-pub(crate) async fn mend_chunk(node: &Arc<Node>, hash: &ChunkHash) -> Result<bool, Failure> {
+/// A chunk that is known to be damaged here.
+pub(crate) async fn mend_chunk(node: &Arc<Node>, hash: &ChunkHash) -> Result<Mended, Failure> {
     let others = Others::of(node, hash.shard(node.cluster.shard_count))?;
     for target in &others.targets {
         let asked = ask(&**node, target, &Ask::Record { hash: *hash }, ANSWER_WITHIN).await;
@@ -54,26 +65,26 @@ pub(crate) async fn mend_chunk(node: &Arc<Node>, hash: &ChunkHash) -> Result<boo
         match node.chunks.repair(hash, others.shard.epoch, &record).await {
             Ok(()) => {
                 tracing::info!(%hash, from = %target.node, "a damaged chunk is repaired");
-                return Ok(true);
+                return Ok(Mended::Repaired);
             }
-            Err(error) if error.kind() == Kind::NotFound => return Ok(true),
+            Err(error) if error.kind() == Kind::NotFound => return Ok(Mended::Gone),
             Err(error) => tracing::debug!(%hash, %error, "repairing a chunk by its record"),
         }
     }
     if others.shard.primary != node.id {
-        return Ok(false);
+        return Ok(Mended::Not);
     }
     for id in others.ids() {
         let Some(Ok(plain)) = node.get_from(id, &[*hash]).await.pop() else { continue };
         match node.chunks.put(vec![(*hash, plain)]).await {
             Ok(_) => {
                 tracing::info!(%hash, from = %id, "a damaged chunk is put again");
-                return Ok(true);
+                return Ok(Mended::Repaired);
             }
             Err(error) => tracing::debug!(%hash, %error, "putting a damaged chunk again"),
         }
     }
-    Ok(false)
+    Ok(Mended::Not)
 }
 
 /// A segment that is not whole here. Whether everything in it is good now.
@@ -105,7 +116,7 @@ pub(crate) async fn mend_segment(
     }
     let mut all = !found.bad.is_empty();
     for hash in &found.bad {
-        all &= mend_chunk(node, hash).await?;
+        all &= mend_chunk(node, hash).await? != Mended::Not;
     }
     Ok(all)
 }

@@ -1,9 +1,12 @@
 //! Nodes whose disks are gone for good: what counted on them goes on when an administrator says so, and not before.
 
-use fsd_rpc::admin::{self, AdminReply, AdminRequest, FsckOptions, Job, JobReport, NodeLost};
+use fsd_rpc::admin::{
+    self, AdminReply, AdminRequest, FsckOptions, Job, JobReport, Level, NodeLost,
+};
+use fsd_rpc::{Client, ConnectOptions};
 use raftmeta_types::{FileKind, Ino};
 
-use crate::site::{Site, check, fill};
+use crate::site::{Site, check, fill, status};
 use crate::support::*;
 
 fn ask_lost(
@@ -38,6 +41,33 @@ fn is_down(site: &Site, asked: usize, at: usize) -> bool {
 
 fn shards(site: &Site, asked: usize) -> Vec<admin::Shard> {
     site.list(asked).into_iter().flat_map(|node| node.shards).collect()
+}
+
+/// Waits until the status says of these shards, at this level, that.
+fn is_told(site: &Site, asked: usize, level: Level, what: &str, shards: &[u16]) {
+    let numbers: Vec<String> = shards.iter().map(u16::to_string).collect();
+    let named = match numbers.split_last().unwrap() {
+        (only, []) => format!("shard {only}"),
+        (last, others) => format!("shards {} and {last}", others.join(", ")),
+    };
+    until(&format!("{level}: {what}: {named}"), || {
+        let health = status(site, asked).health;
+        assert!(health.checks.iter().all(|check| check.level <= health.word), "{health:?}");
+        let is_meant = |check: &admin::Check| {
+            let said = check.detail.contains(what) && check.detail.contains(&named);
+            (check.name.as_str(), check.level) == ("REDUNDANCY", level) && said
+        };
+        health.checks.iter().any(is_meant).then_some(())
+    });
+}
+
+/// Waits until the status has nothing to say against how redundant data is.
+fn is_redundant(site: &Site, asked: usize) {
+    until("everything is there as often as it should be", || {
+        let checks = status(site, asked).health.checks;
+        let lacks = |check: &admin::Check| check.name == "REDUNDANCY" && check.level > Level::Ok;
+        (!checks.iter().any(lacks)).then_some(())
+    });
 }
 
 /// Whether the cost is told as what the map says, once that does not change any more.
@@ -138,15 +168,52 @@ fn whoever_was_started_meanwhile_makes_no_copies_alone() {
         let down = is_down(&site, leader, away) && is_down(&site, leader, learner);
         (down && shards(&site, leader).iter().all(copied)).then_some(())
     });
+    is_told(&site, leader, Level::Err, "no writes to data with 1 of 3 copies", &waiting);
+    let others: Vec<u16> = (0..4).filter(|id| !waiting.contains(id)).collect();
+    is_told(&site, leader, Level::Warn, "some data has 2 of 3 copies", &others);
     // As it is for a while: it may lack the end of what the others have.
     std::thread::sleep(std::time::Duration::from_secs(5));
     assert!(shards(&site, leader).iter().all(copied));
     site.nodes[away].restart();
     site.nodes[learner].restart();
     site.settled();
+    is_redundant(&site, leader);
     fill(&client, 12..24);
     check(&client, 0..24);
     site.is_clean(leader);
+}
+
+#[test]
+fn a_shard_that_takes_no_writes_is_told() {
+    let mut site = Site::of(3, 3);
+    let client = site.client();
+    fill(&client, 0..6);
+    is_redundant(&site, 0);
+    let protect = |site: &Site, asked: usize, least| {
+        let request = AdminRequest::Protection { replicas: None, in_sync_min: Some(least) };
+        site.ask(asked, request);
+    };
+    protect(&site, 0, 3);
+    let leader = site.leader(0);
+    let lost = (leader + 1) % 3;
+    site.nodes[lost].kill();
+    let all = [0, 1, 2, 3];
+    is_told(&site, leader, Level::Err, "no writes to data with 2 of 3 copies", &all);
+    let options = ConnectOptions {
+        client: "test:/impatient".into(),
+        deadline: std::time::Duration::from_secs(3),
+        ..ConnectOptions::default()
+    };
+    let impatient = Client::connect(site.nodes[leader].endpoint(), options).unwrap();
+    assert!(impatient.put(&noise(7, 10_000)).is_err());
+    check(&client, 0..6);
+    // Two are enough, says the administrator.
+    protect(&site, leader, 2);
+    is_told(&site, leader, Level::Warn, "some data has 2 of 3 copies", &all);
+    fill(&client, 6..9);
+    site.nodes[lost].restart();
+    is_redundant(&site, leader);
+    check(&client, 0..9);
 }
 
 #[test]
@@ -164,6 +231,7 @@ fn a_shard_without_a_copy_is_given_up_only_by_name() {
         .map(|shard| shard.id)
         .collect();
     assert!(!of_it.is_empty());
+    is_told(&site, leader, Level::Err, "no copy is there of", &of_it);
     let told = until("it can be asked for", || ask_lost(&site, leader, lost, ASK).ok());
     assert_eq!(told.lost_shards, of_it);
     let refused = ask_lost(&site, leader, lost, CONFIRM).unwrap_err();
@@ -175,6 +243,7 @@ fn a_shard_without_a_copy_is_given_up_only_by_name() {
         let left = shards(&site, leader);
         left.iter().all(|shard| shard.in_sync != [lost as u64 + 1]).then_some(())
     });
+    is_redundant(&site, leader);
     let from = client.names(Ino::ROOT).len() as u64;
     fill(&client, from..from + 24);
     check(&client, from..from + 24);

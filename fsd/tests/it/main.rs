@@ -6,6 +6,7 @@
 mod support;
 
 mod authority;
+mod change;
 mod crash;
 mod doors;
 mod files;

@@ -157,12 +157,18 @@ fn a_silent_session_expires_and_its_client_gets_a_new_one() {
         ..lock(&one, file, LockKind::Exclusive, 1)
     };
     silent.lock(held.clone());
+    let unlinked = one.make(Ino::ROOT, "unlinked", FileKind::Regular).ino;
+    silent.open(unlinked);
+    two.remove(Ino::ROOT, "unlinked").unwrap();
+    assert!(!is_stale(&two, unlinked), "it is open");
     // The others ping; the silent one does not, and its lock goes.
     let wanted = Lock { owner: LockOwner { session: two.session(), owner: 1 }, ..held };
     assert!(matches!(two.lock_wait(wanted, 110_000), Ok(Reply::Done)));
     let conflict = lock(&two, file, LockKind::Exclusive, 1);
     assert_eq!(refused(two.mutate(false, Command::Lock(conflict))), MetaError::WouldBlock);
     assert!(silent.is_refused());
+    // And so does the file that only it held open.
+    assert!(is_stale(&two, unlinked));
 }
 
 /// A client that greets and then says nothing.
@@ -197,6 +203,11 @@ impl Silent {
         let command = Command::Lock(lock);
         let answer = self.ask(&Request::Mutate { slot: 0, seq: 1, durable: false, command });
         assert!(matches!(answer, Response::Reply(Reply::Done)), "{answer:?}");
+    }
+
+    fn open(&self, ino: Ino) {
+        let answer = self.ask(&Request::Open { ino });
+        assert!(matches!(answer, Response::Inode(_)), "{answer:?}");
     }
 
     fn is_refused(&self) -> bool {
@@ -249,4 +260,35 @@ fn a_session_that_was_revoked_is_followed_by_one_with_its_name() {
         clients.into_iter().find(|one| one.session != session.0)
     });
     assert_eq!(listed.client, "test:/mnt");
+}
+
+#[test]
+fn what_a_session_held_goes_at_once_when_it_is_revoked() {
+    use fsd_rpc::admin::{AdminReply, AdminRequest};
+    let node = Node::start();
+    let (one, two) = (node.client(), node.client());
+    let options = ConnectOptions { admin: true, deadline: PATIENCE, ..ConnectOptions::default() };
+    let admin = Client::connect(node.endpoint(), options).unwrap();
+    let ask = |request| match admin.call(&Request::Admin(request), &[]).unwrap().0 {
+        Response::Admin(reply) => reply,
+        other => panic!("{other:?}"),
+    };
+    let locked = one.make(Ino::ROOT, "locked", FileKind::Regular).ino;
+    one.mutate(false, Command::Lock(lock(&one, locked, LockKind::Exclusive, 1))).unwrap();
+    let unlinked = one.make(Ino::ROOT, "unlinked", FileKind::Regular).ino;
+    one.write_chunk(unlinked, 0, &noise(1, 100_000)).unwrap();
+    one.open(unlinked).unwrap();
+    two.remove(Ino::ROOT, "unlinked").unwrap();
+    let take = || two.mutate(false, Command::Lock(lock(&two, locked, LockKind::Exclusive, 1)));
+    assert_eq!(refused(take()), MetaError::WouldBlock);
+    assert!(!is_stale(&two, unlinked), "it is open");
+
+    // Nobody waits for anything: with the answer they are gone.
+    ask(AdminRequest::ClientRevoke { session: one.session() });
+    assert!(is_stale(&two, unlinked));
+    assert!(matches!(take(), Ok(Reply::Done)));
+    until("the space of the file is given back", || {
+        let AdminReply::Status(status) = ask(AdminRequest::Status) else { panic!() };
+        (status.data.live_bytes == 0).then_some(())
+    });
 }

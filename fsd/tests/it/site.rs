@@ -29,6 +29,7 @@ pub struct Site {
     pub addresses: Vec<String>,
     /// Copies of each chunk.
     replicas: u8,
+    shape: Shape,
     /// Where its client keeps its certificate.
     identity: TempDir,
 }
@@ -36,8 +37,13 @@ pub struct Site {
 impl Site {
     /// As many nodes, all up, the metadata group complete and so many copies of everything.
     pub fn of(count: usize, replicas: u8) -> Site {
+        Site::shaped(count, replicas, Shape::default())
+    }
+
+    pub fn shaped(count: usize, replicas: u8, shape: Shape) -> Site {
         let identity = tempfile::tempdir().unwrap();
-        let mut site = Site { nodes: Vec::new(), addresses: Vec::new(), replicas, identity };
+        let (nodes, addresses) = (Vec::new(), Vec::new());
+        let mut site = Site { nodes, addresses, replicas, shape, identity };
         for _ in 0..count {
             site.add();
         }
@@ -47,7 +53,7 @@ impl Site {
 
     pub fn add(&mut self) {
         let (number, address) = (self.nodes.len() + 1, loopback());
-        let mut node = Node::prepared(Shape::default());
+        let mut node = Node::prepared(self.shape);
         let config = std::fs::read_to_string(node.path("node.toml")).unwrap();
         let config = config
             .replace("name = 'n'", &format!("name = 'n{number}'"))
@@ -303,7 +309,18 @@ fn what_a_bad_disk_did_is_found_and_repaired_from_another_node() {
         };
         (status.data.damaged_chunks == 0).then_some(())
     });
-    site.scrub(0);
+    // What was read is good again before anything else looks at it.
+    let read_repairs = |node: &Node| {
+        let text = node.metrics();
+        let line = text.lines().find_map(|line| line.strip_prefix("claudefs_read_repairs_total "));
+        line.map_or(0, |count| count.parse::<u64>().unwrap())
+    };
+    let repaired: Vec<u64> = site.nodes.iter().map(read_repairs).collect();
+    for (at, count) in repaired.iter().enumerate() {
+        assert_eq!(*count > 0, at == leader, "{repaired:?}");
+    }
+    let found = site.scrub(0);
+    assert!(found.iter().all(|node| node.damaged == 0 && node.failed.is_none()), "{found:?}");
     site.is_clean(0);
 }
 
@@ -366,7 +383,7 @@ fn the_scrub_of_every_node_is_a_job_of_its_own() {
     }
 }
 
-fn status(site: &Site, asked: usize) -> admin::Status {
+pub fn status(site: &Site, asked: usize) -> admin::Status {
     match site.ask(asked, AdminRequest::Status) {
         AdminReply::Status(status) => *status,
         _ => panic!("no status"),

@@ -1,9 +1,11 @@
 //! A full pool: writers are refused, deleting works, and makes room again.
 
 use fsd_rpc::CallError;
+use fsd_rpc::admin::{AdminRequest, Job};
 use fsd_rpc::message::{Failure, Request};
 use raftmeta_types::{FileKind, Ino};
 
+use crate::site::Site;
 use crate::support::*;
 
 /// Bytes of one file, in one chunk as the client cuts them: below the 256 KiB that it may have at most.
@@ -62,4 +64,52 @@ fn a_write_makes_progress_while_its_chunks_are_deleted_again_and_again() {
     until("garbage is deleted", || {
         client.call(&Request::GetChunks { hashes: vec![hash(&bytes)] }, &[]).err()
     });
+}
+
+#[test]
+fn what_the_other_nodes_have_no_room_for_is_refused_with_numbers() {
+    let site = Site::of(2, 1);
+    let client = site.client();
+    let drain = || AdminRequest::NodeDrain { node: "n2".into(), dry_run: true };
+    let twice = || AdminRequest::Protection { replicas: Some(2), in_sync_min: None };
+    let refused = |request| match site.try_ask(0, request) {
+        Ok(_) => None,
+        Err(CallError::Failure(Failure::Admin { code, why, .. })) => Some((code, why)),
+        Err(other) => panic!("{other:?}"),
+    };
+    let mut count = 0;
+    let (code, why) = loop {
+        for _ in 0..50 {
+            let ino = client.make(Ino::ROOT, &format!("f{count}"), FileKind::Regular).ino;
+            client.write_chunk(ino, 0, &noise(count, FILE)).unwrap();
+            count += 1;
+        }
+        if let Some(refused) = refused(drain()) {
+            break refused;
+        }
+    };
+    // One of two nodes would have to hold what both do, so it is refused when they are half full.
+    assert!((500..1100).contains(&count), "{count} files of 250 kB on two pools of 256 MiB");
+    assert_eq!(code, "NO_SPACE");
+    assert!(why.starts_with("n1 would have to hold ") && why.contains("room for"), "{why}");
+    let (code, why) = refused(twice()).unwrap();
+    assert_eq!(code, "NO_SPACE");
+    assert!(why.contains("n1 would have to hold ") || why.contains("n2 would"), "{why}");
+    let request = AdminRequest::NodeDrain { node: "n2".into(), dry_run: false };
+    assert_eq!(refused(request).unwrap().0, "NO_SPACE");
+    assert_eq!(site.list(0)[1].state, "up", "nothing was begun");
+    // With less to move it is allowed, and the room is there.
+    for n in (0..count).filter(|n| n % 2 == 0) {
+        client.remove(Ino::ROOT, &format!("f{n}")).unwrap();
+    }
+    until("there is room", || {
+        site.run(0, Job::Gc { dry_run: false });
+        refused(drain()).is_none().then_some(())
+    });
+    assert_eq!(refused(AdminRequest::NodeDrain { node: "n2".into(), dry_run: false }), None);
+    until("it is drained", || (site.list(0)[1].state == "drained").then_some(()));
+    for n in (0..count).filter(|n| n % 2 == 1) {
+        let ino = client.find(Ino::ROOT, &format!("f{n}")).unwrap().ino;
+        assert!(client.read(ino) == noise(n, FILE), "f{n}");
+    }
 }

@@ -48,6 +48,7 @@ fn build_blockd() {
 }
 
 /// What differs between the nodes of tests.
+#[derive(Clone, Copy)]
 pub struct Shape {
     pub pool_mib: u64,
     pub shards: u32,

@@ -21,7 +21,8 @@ pub enum Protection {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A shard that loses a replica goes on without it as long as at least --in-sync-min are left; with fewer it waits for the
-lost one and acknowledges no write. More is safer, less keeps on writing. Half of the copies, rounded up, is usual.")]
+lost one and acknowledges no write. More is safer, less keeps on writing. Half of the copies, rounded up, is usual.
+More copies are refused where there are too few nodes for them, or no room.")]
 pub struct Set {
     /// `replica:N`: copies of everything, each on a node of its own; 1 to 7
     #[arg(value_parser = parse_copies, required_unless_present = "in_sync_min")]

@@ -36,7 +36,8 @@ struct Waiting {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Clients notice nothing. Refused where fewer nodes would be left than there are copies of everything.
+Clients notice nothing. Refused where fewer nodes would be left than there are copies of everything, or the others
+have no room for what has to move.
 Progress: `cfs admin status --watch`. Taken back by `cfs admin node undrain`.")]
 pub struct Drain {
     #[command(flatten)]

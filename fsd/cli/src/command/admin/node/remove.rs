@@ -13,7 +13,8 @@ use crate::output::{self, Shown};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without --lost nothing may count on the node any more: it is drained, or down and made up for.
+Without --lost nothing may count on the node any more: it is drained, or down and made up for, so that everything is
+there on other nodes as often as it should be.
 
 With --lost its disks are gone for good, and what counted on it goes on with the copies that are left, even where they
 are fewer than needed otherwise. Refused for a node that answers. Say it without --confirm first, and read what it
