@@ -41,6 +41,7 @@ mod segments;
 mod shards;
 mod table;
 mod taken;
+mod tally;
 
 use std::fmt;
 use std::sync::Arc;
@@ -71,10 +72,13 @@ pub use taken::Taken;
 
 use append::Appender;
 use device::Device;
-use index::{Index, Slot, SlotState};
+use index::Index;
+#[cfg(test)]
+use index::SlotState;
 use pack::Packer;
 use queue::Queue;
 use replica::Stream;
+use tally::{Held, Tally};
 
 use crate::clock;
 
@@ -268,19 +272,18 @@ impl<V: Volume> ChunkStore<V> {
     pub fn usage(&self) -> Usage {
         let index = self.inner.index.lock();
         let segment = u64::from(self.inner.device.header.segment_bytes);
-        let count = |state| index.slots.iter().filter(|slot| slot.state == state).count();
-        let (free, open) = (count(SlotState::Free), count(SlotState::Open));
-        let reserve = index.reserve();
+        let Tally { free, open, closed, live, .. } = *index.tally();
+        let reserve = index.reserve() as u64;
         Usage {
-            total: index.slots.len() as u64 * segment,
-            used: (index.slots.len() - free) as u64 * segment,
-            live: index.slots.iter().map(|slot| u64::from(slot.live_bytes)).sum(),
-            reserve: reserve as u64 * segment,
-            free: free.saturating_sub(reserve) as u64 * segment,
+            total: (free + open + closed) * segment,
+            used: (open + closed) * segment,
+            live,
+            reserve: reserve * segment,
+            free: free.saturating_sub(reserve) * segment,
             chunks: index.table.len() as u64,
             segments_free: free as u32,
             segments_open: open as u32,
-            segments_closed: (count(SlotState::Closed) + count(SlotState::Freeing)) as u32,
+            segments_closed: closed as u32,
         }
     }
 
@@ -296,20 +299,12 @@ impl<V: Volume> ChunkStore<V> {
 
     /// What is here of each shard, in their order.
     pub fn shares(&self) -> Vec<Share> {
-        let segment_bytes = self.segment_bytes();
         let index = self.inner.index.lock();
-        let share = |shard: &shards::Shard| Share { chunks: shard.live.chunks, ..Share::default() };
-        let mut shares: Vec<Share> = index.shards.iter().map(share).collect();
-        let is_held = |slot: &&Slot| matches!(slot.state, SlotState::Open | SlotState::Closed);
-        for slot in index.slots.iter().filter(is_held) {
-            let share = &mut shares[usize::from(slot.shard.0)];
-            // One that is sealed is copied and read as a whole.
-            let bytes = if slot.sealed.is_some() { segment_bytes } else { slot.len };
-            share.bytes += u64::from(bytes);
-            share.live += u64::from(slot.live_bytes);
-            share.segments += 1;
-        }
-        shares
+        let share = |(id, shard): (u16, &shards::Shard)| {
+            let Held { bytes, live, segments } = index.tally().of(ShardId(id));
+            Share { bytes, live, chunks: shard.live.chunks, segments: segments as u32 }
+        };
+        (0..=u16::MAX).zip(&index.shards).map(share).collect()
     }
 }
 

@@ -303,8 +303,8 @@ impl<V: Volume> Inner<V> {
                 continue;
             }
             let end = at.offset as usize + format::record_bytes(at.stored_len);
-            let slot = &mut index.slots[at.slot as usize];
-            slot.len = slot.len.max(end.next_multiple_of(BLOCK) as u32);
+            let end = end.next_multiple_of(BLOCK) as u32;
+            index.change(at.slot, |slot| slot.len = slot.len.max(end));
             index.insert(*hash, *at);
         }
     }
@@ -357,7 +357,7 @@ impl<V: Volume> Inner<V> {
                 continue;
             }
             match result {
-                Ok(()) => index.slots[slot as usize].sealed = Some(format::digest(footer)),
+                Ok(()) => index.change(slot, |slot| slot.sealed = Some(format::digest(footer))),
                 Err(error) => {
                     tracing::warn!(slot, %error, "a segment has no footer, recovery will scan it");
                 }

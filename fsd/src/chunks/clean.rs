@@ -121,10 +121,7 @@ impl<V: Volume> Inner<V> {
         let copied = records.iter().map(|record| record.body.len() as u64).sum();
         self.submit(records).await?;
         let mut index = self.index.lock();
-        let entry = &mut index.slots[slot as usize];
-        if entry.born == born && entry.live_bytes > 0 {
-            entry.stuck = true;
-        }
+        index.change(slot, |entry| entry.stuck |= entry.born == born && entry.live_bytes > 0);
         Ok(copied)
     }
 
@@ -147,7 +144,7 @@ impl<V: Volume> Inner<V> {
         };
         let index = self.index.lock();
         (0..)
-            .zip(&index.slots)
+            .zip(index.slots())
             .filter(|(_, slot)| {
                 slot.state == SlotState::Closed
                     && !slot.stuck

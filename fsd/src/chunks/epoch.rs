@@ -281,7 +281,7 @@ impl<V: Volume> Inner<V> {
         drop(self.writing.lock().await);
         let unborn: Vec<SegmentId> = {
             let index = self.index.lock();
-            let empty = |&(_, slot): &(_, u32)| index.slots[slot as usize].len == 0;
+            let empty = |&(_, slot): &(_, u32)| index.slot(slot).len == 0;
             let unborn = index.segments_of(shard).filter(empty);
             unborn.map(|(number, _)| SegmentId { shard, number }).collect()
         };

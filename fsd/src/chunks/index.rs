@@ -10,6 +10,7 @@ use super::format::{self, BLOCK, SegmentId};
 use super::replicate::SegmentNumber;
 use super::shards::{Shard, Standing};
 use super::table::Table;
+use super::tally::Tally;
 
 /// Where a chunk lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,7 +92,8 @@ const NOWHERE: SegmentId = SegmentId { shard: ShardId(0), number: SegmentNumber(
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Index {
     pub table: Table,
-    pub slots: Vec<Slot>,
+    slots: Vec<Slot>,
+    tally: Tally,
     pub free: Vec<u32>,
     /// Closed slots in which nothing lived when they came here.
     dead: Vec<u32>,
@@ -107,10 +109,14 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub fn new(slots: usize, shard_count: u32) -> Index {
+    pub fn new(slots: usize, shard_count: u32, segment_bytes: u32) -> Index {
+        let slots = vec![Slot::new(SlotState::Free, NOWHERE, 0); slots];
+        let mut tally = Tally::new(segment_bytes, shard_count);
+        slots.iter().for_each(|slot| tally.add(slot));
         Index {
             table: Table::default(),
-            slots: vec![Slot::new(SlotState::Free, NOWHERE, 0); slots],
+            slots,
+            tally,
             free: Vec::new(),
             dead: Vec::new(),
             segments: BTreeMap::new(),
@@ -119,6 +125,28 @@ impl Index {
             coming: HashMap::new(),
             born: 0,
         }
+    }
+
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    pub fn slot(&self, slot: u32) -> &Slot {
+        &self.slots[slot as usize]
+    }
+
+    /// The one way to change a slot: the sums follow.
+    pub fn change<T>(&mut self, slot: u32, change: impl FnOnce(&mut Slot) -> T) -> T {
+        let entry = &mut self.slots[slot as usize];
+        self.tally.take(entry);
+        let done = change(entry);
+        self.tally.add(entry);
+        done
+    }
+
+    /// Sums over the slots.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     pub fn shard(&self, id: ShardId) -> &Shard {
@@ -140,7 +168,7 @@ impl Index {
 
     pub fn insert(&mut self, hash: ChunkHash, at: Location) {
         self.damaged.remove(&hash);
-        self.slots[at.slot as usize].live_bytes += at.bytes();
+        self.change(at.slot, |slot| slot.live_bytes += at.bytes());
         match self.table.insert(hash, at) {
             Some(old) => self.died(old),
             None => {
@@ -197,9 +225,11 @@ impl Index {
     }
 
     fn died(&mut self, old: Location) {
-        let slot = &mut self.slots[old.slot as usize];
-        slot.live_bytes -= old.bytes();
-        if slot.live_bytes == 0 && slot.state == SlotState::Closed {
+        let is_dead = self.change(old.slot, |slot| {
+            slot.live_bytes -= old.bytes();
+            slot.live_bytes == 0 && slot.state == SlotState::Closed
+        });
+        if is_dead {
             self.dead.push(old.slot);
         }
     }
@@ -212,20 +242,23 @@ impl Index {
 
     /// The slot takes no more records.
     pub fn close(&mut self, slot: u32) {
-        let entry = &mut self.slots[slot as usize];
-        assert_eq!(entry.state, SlotState::Open, "slot {slot} is closed once");
-        entry.state = SlotState::Closed;
-        if entry.live_bytes == 0 {
+        let is_dead = self.change(slot, |entry| {
+            assert_eq!(entry.state, SlotState::Open, "slot {slot} is closed once");
+            entry.state = SlotState::Closed;
+            entry.live_bytes == 0
+        });
+        if is_dead {
             self.dead.push(slot);
         }
     }
 
     /// A closed segment takes records again: the stream of the primary goes on in it.
     pub fn reopen(&mut self, slot: u32) {
-        let entry = &mut self.slots[slot as usize];
-        if entry.state == SlotState::Closed {
-            entry.state = SlotState::Open;
-        }
+        self.change(slot, |entry| {
+            if entry.state == SlotState::Closed {
+                entry.state = SlotState::Open;
+            }
+        });
     }
 
     /// No segment of the shard takes more records.
@@ -248,7 +281,8 @@ impl Index {
     /// A segment that is on the volume. Its records are inserted, then it is closed.
     pub fn found(&mut self, slot: u32, id: SegmentId) {
         self.born += 1;
-        self.slots[slot as usize] = Slot::new(SlotState::Open, id, self.born);
+        let found = Slot::new(SlotState::Open, id, self.born);
+        self.change(slot, |entry| *entry = found);
         self.segments.insert(id, slot);
         let shard = self.shard_mut(id.shard);
         shard.newest = shard.newest.max(id.number);
@@ -256,12 +290,12 @@ impl Index {
 
     /// A slot with a worse copy of a segment that is elsewhere; it is the caller's to free.
     pub fn double(&mut self, slot: u32, id: SegmentId) {
-        self.slots[slot as usize] = Slot::new(SlotState::Freeing, id, 0);
+        self.change(slot, |entry| *entry = Slot::new(SlotState::Freeing, id, 0));
     }
 
     /// The segment is full: these bytes of it hold no records.
     pub fn full(&mut self, slot: u32, lost_bytes: usize) {
-        self.slots[slot as usize].lost_bytes = lost_bytes as u32;
+        self.change(slot, |entry| entry.lost_bytes = lost_bytes as u32);
     }
 
     /// A free slot with the next number of the shard. The reserve is for cleaning alone.
@@ -293,10 +327,12 @@ impl Index {
             return None;
         }
         let slot = self.free.pop()?;
-        let entry = &mut self.slots[slot as usize];
-        assert!(entry.state == SlotState::Free && entry.live_bytes == 0);
         self.born += 1;
-        *entry = Slot::new(SlotState::Open, id, self.born);
+        let fresh = Slot::new(SlotState::Open, id, self.born);
+        self.change(slot, |entry| {
+            assert!(entry.state == SlotState::Free && entry.live_bytes == 0);
+            *entry = fresh;
+        });
         let shard = self.shard_mut(id.shard);
         shard.newest = shard.newest.max(id.number);
         Some(slot)
@@ -307,13 +343,13 @@ impl Index {
     pub fn take_dead(&mut self) -> Vec<u32> {
         let mut taken = Vec::new();
         for slot in std::mem::take(&mut self.dead) {
-            let entry = &mut self.slots[slot as usize];
+            let entry = self.slots[slot as usize];
             if entry.state != SlotState::Closed || entry.live_bytes > 0 {
                 continue;
             }
             let ours = self.shards[usize::from(entry.shard.0)].primary().is_some();
             if ours && !entry.pinned {
-                entry.state = SlotState::Freeing;
+                self.change(slot, |entry| entry.state = SlotState::Freeing);
                 taken.push(slot);
             } else {
                 self.dead.push(slot);
@@ -325,12 +361,13 @@ impl Index {
     /// A slot that is to be freed whatever it holds, if nobody frees it already. The caller takes out
     /// what lives.
     pub fn start_freeing(&mut self, slot: u32) -> bool {
-        let entry = &mut self.slots[slot as usize];
-        let held = matches!(entry.state, SlotState::Open | SlotState::Closed);
-        if held {
-            entry.state = SlotState::Freeing;
-        }
-        held
+        self.change(slot, |entry| {
+            let held = matches!(entry.state, SlotState::Open | SlotState::Closed);
+            if held {
+                entry.state = SlotState::Freeing;
+            }
+            held
+        })
     }
 
     /// Takes out what lives in a slot that is being freed, and says how much that was. `entries` are those
@@ -355,18 +392,18 @@ impl Index {
 
     /// The end of a freeing: the slot is free, or stays dead for another attempt.
     pub fn freed(&mut self, slot: u32, done: bool) -> Option<SegmentId> {
-        let entry = &mut self.slots[slot as usize];
-        assert!(entry.state == SlotState::Freeing && entry.live_bytes == 0);
+        let id = self.change(slot, |entry| {
+            assert!(entry.state == SlotState::Freeing && entry.live_bytes == 0);
+            entry.state = if done { SlotState::Free } else { SlotState::Closed };
+            entry.id()
+        });
         if done {
-            entry.state = SlotState::Free;
-            let id = entry.id();
             self.free.push(slot);
             if self.segments.get(&id) == Some(&slot) {
                 self.segments.remove(&id);
                 return Some(id);
             }
         } else {
-            entry.state = SlotState::Closed;
             self.dead.push(slot);
         }
         None

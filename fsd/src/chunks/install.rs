@@ -114,7 +114,7 @@ impl<V: Volume> Inner<V> {
     fn check_installable(&self, id: SegmentId, epoch: Epoch, stream: &Stream) -> Result<(), Error> {
         let mut index = self.index.lock();
         index.shard_mut(id.shard).hear(epoch)?;
-        let held = index.segments.get(&id).map(|&slot| index.slots[slot as usize].state);
+        let held = index.segments.get(&id).map(|&slot| index.slot(slot).state);
         let refused = match (index.shard(id.shard).standing, held) {
             (Standing::Suspended { .. }, _) | (Standing::Unassigned, None) => {
                 "the store has no part in the shard"
@@ -183,8 +183,8 @@ impl<V: Volume> Inner<V> {
                     index.damaged.insert(hash);
                 }
             }
-            let entry = &mut index.slots[slot as usize];
-            (entry.len, entry.sealed) = (content.len() as u32, sealed);
+            let len = content.len() as u32;
+            index.change(slot, |entry| (entry.len, entry.sealed) = (len, sealed));
             stream.coming.remove(&id.number);
             stream.tails.remove(&id.number);
             let goes_on = match standing {

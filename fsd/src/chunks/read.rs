@@ -120,7 +120,7 @@ impl<V: Volume> Inner<V> {
         let locate = |&number: &usize| {
             let hash = hashes[number];
             let at = index.table.get(&hash)?;
-            Some(Wanted { number, hash, at, segment: index.slots[at.slot as usize].number })
+            Some(Wanted { number, hash, at, segment: index.slot(at.slot).number })
         };
         numbers.iter().filter_map(locate).collect()
     }
@@ -128,7 +128,7 @@ impl<V: Volume> Inner<V> {
     /// Whether the record is still the chunk's: then it is damaged. Else it has moved or gone.
     fn mark_damaged(&self, wanted: &Wanted) -> bool {
         let mut index = self.index.lock();
-        let segment = index.slots[wanted.at.slot as usize].number;
+        let segment = index.slot(wanted.at.slot).number;
         let same = index.table.get(&wanted.hash) == Some(wanted.at) && segment == wanted.segment;
         if same {
             index.damaged.insert(wanted.hash);

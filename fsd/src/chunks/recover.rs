@@ -362,7 +362,7 @@ fn salvage(bytes: &[u8], shard_count: u32, keys: &Keys) -> Option<Loaded> {
 /// The index of what was found, and slots whose segment lies in another one, too: a crash came between
 /// the installation of a good copy and the forgetting of the bad one.
 fn build(header: &VolumeHeader, loaded: Vec<Option<Loaded>>) -> (Index, Vec<u32>) {
-    let mut index = Index::new(loaded.len(), header.shard_count);
+    let mut index = Index::new(loaded.len(), header.shard_count, header.segment_bytes);
     let mut doubles = Vec::new();
     // By number, so that older ones are older.
     let mut found: BTreeMap<(u64, ShardId), (u32, Loaded)> = BTreeMap::new();
@@ -397,8 +397,7 @@ fn build(header: &VolumeHeader, loaded: Vec<Option<Loaded>>) -> (Index, Vec<u32>
             let end = segment.entries.iter().map(Entry::end).max().unwrap_or(BLOCK);
             index.full(slot, header.segment_bytes as usize - (end - BLOCK));
         }
-        let entry = &mut index.slots[slot as usize];
-        (entry.len, entry.sealed) = (len as u32, segment.sealed);
+        index.change(slot, |entry| (entry.len, entry.sealed) = (len as u32, segment.sealed));
         for entry in &segment.entries {
             index.insert_found(slot, entry);
         }

@@ -390,7 +390,8 @@ impl<V: Volume> Inner<V> {
         for step in steps {
             match step {
                 Step::Write { slot, id, offset, bytes, entries } => {
-                    index.slots[slot as usize].len = (offset + bytes.len()) as u32;
+                    let len = (offset + bytes.len()) as u32;
+                    index.change(slot, |slot| slot.len = len);
                     for entry in &entries {
                         index.insert(entry.hash, Location::new(slot, entry));
                     }
@@ -437,7 +438,7 @@ impl<V: Volume> Inner<V> {
             return;
         }
         match result {
-            Ok(()) => index.slots[slot as usize].sealed = Some(format::digest(footer)),
+            Ok(()) => index.change(slot, |slot| slot.sealed = Some(format::digest(footer))),
             Err(error) => {
                 tracing::warn!(slot, %error, "a segment has no footer, recovery will scan it");
             }

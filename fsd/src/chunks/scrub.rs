@@ -88,7 +88,7 @@ impl<V: Volume> ChunkStore<V> {
     pub fn place_of(&self, hash: &ChunkHash) -> Option<Place> {
         let index = self.inner.index.lock();
         let at = index.table.get(hash)?;
-        let number = index.slots[at.slot as usize].number;
+        let number = index.slot(at.slot).number;
         let len = format::record_bytes(at.stored_len) as u32;
         Some(Place { number, offset: at.offset, len })
     }
@@ -141,7 +141,7 @@ impl<V: Volume> ChunkStore<V> {
         let mut index = inner.index.lock();
         if index.table.get(hash) == Some(at) {
             index.damaged.remove(hash);
-            index.slots[at.slot as usize].stuck = false;
+            index.change(at.slot, |slot| slot.stuck = false);
         }
         Ok(())
     }
@@ -155,7 +155,7 @@ struct Pinned<'a, V: Volume> {
 
 impl<V: Volume> Drop for Pinned<'_, V> {
     fn drop(&mut self) {
-        self.inner.index.lock().slots[self.slot as usize].pinned = false;
+        self.inner.index.lock().change(self.slot, |slot| slot.pinned = false);
     }
 }
 
@@ -163,14 +163,14 @@ impl<V: Volume> Inner<V> {
     fn locate_record(&self, hash: &ChunkHash) -> Option<(Location, SegmentNumber)> {
         let index = self.index.lock();
         let at = index.table.get(hash)?;
-        Some((at, index.slots[at.slot as usize].number))
+        Some((at, index.slot(at.slot).number))
     }
 
     /// While the chunk is there. The stream's lock sees to it that only one is pinned in a shard.
     fn pin(&self, hash: &ChunkHash, at: Location) -> Option<Pinned<'_, V>> {
         let mut index = self.index.lock();
         (index.table.get(hash) == Some(at)).then(|| {
-            index.slots[at.slot as usize].pinned = true;
+            index.change(at.slot, |slot| slot.pinned = true);
             Pinned { inner: self, slot: at.slot }
         })
     }

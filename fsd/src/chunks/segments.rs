@@ -110,7 +110,7 @@ impl<V: Volume> Inner<V> {
     pub(super) fn extent(&self, id: SegmentId) -> Result<Extent, Error> {
         let index = self.index.lock();
         let slot = index.segments.get(&id).copied().filter(|&slot| {
-            let entry = &index.slots[slot as usize];
+            let entry = &index.slot(slot);
             entry.len > 0 && matches!(entry.state, SlotState::Open | SlotState::Closed)
         });
         let Some(slot) = slot else {
@@ -118,7 +118,7 @@ impl<V: Volume> Inner<V> {
             let why = format!("segment {number} of shard {shard} is not here");
             return Err(Error::new(Kind::NotFound, why));
         };
-        let entry = &index.slots[slot as usize];
+        let entry = &index.slot(slot);
         Ok(Extent { slot, id, len: entry.len as usize, sealed: entry.sealed })
     }
 

@@ -12,6 +12,7 @@ mod orders;
 mod replicas;
 mod site;
 mod space;
+mod tally;
 mod together;
 
 const CLUSTER: Uuid = Uuid::from_u128(7);

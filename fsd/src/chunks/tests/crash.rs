@@ -18,6 +18,7 @@ struct Model {
 
 impl Model {
     async fn check(&self, store: &ChunkStore<SimVolume>, when: &str) {
+        tally::check(store);
         for (hash, bytes) in &self.kept {
             let got = store.get(hash).await;
             assert_eq!(got.as_ref().ok(), Some(bytes), "{when}: {hash}: {got:?}");

@@ -134,7 +134,7 @@ async fn a_damaged_segment_header_or_footer_loses_nothing() {
     let segment = u64::from(store.inner.device.header.segment_bytes);
     let slots: Vec<u32> = {
         let index = store.inner.index.lock();
-        (0..30).filter(|slot| index.slots[*slot as usize].live_bytes > 0).collect()
+        (0..30).filter(|slot| index.slot(*slot).live_bytes > 0).collect()
     };
     assert!(slots.len() > 4);
     let mut volume = volume.reopen();

@@ -365,7 +365,7 @@ async fn two_damaged_copies_become_one_that_is_whole() {
             let store = if number % 2 == skew { &first } else { &second };
             let place = store.place_of(hash).unwrap();
             let slot = store.inner.index.lock().table.get(hash).unwrap().slot;
-            if store.inner.index.lock().slots[slot as usize].sealed.is_none() {
+            if store.inner.index.lock().slot(slot).sealed.is_none() {
                 let at = store.inner.device.slot_start(slot) + u64::from(place.offset) + 90;
                 store.inner.device.volume.corrupt(at / 4096, at as usize % 4096, 8);
             }

@@ -608,6 +608,7 @@ impl Leader {
                 self.commit();
             }
         }
+        self.site.stores.lock().iter().for_each(tally::check);
     }
 
     /// Bytes on a node's device change while everybody is well, perhaps while it is down; everything is scrubbed

@@ -36,7 +36,7 @@ async fn puts_of_the_same_chunks_at_once_store_them_once() {
     assert!(more.packed < taken.packed + 900, "{more:?}");
     let stored: usize = {
         let index = store.inner.index.lock();
-        index.slots.iter().filter(|slot| slot.state != SlotState::Free).count()
+        index.slots().iter().filter(|slot| slot.state != SlotState::Free).count()
     };
     assert!(stored <= 6, "{stored} segments for 21 chunks");
     assert!(store.inner.index.lock().coming.is_empty());
