@@ -21,6 +21,9 @@ fn the_configuration_is_understood_by_prometheus() {
     for (name, text) in FILES {
         write(&directory.path().join(name), text).unwrap();
     }
+    let (targets, labels) = (["127.0.0.1:9090".to_owned()], Labels { node: "n1".into() });
+    let targets = serde_json::to_string(&[Target { targets, labels }]).unwrap();
+    write(&directory.path().join("targets.json"), &targets).unwrap();
     // A name that is a number, or a word of YAML, stays a name.
     for cluster in ["dev", "1", "no"] {
         write(&directory.path().join("prometheus.yml"), &config(cluster)).unwrap();
