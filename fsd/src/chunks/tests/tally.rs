@@ -61,7 +61,8 @@ async fn sums_are_kept_through_operations_failures_crashes_and_recoveries() {
             match dice.below(12) {
                 0 | 1 => {
                     let shard = ShardId(dice.below(2) as u16);
-                    let gone = |hash: &ChunkHash| hash.shard(2) == shard && hash.0[4] % 2 == 0;
+                    let gone =
+                        |hash: &ChunkHash| hash.shard(2) == shard && hash.0[4].is_multiple_of(2);
                     let gone: Vec<ChunkHash> = names.iter().copied().filter(gone).collect();
                     let _ = store.delete(shard, Epoch(round), &gone).await;
                 }
