@@ -18,8 +18,8 @@ use crate::logs::Logs;
 
 /// Version of the JSON documents; grows when a field goes or changes its meaning.
 const VERSION: u32 = 1;
-/// Longest run and accident.
-const TIME_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Longest run and accident: a run keeps in memory what was done.
+const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, Subcommand)]
 pub enum Fault {
@@ -345,7 +345,7 @@ fn time(text: &str) -> std::result::Result<Duration, String> {
     let time = Duration::from_millis(number.checked_mul(unit_ms).ok_or_else(wrong)?);
     match time {
         Duration::ZERO => Err("it has to last".into()),
-        time if time > TIME_MAX => Err("that is longer than 30 days".into()),
+        time if time > TIME_MAX => Err("that is longer than 24 h".into()),
         time => Ok(time),
     }
 }
@@ -359,7 +359,7 @@ mod tests {
         assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(time("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(time("2h"), Ok(Duration::from_secs(7200)));
-        for wrong in ["", "s", "5", "5d", "-1s", "0s", "1.5s", "800h", "99999999999999999999h"] {
+        for wrong in ["", "s", "5", "5d", "-1s", "0s", "1.5s", "25h", "99999999999999999999h"] {
             assert!(time(wrong).is_err(), "{wrong}");
         }
     }

@@ -25,6 +25,8 @@ use crate::error::{self, Doing, Error, Result};
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 /// One who connects and says nothing is let go.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+/// A controller that does not say how it is for so long hangs.
+const STATUS_WITHIN: Duration = Duration::from_secs(5);
 /// How soon it is seen that the one who asked is gone, and that the cluster is.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 const GONE_EVERY: Duration = Duration::from_secs(1);
@@ -156,13 +158,16 @@ impl Asked {
         }
     }
 
-    /// Waits for it.
-    pub fn wait(mut self) -> Result<Reply> {
-        loop {
+    /// Waits for one that takes no time.
+    fn soon(mut self) -> Result<Reply> {
+        let since = Instant::now();
+        while since.elapsed() < STATUS_WITHIN {
             if let Some(reply) = self.look()? {
                 return Ok(reply);
             }
         }
+        let what = "the fault controller does not answer";
+        Err(Error::new(error::Kind::Timeout, what).next("cfs-dev logs controller"))
     }
 }
 
@@ -172,7 +177,7 @@ pub fn answers(cluster: &Path) -> bool {
 }
 
 pub fn status(cluster: &Path) -> Result<Status> {
-    match ask(cluster, &Request::Status)?.wait()? {
+    match ask(cluster, &Request::Status)?.soon()? {
         Reply::Status(status) => Ok(status),
         other => {
             let what =

@@ -6,16 +6,11 @@ use cfs_dev::topology::Topology;
 
 use crate::load::Load;
 use crate::site::Site;
-use crate::world::{World, in_namespaces, is_root};
+use crate::world::{World, mounts_in_namespaces};
 
 #[test]
 fn another_nodes_pool_and_a_blank_one_are_refused() {
-    let name = "another_nodes_pool_and_a_blank_one_are_refused";
-    if !is_root() || !std::path::Path::new("/dev/fuse").exists() {
-        eprintln!("SKIPPED {name}: it needs root and /dev/fuse, for mounts and namespaces");
-        return;
-    }
-    if !in_namespaces(&format!("disks::{name}")) {
+    if !mounts_in_namespaces("disks::another_nodes_pool_and_a_blank_one_are_refused") {
         return;
     }
     let world = World::new();

@@ -4,7 +4,7 @@ use cfs_dev::topology::Topology;
 
 use crate::load::Load;
 use crate::site::{LIMIT, Site};
-use crate::world::{World, in_namespaces, is_root};
+use crate::world::{World, mounts_in_namespaces};
 
 const NODES: usize = 4;
 const REPLICAS: usize = 2;
@@ -16,12 +16,9 @@ const FILE_BYTES: usize = 24 << 10;
 
 #[test]
 fn a_drain_under_load_moves_what_the_node_held_and_no_client_notices() {
-    let name = "a_drain_under_load_moves_what_the_node_held_and_no_client_notices";
-    if !is_root() || !std::path::Path::new("/dev/fuse").exists() {
-        eprintln!("SKIPPED {name}: it needs root and /dev/fuse, for mounts and namespaces");
-        return;
-    }
-    if !in_namespaces(&format!("drain::{name}")) {
+    if !mounts_in_namespaces(
+        "drain::a_drain_under_load_moves_what_the_node_held_and_no_client_notices",
+    ) {
         return;
     }
     let world = World::new();
@@ -68,12 +65,7 @@ fn a_drain_under_load_moves_what_the_node_held_and_no_client_notices() {
 
 #[test]
 fn a_drain_goes_on_whoever_dies_meanwhile() {
-    let name = "a_drain_goes_on_whoever_dies_meanwhile";
-    if !is_root() || !std::path::Path::new("/dev/fuse").exists() {
-        eprintln!("SKIPPED {name}: it needs root and /dev/fuse, for mounts and namespaces");
-        return;
-    }
-    if !in_namespaces(&format!("drain::{name}")) {
+    if !mounts_in_namespaces("drain::a_drain_goes_on_whoever_dies_meanwhile") {
         return;
     }
     let world = World::new();

@@ -51,11 +51,9 @@ fn firewall(world: &World, member: &str) -> String {
 
 #[test]
 fn accidents_happen_and_are_undone() {
-    if !in_namespaces("fault::accidents_happen_and_are_undone") {
-        return;
-    }
-    if !is_root() {
-        eprintln!("SKIPPED accidents_happen_and_are_undone: mounts and namespaces need root");
+    if lacks_prometheus("fault::accidents_happen_and_are_undone")
+        || !mounts_in_namespaces("fault::accidents_happen_and_are_undone")
+    {
         return;
     }
     let world = World::new();
@@ -133,11 +131,9 @@ fn accidents_happen_and_are_undone() {
 
 #[test]
 fn what_is_left_is_undone_by_the_next() {
-    if !in_namespaces("fault::what_is_left_is_undone_by_the_next") {
-        return;
-    }
-    if !is_root() {
-        eprintln!("SKIPPED what_is_left_is_undone_by_the_next: mounts and namespaces need root");
+    if lacks_prometheus("fault::what_is_left_is_undone_by_the_next")
+        || !mounts_in_namespaces("fault::what_is_left_is_undone_by_the_next")
+    {
         return;
     }
     let world = World::new();

@@ -14,7 +14,7 @@ use cfs_dev::topology::Topology;
 use serde_json::Value;
 
 use crate::site::{LIMIT, Site};
-use crate::world::{World, in_namespaces, is_root};
+use crate::world::{World, in_namespaces, is_root, lacks_prometheus};
 
 const NODES: usize = 3;
 const PAGES: [&str; 5] = ["index", "overview", "latency", "replication", "reduction"];
@@ -23,14 +23,6 @@ const EXCUSED: [&str; 3] =
     ["claudefs_inode_count", "claudefs_operation_duration_ms", "claudefs_operation_latency_ms"];
 /// A file that is deduplicated and compressed, when a second one is like it.
 const FILE_BYTES: usize = 2 << 20;
-
-/// Says so and gives `true` if there is no Prometheus.
-fn is_skipped(name: &str) -> bool {
-    let missing = |tool: &&&str| Command::new(tool).arg("--version").output().is_err();
-    let Some(tool) = ["prometheus", "promtool"].iter().find(missing) else { return false };
-    eprintln!("SKIPPED {name}: it needs {tool} (apt-get install prometheus)");
-    true
-}
 
 /// Status and body of what is there.
 fn get(address: Ipv4Addr, port: u16, path: &str) -> (u16, String) {
@@ -149,7 +141,7 @@ fn write_twice(site: &Site) {
 #[test]
 fn every_node_is_watched_and_one_that_dies_is_told_of() {
     let name = "every_node_is_watched_and_one_that_dies_is_told_of";
-    if is_skipped(name) || !in_namespaces(&format!("monitor::{name}")) {
+    if lacks_prometheus(name) || !in_namespaces(&format!("monitor::{name}")) {
         return;
     }
     let mounts = is_root() && std::path::Path::new("/dev/fuse").exists();
@@ -238,7 +230,7 @@ fn every_node_is_watched_and_one_that_dies_is_told_of() {
 #[test]
 fn what_keeps_it_from_starting_is_said() {
     let name = "what_keeps_it_from_starting_is_said";
-    if is_skipped(name) || !in_namespaces(&format!("monitor::{name}")) {
+    if lacks_prometheus(name) || !in_namespaces(&format!("monitor::{name}")) {
         return;
     }
     let world = World::new();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::world::{World, in_namespaces, is_root};
+use crate::world::{World, in_namespaces, is_root, lacks_prometheus};
 
 const NODES: usize = 5;
 /// A node's disk: a tmpfs, so that it can be full.
@@ -80,7 +80,7 @@ fn nemesis() {
         eprintln!("SKIPPED nemesis: say for how long with CFS_NEMESIS_SECONDS=60");
         return;
     };
-    if !in_namespaces("nemesis::nemesis") {
+    if lacks_prometheus("nemesis") || !in_namespaces("nemesis::nemesis") {
         return;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;

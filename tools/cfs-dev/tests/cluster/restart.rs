@@ -4,7 +4,7 @@ use cfs_dev::topology::Topology;
 
 use crate::load::Load;
 use crate::site::Site;
-use crate::world::{World, in_namespaces, is_root};
+use crate::world::{World, mounts_in_namespaces};
 
 const NODES: usize = 3;
 const FIRST: (u64, usize) = (16, 256 << 10);
@@ -12,12 +12,7 @@ const FILE_BYTES: usize = 24 << 10;
 
 #[test]
 fn every_node_is_restarted_under_load_and_no_client_notices() {
-    let name = "every_node_is_restarted_under_load_and_no_client_notices";
-    if !is_root() || !std::path::Path::new("/dev/fuse").exists() {
-        eprintln!("SKIPPED {name}: it needs root and /dev/fuse, for mounts and namespaces");
-        return;
-    }
-    if !in_namespaces(&format!("restart::{name}")) {
+    if !mounts_in_namespaces("restart::every_node_is_restarted_under_load_and_no_client_notices") {
         return;
     }
     let world = World::new();

@@ -36,6 +36,23 @@ pub fn in_namespaces(test: &str) -> bool {
     false
 }
 
+/// As [`in_namespaces`], for a test that mounts: skipped, aloud, where nothing can be mounted.
+pub fn mounts_in_namespaces(test: &str) -> bool {
+    if !is_root() || !Path::new("/dev/fuse").exists() {
+        eprintln!("SKIPPED {test}: it needs root and /dev/fuse, for mounts and namespaces");
+        return false;
+    }
+    in_namespaces(test)
+}
+
+/// Says so and gives `true` if there is no Prometheus, which phase 3 starts.
+pub fn lacks_prometheus(test: &str) -> bool {
+    let missing = |tool: &&&str| Command::new(tool).arg("--version").output().is_err();
+    let Some(tool) = ["prometheus", "promtool"].iter().find(missing) else { return false };
+    eprintln!("SKIPPED {test}: it needs {tool} (apt-get install prometheus)");
+    true
+}
+
 /// See the module. Destroyed at the end, also when the test panics.
 pub struct World {
     directory: tempfile::TempDir,
