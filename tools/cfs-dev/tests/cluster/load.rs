@@ -91,7 +91,7 @@ impl Load {
     }
 
     /// Waits until every thread has done some more.
-    fn turns_pass(&self) {
+    pub fn turns_pass(&self) {
         let before: Vec<usize> = self.turns.iter().map(|t| t.load(Ordering::Relaxed)).collect();
         let since = Instant::now();
         let pass =

@@ -28,8 +28,9 @@ fn every_node_is_restarted_under_load_and_no_client_notices() {
                 node.stop().unwrap();
                 node.start().unwrap();
                 assert_ne!(node.process().unwrap(), before);
-                // As an operator would wait before the next one.
+                // As an operator would wait before the next one: all is well, and everybody works again.
                 site.cluster.settled().unwrap();
+                load.turns_pass();
             }
         }
     });
