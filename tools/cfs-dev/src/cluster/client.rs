@@ -16,8 +16,8 @@ use crate::{programs, state, wait};
 
 /// A client that has unmounted ends at once.
 const END_WITHIN: Duration = Duration::from_secs(30);
-/// How long an operation is tried again while no node can serve it.
-const DEADLINE: &str = "60s";
+/// How long an operation is tried again at least while no node can serve it: longer where every step may take longer.
+const DEADLINE_MIN: Duration = Duration::from_secs(60);
 
 /// A client of a [`Cluster`], mounted or not.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +94,7 @@ impl Client<'_> {
             "--identity".into(),
             identity.into(),
             "--timeout".into(),
-            DEADLINE.into(),
+            format!("{}s", self.cluster.options.limit.max(DEADLINE_MIN).as_secs()).into(),
             self.mountpoint().into(),
         ];
         let namespace = namespace.as_deref();
