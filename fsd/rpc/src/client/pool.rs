@@ -253,10 +253,11 @@ impl Inner {
     /// Connects and greets; a session that the server forgot is replaced by the new one. The connection
     /// is not counted.
     pub(super) fn open(&self, until: Instant) -> Result<Connection, CallError> {
-        let until = self.dial.limit(until, GREETING_MAX);
         let one_at_a_time = self.greeting.try_lock_until(until);
         let _one_at_a_time = one_at_a_time.ok_or(CallError::Timeout(self.options.deadline))?;
         self.check_aborted()?;
+        // The others' greetings do not count: whoever waited for one has a greeting's time of its own.
+        let until = self.dial.limit(until, GREETING_MAX);
         let id = {
             let mut state = self.state.lock();
             state.connections_made += 1;

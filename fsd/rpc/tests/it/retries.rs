@@ -1,5 +1,6 @@
 //! Exactly once, whatever breaks: connections at every byte, and the node itself.
 
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fsd_rpc::client::CallError;
@@ -97,6 +98,27 @@ fn restarts_under_load_lose_and_repeat_nothing() {
     let mut applied = node.store.lock().applied.clone();
     applied.sort_unstable();
     assert_eq!(applied, (0..threads * each).collect::<Vec<_>>());
+}
+
+/// Who waits while another one greets has his own deadline still.
+#[test]
+fn a_node_that_does_not_greet_costs_time_and_no_call() {
+    let mut node = Node::start();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let Endpoint::Tcp { mut addrs, identity } = node.tcp("client:a") else { unreachable!() };
+    addrs.push(silent.local_addr().unwrap());
+    let client = Client::connect(Endpoint::Tcp { addrs, identity }, options()).unwrap();
+    node.kill();
+    std::thread::scope(|scope| {
+        let call = || client.call(&Request::Ping, &[]);
+        let callers: Vec<_> = (0..16).map(|_| scope.spawn(call)).collect();
+        let (stream, _) = silent.accept().unwrap();
+        node.restart();
+        for caller in callers {
+            caller.join().unwrap().unwrap();
+        }
+        drop(stream);
+    });
 }
 
 #[test]
