@@ -54,7 +54,7 @@ use raftmeta_types::{ChunkHash, Epoch, ShardId};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-pub use catch_up::{Plan, Snapshot};
+pub use catch_up::{Fetch, Plan, Snapshot};
 pub use clean::Cleaned;
 pub use epoch::{Begun, Settled};
 pub use error::{Error, Kind};

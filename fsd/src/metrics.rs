@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::chunks::Taken;
+use crate::replication::Moved;
 
 #[cfg(test)]
 mod tests;
@@ -125,8 +126,7 @@ pub struct Gauges {
     pub damaged_chunks: u64,
     /// What puts have brought since the start.
     pub taken: Taken,
-    /// Bytes of whole segments that this node has sent or fetched since its start, as replicas were brought up.
-    pub segments_moved_bytes: u64,
+    pub moved: Moved,
     pub raft_term: u64,
     /// Whether this node leads the metadata group.
     pub is_leader: bool,
@@ -239,7 +239,8 @@ impl Metrics {
                 ("claudefs_put_packed_bytes_total", packed),
                 ("claudefs_put_sealed_bytes_total", sealed),
                 ("claudefs_put_stored_bytes_total", stored),
-                ("claudefs_segments_moved_bytes_total", gauges.segments_moved_bytes),
+                ("claudefs_segments_moved_bytes_total", gauges.moved.bytes),
+                ("claudefs_segments_moved_in_vain_bytes_total", gauges.moved.in_vain),
             ] {
                 metrics::counter!(name).absolute(total);
             }
@@ -340,7 +341,11 @@ fn describe_gauges() {
     describe_counter!("claudefs_put_stored_bytes_total", "Bytes of the same, as they are stored");
     describe_counter!(
         "claudefs_segments_moved_bytes_total",
-        "Bytes of whole segments sent or fetched to bring replicas up and make them equal"
+        "Bytes of segments sent or fetched to bring replicas up and make them equal"
+    );
+    describe_counter!(
+        "claudefs_segments_moved_in_vain_bytes_total",
+        "Of those, bytes that were sent and not taken, and so go again"
     );
 }
 

@@ -32,6 +32,7 @@ mod remote;
 mod wire;
 
 pub(crate) use courier::Courier;
+pub use courier::Moved;
 pub(crate) use director::{
     Cause, Director, Sizes, Work, copy_sizes, direct, held, led, new_epoch, reclaim,
 };

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What this program speaks.
-pub const PROTOCOLS: Versions = Versions { min: 5, max: 5 };
+pub const PROTOCOLS: Versions = Versions { min: 6, max: 6 };
 
 /// A range, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 //! ```text
 //! primary: snapshot ── (op k, segments as of k) ──> compare: drops what is not there, knows what to fetch
 //!          stream, from op k on ──────────────────> apply
-//!          read_segment ──────────────────────────> install_segment, one after the other
+//!          copy_segment ──────────────────────────> install_segment, one after the other
 //!                                                   caught_up: the index has all of it
 //! ```
 //!
@@ -41,7 +41,15 @@ pub struct Plan {
     /// The primary does not have them: they are gone.
     pub dropped: Vec<SegmentNumber>,
     /// To be read from the primary and installed; open ones first.
-    pub fetch: Vec<SegmentInfo>,
+    pub fetch: Vec<Fetch>,
+}
+
+/// A segment that is not here, or not all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    pub number: SegmentNumber,
+    /// Bytes of its beginning that are here.
+    pub have: u32,
 }
 
 impl<V: Volume> ChunkStore<V> {
@@ -76,10 +84,14 @@ impl<V: Volume> ChunkStore<V> {
         let mut plan = Plan::default();
         let mut ours: BTreeMap<SegmentNumber, SegmentInfo> =
             inner.segments(shard).await?.into_iter().map(|our| (our.number, our)).collect();
-        for their in &theirs.segments {
-            if ours.remove(&their.number) != Some(*their) {
+        let (open, sealed): (Vec<&SegmentInfo>, Vec<&SegmentInfo>) =
+            theirs.segments.iter().partition(|their| !their.sealed);
+        for their in open.into_iter().chain(sealed) {
+            let our = ours.remove(&their.number);
+            if our != Some(*their) {
+                let have = our.map_or(0, |our| our.beginning_of(their));
                 stream.coming.insert(their.number, Coming::default());
-                plan.fetch.push(*their);
+                plan.fetch.push(Fetch { number: their.number, have });
             } else if !their.sealed && format::epoch_of(their.number) == epoch {
                 let id = SegmentId { shard, number: their.number };
                 let extent = inner.extent(id)?;
@@ -88,7 +100,6 @@ impl<V: Volume> ChunkStore<V> {
                 inner.index.lock().reopen(extent.slot);
             }
         }
-        plan.fetch.sort_by_key(|their| their.sealed);
         plan.dropped = ours.into_keys().collect();
         let gone: Vec<SegmentId> =
             plan.dropped.iter().map(|&number| SegmentId { shard, number }).collect();

@@ -43,7 +43,8 @@ impl<V: Volume> ChunkStore<V> {
     /// Of a damaged one, records that are good here stay good.
     ///
     /// # Errors
-    /// `StaleEpoch`; `Invalid`: the content is not what it says or shorter than what is here, or this store takes
+    /// `StaleEpoch`; `Damaged`: the beginning that was skipped is not here as it should be, so it has to come, too;
+    /// `Invalid`: the content is not what it says or shorter than what is here, or this store takes
     /// records into that segment as its primary; `NotFound`: the segment was freed meanwhile; `NoSpace`,
     /// `Io`, `Poisoned`. The copy before is there still.
     pub async fn install_segment(
@@ -79,6 +80,7 @@ impl<V: Volume> Inner<V> {
         let mut stream = self.streams[usize::from(id.shard.0)].lock().await;
         self.check_installable(id, epoch, &stream)?;
         let header = &self.device.header;
+        let copy = self.with_beginning(id, copy).await?;
         let mut copy = match copy.damaged {
             false => Copy::whole(id, &copy, header),
             true => Copy::damaged(id, &copy, &self.present(id).await, header),
@@ -136,6 +138,26 @@ impl<V: Volume> Inner<V> {
             }
         };
         Err(invalid(id, refused))
+    }
+
+    /// The copy with what it skips, from the one that is here.
+    async fn with_beginning(&self, id: SegmentId, copy: SegmentCopy) -> Result<SegmentCopy, Error> {
+        if copy.skipped == 0 {
+            return Ok(copy);
+        }
+        let have = copy.skipped as usize;
+        let mut content = match self.extent(id) {
+            Ok(extent) => self.content(extent, 0, have).await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        };
+        let is_there = content.len() == have;
+        content.extend_from_slice(&copy.content);
+        if !is_there || format::digest(&content) != copy.digest {
+            let SegmentId { shard, number } = id;
+            let why = format!("the beginning of segment {number} of shard {shard} is not here");
+            return Err(Error::new(Kind::Damaged, why));
+        }
+        Ok(SegmentCopy { skipped: 0, content: content.into(), ..copy })
     }
 
     /// What there is of a segment here, whatever it is worth.

@@ -11,7 +11,7 @@ use blockd_ipc::volume::Volume;
 use raftmeta_types::{Epoch, ShardId};
 
 use super::ChunkStore;
-use super::catch_up::{Plan, Snapshot};
+use super::catch_up::{Fetch, Plan, Snapshot};
 use super::epoch::{Begun, Settled};
 use super::error::{Error, Kind};
 use super::replicate::SegmentNumber;
@@ -59,6 +59,7 @@ pub trait Peer: Send + Sync {
         &self,
         shard: ShardId,
         number: SegmentNumber,
+        have: u32,
     ) -> impl Future<Output = Result<SegmentCopy, Error>> + Send;
 
     fn install_segment(
@@ -151,11 +152,11 @@ impl<V: Volume> ChunkStore<V> {
         let mut changed = false;
         let pair = Pair { store: self, peer, shard, epoch };
         for &SegmentInfo { number, .. } in &settled.extra {
-            pair.take(number).await?;
+            pair.take(number, 0).await?;
             changed = true;
         }
         for &SegmentInfo { number, .. } in &settled.missing {
-            pair.give(number).await?;
+            pair.give(number, 0).await?;
         }
         for their in &settled.differing {
             let our = begun.segments.iter().find(|info| info.number == their.number);
@@ -174,8 +175,8 @@ impl<V: Volume> ChunkStore<V> {
         let snapshot = self.snapshot(shard).await.map_err(own)?;
         let epoch = snapshot.epoch;
         let plan = peer.compare(shard, snapshot).await.map_err(of(0))?;
-        for SegmentInfo { number, .. } in plan.fetch {
-            self.send_segment(shard, epoch, number, peer).await?;
+        for fetch in plan.fetch {
+            self.send_segment(shard, epoch, fetch, peer).await?;
         }
         let mut attempts = 0;
         loop {
@@ -194,13 +195,13 @@ impl<V: Volume> ChunkStore<V> {
         &self,
         shard: ShardId,
         epoch: Epoch,
-        number: SegmentNumber,
+        Fetch { number, mut have }: Fetch,
         peer: &P,
     ) -> Result<(), LeadError> {
         let mut attempts = 0;
         loop {
             // A damaged one goes as it is: who has nothing had better have what is left, and knows what is not.
-            let copy = match self.copy_segment(shard, number).await {
+            let copy = match self.copy_segment(shard, number, have).await {
                 Err(error) if error.kind() == Kind::NotFound => return Ok(()),
                 read => read.map_err(own)?,
             };
@@ -210,6 +211,7 @@ impl<V: Volume> ChunkStore<V> {
             }
             match peer.install_segment(shard, epoch, number, copy).await {
                 Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+                Err(error) if error.kind() == Kind::Damaged && have > 0 => have = 0,
                 // The stream is ahead of what is acknowledged.
                 Err(error) if error.kind() == Kind::Invalid && attempts < FETCHES_MAX => {
                     attempts += 1;
@@ -230,22 +232,28 @@ struct Pair<'a, V: Volume, P> {
 }
 
 impl<V: Volume, P: Peer> Pair<'_, V, P> {
-    /// The replica's copy comes here. Says whether it is damaged.
-    async fn take(&self, number: SegmentNumber) -> Result<bool, LeadError> {
-        let copy = self.peer.copy_segment(self.shard, number).await.map_err(of(0))?;
-        let damaged = copy.damaged;
-        let install = self.store.install_segment(self.shard, self.epoch, number, copy);
-        install.await.map_err(own)?;
-        Ok(damaged)
+    /// The replica's copy comes here, of which the first bytes are here. Says whether it is damaged.
+    async fn take(&self, number: SegmentNumber, mut have: u32) -> Result<bool, LeadError> {
+        loop {
+            let copy = self.peer.copy_segment(self.shard, number, have).await.map_err(of(0))?;
+            let damaged = copy.damaged;
+            match self.store.install_segment(self.shard, self.epoch, number, copy).await {
+                Err(error) if error.kind() == Kind::Damaged && have > 0 => have = 0,
+                done => return done.map(|()| damaged).map_err(own),
+            }
+        }
     }
 
-    /// Our copy goes to the replica. Says whether it is damaged.
-    async fn give(&self, number: SegmentNumber) -> Result<bool, LeadError> {
-        let copy = self.store.copy_segment(self.shard, number).await.map_err(own)?;
-        let damaged = copy.damaged;
-        let install = self.peer.install_segment(self.shard, self.epoch, number, copy);
-        install.await.map_err(of(0))?;
-        Ok(damaged)
+    /// Our copy goes to the replica, which has the first bytes of it. Says whether it is damaged.
+    async fn give(&self, number: SegmentNumber, mut have: u32) -> Result<bool, LeadError> {
+        loop {
+            let copy = self.store.copy_segment(self.shard, number, have).await.map_err(own)?;
+            let damaged = copy.damaged;
+            match self.peer.install_segment(self.shard, self.epoch, number, copy).await {
+                Err(error) if error.kind() == Kind::Damaged && have > 0 => have = 0,
+                done => return done.map(|()| damaged).map_err(of(0)),
+            }
+        }
     }
 
     /// Two copies become the better of them. A primary wrote the bytes of both, so one that ends earlier has
@@ -259,19 +267,19 @@ impl<V: Volume, P: Peer> Pair<'_, V, P> {
             Ordering::Greater => true,
             Ordering::Less => false,
             Ordering::Equal => {
-                self.store.copy_segment(self.shard, number).await.map_err(own)?.damaged
+                self.store.copy_segment(self.shard, number, 0).await.map_err(own)?.damaged
             }
         };
         if theirs_counts {
             tracing::warn!(shard = %self.shard, %number, "another replica has more of a segment");
-            if self.take(number).await? {
-                self.give(number).await?;
+            if self.take(number, our.beginning_of(their)).await? {
+                self.give(number, 0).await?;
             }
             return Ok(true);
         }
-        let damaged = self.give(number).await?;
+        let damaged = self.give(number, their.beginning_of(our)).await?;
         if damaged {
-            self.take(number).await?;
+            self.take(number, 0).await?;
         }
         Ok(damaged)
     }

@@ -32,14 +32,26 @@ pub struct SegmentInfo {
     pub digest: u64,
 }
 
-/// All of a segment, for another replica.
+/// All of a segment, for another replica, which may have the beginning of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentCopy {
-    /// As [`ChunkStore::read_segment`] gives it.
+    /// Bytes at the beginning that are not here, in whole blocks: whoever gets this has them.
+    pub skipped: u32,
+    /// Of all bytes, the skipped ones too.
+    pub digest: u64,
+    /// What follows, as [`ChunkStore::read_segment`] gives it.
     pub content: Bytes,
     pub sealed: bool,
     /// Not all of it is as a primary wrote it.
     pub damaged: bool,
+}
+
+impl SegmentInfo {
+    /// Bytes that a replica whose copy this is need not be sent of one that reaches as far as `other`: a footer lies where
+    /// records may come, so nothing of a sealed copy counts.
+    pub(super) fn beginning_of(&self, other: &SegmentInfo) -> u32 {
+        if self.sealed { 0 } else { self.len.min(other.len) }
+    }
 }
 
 /// Where a segment lies and what of it counts.
@@ -61,22 +73,28 @@ impl<V: Volume> ChunkStore<V> {
         self.inner.segments(shard).await
     }
 
-    /// All of a segment, and whether it is whole.
+    /// All of a segment but its first `have` bytes, and whether it is whole. A damaged one, or one that is not as
+    /// long as that, comes with its beginning.
     ///
     /// # Errors
-    /// `NotFound`: not here, or freed. `Io`.
+    /// `NotFound`: not here, or freed. `Invalid`: `have` is not in whole blocks. `Io`.
     pub async fn copy_segment(
         &self,
         shard: ShardId,
         number: SegmentNumber,
+        have: u32,
     ) -> Result<SegmentCopy, Error> {
         self.inner.check_shard(shard)?;
+        check_blocks(have)?;
         let header = &self.inner.device.header;
         let extent = self.inner.extent(SegmentId { shard, number })?;
         let content = self.inner.content(extent, 0, header.segment_bytes as usize).await?;
         let sealed = extent.sealed.is_some();
         let damaged = check_whole(&content, extent.id, sealed, header).is_err();
-        Ok(SegmentCopy { content: content.into(), sealed, damaged })
+        let digest = format::digest(&content);
+        let skipped = if damaged || have as usize > content.len() { 0 } else { have };
+        let content = Bytes::from(content).slice(skipped as usize..);
+        Ok(SegmentCopy { skipped, digest, content, sealed, damaged })
     }
 
     /// Bytes of a segment's content, shorter where that ends. `offset` and `len` are whole blocks.
@@ -91,9 +109,8 @@ impl<V: Volume> ChunkStore<V> {
         len: u32,
     ) -> Result<Vec<u8>, Error> {
         self.inner.check_shard(shard)?;
-        if !(offset as usize).is_multiple_of(BLOCK) || !(len as usize).is_multiple_of(BLOCK) {
-            return Err(Error::new(Kind::Invalid, "segments are read in whole blocks"));
-        }
+        check_blocks(offset)?;
+        check_blocks(len)?;
         let extent = self.inner.extent(SegmentId { shard, number })?;
         self.inner.content(extent, offset as usize, len as usize).await
     }
@@ -204,6 +221,13 @@ impl<V: Volume> Inner<V> {
         }
         let bytes = self.device.read(start, extent.len).await?;
         Ok(format::scan(&bytes, extent.id, self.device.header.shard_count))
+    }
+}
+
+fn check_blocks(bytes: u32) -> Result<(), Error> {
+    match (bytes as usize).is_multiple_of(BLOCK) {
+        true => Ok(()),
+        false => Err(Error::new(Kind::Invalid, "segments are read in whole blocks")),
     }
 }
 

@@ -37,7 +37,7 @@ impl Node {
             chunks: usage.chunks,
             damaged_chunks: self.chunks.damaged_count() as u64,
             taken: self.chunks.taken(),
-            segments_moved_bytes: self.courier.moved_bytes(),
+            moved: self.courier.moved(),
             raft_term: self.group.status().term,
             is_leader: self.leads(),
             shards_in_sync: count(&|shard| shard.in_sync.contains(&self.id)),

@@ -86,8 +86,8 @@ pub(crate) struct Courier {
     full: Mutex<BTreeMap<NodeId, Instant>>,
     /// Epochs that cannot be begun, since too few of the replicas in sync answer.
     alone: Mutex<BTreeMap<ShardId, Epoch>>,
-    /// Of whole segments, sent and fetched.
     moved_bytes: AtomicU64,
+    vain_bytes: AtomicU64,
     courtesy: Courtesy,
 }
 
@@ -104,6 +104,29 @@ pub(crate) enum Expected {
     New,
     /// It has been brought up, and is waited for.
     Included,
+}
+
+/// Bytes of segments that this node has sent or fetched since its start, to bring replicas up and make them equal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    pub bytes: u64,
+    /// Of those, the ones sent that were not taken: the epoch was over, or the other node gave no answer.
+    pub in_vain: u64,
+}
+
+/// A segment on its way.
+pub(crate) struct Sent<'a> {
+    courier: &'a Courier,
+    bytes: u64,
+    pub taken: bool,
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.courier.vain_bytes.fetch_add(self.bytes, Ordering::Relaxed);
+        }
+    }
 }
 
 /// An attempt to bring a node up; over when dropped.
@@ -145,6 +168,7 @@ impl Courier {
             full: Mutex::default(),
             alone: Mutex::default(),
             moved_bytes: AtomicU64::new(0),
+            vain_bytes: AtomicU64::new(0),
             courtesy: Courtesy::default(),
         })
     }
@@ -160,14 +184,22 @@ impl Courier {
         self.courtesy.rest(took, copies).await;
     }
 
-    /// So many bytes of whole segments go to another node, or came from one.
-    pub fn count_moved(&self, bytes: usize) {
+    /// So many bytes of a segment came from another node.
+    pub fn note_fetched(&self, bytes: usize) {
         self.moved_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// All of them since the node was started.
-    pub fn moved_bytes(&self) -> u64 {
-        self.moved_bytes.load(Ordering::Relaxed)
+    /// So many bytes of a segment go to another node: in vain, unless it is said that they were taken.
+    pub fn note_sent(&self, bytes: usize) -> Sent<'_> {
+        self.note_fetched(bytes);
+        Sent { courier: self, bytes: bytes as u64, taken: false }
+    }
+
+    pub fn moved(&self) -> Moved {
+        Moved {
+            bytes: self.moved_bytes.load(Ordering::Relaxed),
+            in_vain: self.vain_bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// The node whose connections and map are used. The store is opened before there is one.

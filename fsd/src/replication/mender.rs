@@ -96,7 +96,7 @@ pub(crate) async fn mend_segment(
     let others = Others::of(node, shard)?;
     let number = found.info.number;
     for target in &others.targets {
-        let wanted = Ask::Segment { shard, number };
+        let wanted = Ask::Segment { shard, number, have: 0 };
         let asked = ask(&**node, target, &wanted, ANSWER_WITHIN).await;
         let Ok(Told::Segment(copy)) = asked else { continue };
         // One that ends earlier lacks what somebody was answered.

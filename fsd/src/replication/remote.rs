@@ -110,10 +110,11 @@ impl Peer for Remote {
         &self,
         shard: ShardId,
         number: SegmentNumber,
+        have: u32,
     ) -> Result<SegmentCopy, Error> {
-        match self.ask(Ask::Segment { shard, number }).await? {
+        match self.ask(Ask::Segment { shard, number, have }).await? {
             Told::Segment(copy) => {
-                self.courier.count_moved(copy.content.len());
+                self.courier.note_fetched(copy.content.len());
                 Ok(copy)
             }
             _ => unexpected(&self.target),
@@ -127,10 +128,11 @@ impl Peer for Remote {
         number: SegmentNumber,
         copy: SegmentCopy,
     ) -> Result<(), Error> {
-        // An attempt that fails has cost as much.
-        self.courier.count_moved(copy.content.len());
+        let mut sent = self.courier.note_sent(copy.content.len());
         let since = clock::now();
         let done = self.done(Ask::Install { shard, epoch, number, copy }).await;
+        sent.taken = done.is_ok();
+        drop(sent);
         if self.aside && done.is_ok() {
             self.courier.give_way(clock::elapsed(since)).await;
         }

@@ -21,14 +21,43 @@ pub(super) const OPS_BYTES_MAX: usize = DATA_LEN_MAX - (1 << 20);
 /// From primary to replica.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Ask {
-    Apply { ops: Vec<ShardOp> },
-    Settle { shard: ShardId, epoch: Epoch, theirs: Vec<SegmentInfo> },
-    Follow { shard: ShardId, epoch: Epoch, gc_epoch: Epoch, live: LiveSum },
-    Compare { shard: ShardId, theirs: Snapshot },
-    CaughtUp { shard: ShardId, epoch: Epoch },
-    Segment { shard: ShardId, number: SegmentNumber },
-    Record { hash: ChunkHash },
-    Install { shard: ShardId, epoch: Epoch, number: SegmentNumber, copy: SegmentCopy },
+    Apply {
+        ops: Vec<ShardOp>,
+    },
+    Settle {
+        shard: ShardId,
+        epoch: Epoch,
+        theirs: Vec<SegmentInfo>,
+    },
+    Follow {
+        shard: ShardId,
+        epoch: Epoch,
+        gc_epoch: Epoch,
+        live: LiveSum,
+    },
+    Compare {
+        shard: ShardId,
+        theirs: Snapshot,
+    },
+    CaughtUp {
+        shard: ShardId,
+        epoch: Epoch,
+    },
+    /// All of it but the first bytes, which are here.
+    Segment {
+        shard: ShardId,
+        number: SegmentNumber,
+        have: u32,
+    },
+    Record {
+        hash: ChunkHash,
+    },
+    Install {
+        shard: ShardId,
+        epoch: Epoch,
+        number: SegmentNumber,
+        copy: SegmentCopy,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -114,7 +143,9 @@ async fn perform<V: Volume>(store: &ChunkStore<V>, ask: Ask) -> Result<Told, Err
             store.caught_up(shard, epoch).await?;
             Told::Done
         }
-        Ask::Segment { shard, number } => Told::Segment(store.copy_segment(shard, number).await?),
+        Ask::Segment { shard, number, have } => {
+            Told::Segment(store.copy_segment(shard, number, have).await?)
+        }
         Ask::Record { hash } => Told::Record(store.read_record(&hash).await?.into()),
         Ask::Install { shard, epoch, number, copy } => {
             store.install_segment(shard, epoch, number, copy).await?;

@@ -167,7 +167,12 @@ impl Peer for NoPeer {
         match *self {}
     }
 
-    async fn copy_segment(&self, _: ShardId, _: SegmentNumber) -> Result<SegmentCopy, Error> {
+    async fn copy_segment(
+        &self,
+        _: ShardId,
+        _: SegmentNumber,
+        _: u32,
+    ) -> Result<SegmentCopy, Error> {
         match *self {}
     }
 
@@ -412,11 +417,11 @@ async fn a_shorter_damaged_copy_takes_the_records_behind_its_end_and_no_footer()
     let (store, _, chunks) = primary().await;
     let infos = store.segments(SHARD).await.unwrap();
     let number = infos.iter().find(|info| info.sealed).unwrap().number;
-    let whole = store.copy_segment(SHARD, number).await.unwrap();
+    let whole = store.copy_segment(SHARD, number, 0).await.unwrap();
     let places = chunks.iter().filter_map(|chunk| store.place_of(&chunk.0));
     let second = places.filter(|place| place.number == number).map(|place| place.offset).nth(1);
     let content = whole.content.slice(..second.unwrap() as usize / 4096 * 4096);
-    let copy = SegmentCopy { content, sealed: false, damaged: true };
+    let copy = SegmentCopy { content, sealed: false, damaged: true, ..whole };
     store.install_segment(SHARD, Epoch(1), number, copy).await.unwrap();
     assert!(store.verify_segment(SHARD, number).await.unwrap().whole);
     for (hash, bytes) in &chunks {
@@ -440,7 +445,7 @@ async fn a_segment_with_unreadable_blocks_is_found_and_replaced() {
         volume.break_block(start + last.min(block));
         let verified = store.verify_segment(SHARD, info.number).await.unwrap();
         assert!(!verified.whole);
-        let copy = first.copy_segment(SHARD, info.number).await.unwrap();
+        let copy = first.copy_segment(SHARD, info.number, 0).await.unwrap();
         assert!(!copy.damaged);
         store.install_segment(SHARD, Epoch(1), info.number, copy).await.unwrap();
         assert!(store.verify_segment(SHARD, info.number).await.unwrap().whole);
@@ -472,6 +477,7 @@ async fn a_replica_that_is_cut_anywhere_keeps_what_it_answered() {
     }
     let total = volume.ops() - before;
     let snapshot = first.snapshot(SHARD).await.unwrap();
+    let mut skipped = 0;
     for cut in 0..total {
         let (volume, store) = follower().await;
         volume.halt_after(cut);
@@ -499,9 +505,17 @@ async fn a_replica_that_is_cut_anywhere_keeps_what_it_answered() {
             assert!(right, "cut {cut}: {got:?}");
         }
         let plan = store.compare(SHARD, &snapshot).await.unwrap();
-        for info in plan.fetch {
-            let copy = first.copy_segment(SHARD, info.number).await.unwrap();
-            store.install_segment(SHARD, Epoch(1), info.number, copy).await.unwrap();
+        for Fetch { number, have } in plan.fetch {
+            let copy = first.copy_segment(SHARD, number, have).await.unwrap();
+            assert_eq!(copy.skipped, have, "cut {cut}");
+            match store.install_segment(SHARD, Epoch(1), number, copy).await {
+                // What the cut left of it has holes.
+                Err(error) if error.kind() == Kind::Damaged && have > 0 => {
+                    let copy = first.copy_segment(SHARD, number, 0).await.unwrap();
+                    store.install_segment(SHARD, Epoch(1), number, copy).await.unwrap();
+                }
+                done => skipped += done.map(|()| u64::from(have)).unwrap(),
+            }
         }
         store.caught_up(SHARD, Epoch(1)).await.unwrap();
         assert_equal(&first, &store).await;
@@ -510,6 +524,38 @@ async fn a_replica_that_is_cut_anywhere_keeps_what_it_answered() {
         }
     }
     assert!(total > 50, "{total} operations");
+    assert!(skipped > 0, "nothing was there of what was fetched");
+}
+
+#[tokio::test]
+async fn of_a_segment_that_ends_earlier_the_rest_is_sent_and_all_of_it_after_damage() {
+    let (first, tape, _) = primary().await;
+    let (volume, store) = follower().await;
+    let ops = tape.0.lock().clone();
+    let left = ops.iter().rposition(|op| matches!(op.op, Op::Append { .. })).unwrap();
+    store.apply(ops[..left].to_vec()).await.pop().unwrap().result.unwrap();
+    let snapshot = first.snapshot(SHARD).await.unwrap();
+    let plan = store.compare(SHARD, &snapshot).await.unwrap();
+    let Fetch { number, have } = *plan.fetch.iter().find(|fetch| fetch.have > 0).unwrap();
+    let all = first.copy_segment(SHARD, number, 0).await.unwrap();
+    let rest = first.copy_segment(SHARD, number, have).await.unwrap();
+    assert_eq!((all.skipped, rest.skipped), (0, have));
+    assert_eq!(rest.content, all.content.slice(have as usize..));
+    // More than there is, and what is no whole block.
+    assert_eq!(first.copy_segment(SHARD, number, 1 << 30).await.unwrap(), all);
+    let odd = first.copy_segment(SHARD, number, have - 1).await.unwrap_err();
+    assert_eq!(odd.kind(), Kind::Invalid);
+
+    let slot = store.inner.index.lock().segments[&format::SegmentId { shard: SHARD, number }];
+    volume.corrupt(store.inner.device.slot_start(slot) / 4096 + 1, 200, 1);
+    let skipping = SegmentCopy { skipped: u32::MAX - 4095, ..rest.clone() };
+    for copy in [rest, skipping] {
+        let refused = store.install_segment(SHARD, Epoch(1), number, copy).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Damaged);
+    }
+    first.bring_up(SHARD, &Near(store.clone())).await.unwrap();
+    assert_equal(&first, &store).await;
+    assert!(store.verify_segment(SHARD, number).await.unwrap().whole);
 }
 
 /// Cuts the power at every operation of an installation over a damaged copy.
@@ -538,7 +584,7 @@ async fn a_torn_installation_is_never_believed_and_loses_nothing() {
     };
     let volume = volume.reopen();
     let least = readable(&store_of(volume.fork()).await).await;
-    let copy = first.copy_segment(SHARD, info.number).await.unwrap();
+    let copy = first.copy_segment(SHARD, info.number, 0).await.unwrap();
     let mut whole = 0;
     for cut in 0..40 {
         let volume = volume.fork();
@@ -628,8 +674,9 @@ impl Peer for Near {
         &self,
         shard: ShardId,
         number: SegmentNumber,
+        have: u32,
     ) -> Result<SegmentCopy, Error> {
-        self.0.copy_segment(shard, number).await
+        self.0.copy_segment(shard, number, have).await
     }
 
     async fn install_segment(

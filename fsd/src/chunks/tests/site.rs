@@ -234,8 +234,9 @@ impl Peer for Link {
         &self,
         shard: ShardId,
         number: SegmentNumber,
+        have: u32,
     ) -> Result<SegmentCopy, Error> {
-        self.call(|store| async move { store.copy_segment(shard, number).await }).await
+        self.call(|store| async move { store.copy_segment(shard, number, have).await }).await
     }
 
     async fn install_segment(
@@ -680,7 +681,7 @@ impl Leader {
                 }
                 for &other in line.in_sync.iter().filter(|&&other| other != node) {
                     let other = self.site.store(other);
-                    if let Ok(copy) = other.copy_segment(shard, number).await
+                    if let Ok(copy) = other.copy_segment(shard, number, 0).await
                         && !copy.damaged
                         && copy.sealed >= found.info.sealed
                         && (copy.sealed || copy.content.len() >= found.info.len as usize)
@@ -746,7 +747,7 @@ impl Leader {
                 let read = async |store: &ChunkStore<SimVolume>| {
                     store.read_segment(shard, info.number, 0, 64 << 10).await.unwrap()
                 };
-                let copy = store.copy_segment(shard, info.number).await;
+                let copy = store.copy_segment(shard, info.number, 0).await;
                 let whole = copy.as_ref().is_ok_and(|copy| !copy.damaged);
                 // What nobody was told of may be damaged everywhere.
                 assert!(whole || self.damages > 0, "seed {seed}: node {node}: {copy:?}");

@@ -32,8 +32,11 @@ fn a_drain_under_load_moves_what_the_node_held_and_no_client_notices() {
     // The leader: it hands over the metadata as well.
     let victim = site.leader().expect("there is a leader");
     let others: Vec<usize> = all.iter().copied().filter(|number| *number != victim).collect();
-    let moved =
-        || all.iter().map(|n| site.metric(*n, "claudefs_segments_moved_bytes_total")).sum::<u64>();
+    let sum = |metric: &str| all.iter().map(|n| site.metric(*n, metric)).sum::<u64>();
+    let moved = || {
+        let all = sum("claudefs_segments_moved_bytes_total");
+        [all, sum("claudefs_segments_moved_in_vain_bytes_total")]
+    };
     let (moved_before, written_before) = (moved(), load.bytes());
     let held = site.metric(victim, "claudefs_live_bytes");
     let drained =
@@ -43,16 +46,19 @@ fn a_drain_under_load_moves_what_the_node_held_and_no_client_notices() {
     assert_ne!(site.leader(), Some(victim), "a drained node leads nothing");
     site.balanced(&others, SHARDS, REPLICAS);
 
-    let (moved, written) = (moved() - moved_before, load.bytes() - written_before);
+    let (moved, written) = (moved(), load.bytes() - written_before);
+    let [moved, in_vain] = [0, 1].map(|at| moved[at] - moved_before[at]);
     let least = u64::try_from(FIRST.0 as usize * FIRST.1 * REPLICAS / NODES / 2).unwrap();
     assert!(held > least, "n{victim} held {held} bytes");
-    // What is written meanwhile has at most one copy on the node, too, and leaves it.
+    // What is written meanwhile has at most one copy on the node, too, and leaves it. On a slow machine a node may be
+    // missed for a while, and what is under way to it or from it goes again.
     let most = (held + written) / 10 * 11;
-    eprintln!("drain: n{victim} held {held} bytes, {written} were written, {moved} moved");
-    assert!(
-        moved >= held / 2 && moved <= most,
-        "{moved} bytes moved for {held}, {written} written"
+    let told = format!(
+        "n{victim} held {held} bytes, {written} were written, {moved} moved, {in_vain} of them in vain"
     );
+    eprintln!("drain: {told}");
+    let arrived = moved - in_vain;
+    assert!(arrived >= held / 2 && arrived <= most && in_vain <= held, "{told}");
 
     let removed = site.admin(others[0], &["node", "remove", &format!("n{victim}")]);
     assert_eq!(removed["state"], "removed", "{removed}");
