@@ -8,11 +8,12 @@
 //! ```
 //! Every pair of shard and node has a score that only depends on the two, and a node with twice the weight
 //! wins twice as often. A shard goes to the nodes with its best scores that are not full; what lies on a
-//! usable node already stays there until that node has more than its share. A pure function: the leader
+//! usable node already stays there until that node has more than its share, and a node with part of a copy, which
+//! is being made or was dropped from those in sync, is taken before one with nothing. A pure function: the leader
 //! computes, writes the outcome in the cluster map, and everybody reads it there.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raftmeta_types::{NodeId, ShardId};
 
@@ -44,8 +45,14 @@ struct Load {
 }
 
 /// Where each shard shall be, in the order given; the first is its primary. Fewer replicas than asked for
-/// where there are fewer places; none where there is no place at all.
-pub fn plan(places: &[Place], replicas: usize, now: &[Held]) -> Vec<Held> {
+/// where there are fewer places; none where there is no place at all. `begun` are copies that are not in sync, whole
+/// or in part.
+pub fn plan(
+    places: &[Place],
+    replicas: usize,
+    now: &[Held],
+    begun: &BTreeSet<(ShardId, NodeId)>,
+) -> Vec<Held> {
     let replicas = replicas.min(places.len());
     if replicas == 0 {
         return now.iter().map(|held| Held { shard: held.shard, by: Vec::new() }).collect();
@@ -58,7 +65,9 @@ pub fn plan(places: &[Place], replicas: usize, now: &[Held]) -> Vec<Held> {
     for held in &wanted {
         held.by.iter().for_each(|node| load(&mut loads, *node).copies += 1);
     }
-    fill(&mut wanted, &mut loads, replicas);
+    // Nobody gets the room of a copy that is on its way.
+    fill(&mut wanted, &mut loads, replicas, |shard, node| begun.contains(&(shard, node)));
+    fill(&mut wanted, &mut loads, replicas, |_, _| true);
     level(&mut wanted, &mut loads);
     lead(&mut wanted, now, &mut loads);
     wanted
@@ -112,12 +121,17 @@ fn keep(held: &Held, loads: &BTreeMap<NodeId, Load>, replicas: usize) -> Vec<Nod
     kept
 }
 
-/// Gives every shard its replicas, from the nodes with the best scores that are not full.
-fn fill(wanted: &mut [Held], loads: &mut BTreeMap<NodeId, Load>, replicas: usize) {
+/// Gives every shard its replicas, from those nodes with the best scores that are not full.
+fn fill(
+    wanted: &mut [Held],
+    loads: &mut BTreeMap<NodeId, Load>,
+    replicas: usize,
+    may: impl Fn(ShardId, NodeId) -> bool,
+) {
     for held in wanted {
         while held.by.len() < replicas {
             let free = |(node, load): (&NodeId, &Load)| {
-                (!held.by.contains(node)).then(|| {
+                (!held.by.contains(node) && may(held.shard, *node)).then(|| {
                     let full = load.copies >= load.copies_max;
                     ((!full, score(held.shard, *node, load.weight)), *node)
                 })

@@ -4,7 +4,7 @@
 //! ([`placement::plan`]); how large it is and how much room there is, the nodes are asked at this moment. What would leave a
 //! node is not counted as room on it: it goes only when its copies are elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fsd_rpc::message::{Failure, NodeUsage, ShardUsage};
@@ -77,7 +77,7 @@ fn gains(
     let place = |info: &NodeInfo| Place { node: info.id, weight: info.capacity_bytes };
     let places: Vec<Place> = nodes.iter().filter(may_hold).map(place).collect();
     let held: Vec<Held> = shards.iter().map(replication::held).collect();
-    let plan = placement::plan(&places, usize::from(wanted.replicas), &held);
+    let plan = placement::plan(&places, usize::from(wanted.replicas), &held, &BTreeSet::new());
     let mut gains = BTreeMap::new();
     for (shard, planned) in shards.iter().zip(&plan) {
         for id in planned.by.iter().filter(|id| !shard.in_sync.contains(id)) {

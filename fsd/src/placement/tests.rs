@@ -4,6 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn plan(places: &[Place], replicas: usize, now: &[Held]) -> Vec<Held> {
+    super::plan(places, replicas, now, &BTreeSet::new())
+}
+
 fn places(weights: &[u64]) -> Vec<Place> {
     (1..).zip(weights).map(|(id, weight)| Place { node: NodeId(id), weight: *weight }).collect()
 }
@@ -27,6 +31,27 @@ fn moved(from: &[Held], to: &[Held]) -> usize {
         .zip(to)
         .map(|(from, to)| to.by.iter().filter(|node| !from.by.contains(node)).count())
         .sum()
+}
+
+/// A replica that was missed for a while gets its shard back, and what is on its way arrives, whatever else the
+/// scores would choose.
+#[test]
+fn a_copy_that_is_begun_is_ended() {
+    let all = places(&[10; 4]);
+    let before = plan(&all, 2, &fresh(64));
+    // Node 3 drops out of every other shard that it has.
+    let mut now = before.clone();
+    let mut begun = BTreeSet::new();
+    for held in now.iter_mut().filter(|held| held.by.contains(&NodeId(3))).step_by(2) {
+        held.by.retain(|node| *node != NodeId(3));
+        begun.insert((held.shard, NodeId(3)));
+    }
+    let again = super::plan(&all, 2, &now, &begun);
+    assert_eq!(moved(&before, &again), 0);
+    // Nobody gets more than its share for it.
+    begun.extend(before.iter().map(|held| (held.shard, NodeId(4))));
+    let kept = super::plan(&all, 2, &now, &begun);
+    assert!((1..=4).all(|node| copies(&kept, node) == 32), "{kept:?}");
 }
 
 #[test]

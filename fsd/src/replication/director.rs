@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fsd_rpc::message::{Failure, NodeRequest, ShardUsage};
+use fsd_rpc::message::{Failure, NodeRequest, NodeUsage, ShardUsage};
 use raftmeta::read;
 use raftmeta_types::cluster::{NodeInfo, NodeState, ShardChange, ShardInfo};
 use raftmeta_types::{Command, Epoch, MetaError, NodeId, ShardId, Time};
@@ -197,7 +197,10 @@ pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
     let rescued: BTreeSet<ShardId> = urgent.iter().map(|change| change.id).collect();
     commit(&**node, urgent).await?;
     let held: Vec<Held> = shards.iter().map(held).collect();
-    let plan = placement::plan(&nodes.places, usize::from(protection.replicas), &held);
+    let left_over = left_over(&**node);
+    let mut begun = node.director().lock().moving.clone();
+    begun.extend(left_over.iter().copied());
+    let plan = placement::plan(&nodes.places, usize::from(protection.replicas), &held, &begun);
     let mut changes = Vec::new();
     let mut left: BTreeMap<Cause, Amount> = BTreeMap::new();
     let mut sizes = None;
@@ -227,7 +230,7 @@ pub(crate) async fn direct<H: Host>(node: &Arc<H>) -> Result<(), Failure> {
         }
     }
     if complete && !knows_damage(&**node) {
-        let_go(node, &nodes, &shards, &plan);
+        let_go(node, &left_over, &nodes, &shards, &plan);
     }
     node.director().lock().note(&left);
     let leaving: Vec<(ShardId, NodeId)> = shards
@@ -310,26 +313,34 @@ fn knows_damage(node: &impl Host) -> bool {
     node.chunks().damaged_count() > 0 || beats.values().any(there)
 }
 
-/// What nodes have left of shards that are whole without them, and that they are not to get.
-fn let_go<H: Host>(node: &Arc<H>, nodes: &Nodes, shards: &[ShardInfo], plan: &[Held]) {
-    let told: Vec<(NodeId, Vec<ShardId>)> = {
-        let beats = node.beats().lock();
-        let strays = |(id, beat): (&NodeId, &members::Beat)| {
-            beat.usage.as_ref().map(|usage| (*id, usage.strays.clone()))
-        };
-        beats.iter().filter_map(strays).collect()
+/// What nodes have of shards that they are not in sync of.
+fn left_over(node: &impl Host) -> Vec<(ShardId, NodeId)> {
+    let own = node.upkeep().strays.of(node).into_iter().map(|shard| (shard, node.id()));
+    let beats = node.beats().lock();
+    let told = beats.iter().filter_map(|(id, beat)| Some((id, beat.usage.as_ref()?)));
+    let strays = |(id, usage): (&NodeId, &NodeUsage)| {
+        let id = *id;
+        usage.strays.clone().into_iter().map(move |shard| (shard, id))
     };
-    let own = (node.id(), node.upkeep().strays.of(&**node));
+    own.chain(told.flat_map(strays)).collect()
+}
+
+/// What nodes have left of shards that are whole without them, and that they are not to get.
+fn let_go<H: Host>(
+    node: &Arc<H>,
+    left_over: &[(ShardId, NodeId)],
+    nodes: &Nodes,
+    shards: &[ShardInfo],
+    plan: &[Held],
+) {
     // Who does not answer is told when it does.
-    let told = told.into_iter().filter(|(id, _)| nodes.alive.contains(id));
-    for (id, strays) in told.chain([own]) {
-        for stray in strays {
-            let needed = shards.iter().zip(plan).any(|(shard, planned)| {
-                shard.id == stray && (shard.in_sync.contains(&id) || planned.by.contains(&id))
-            });
-            if !needed {
-                release(node, stray, id);
-            }
+    let answers = |id: &NodeId| *id == node.id() || nodes.alive.contains(id);
+    for &(stray, id) in left_over.iter().filter(|(_, id)| answers(id)) {
+        let needed = shards.iter().zip(plan).any(|(shard, planned)| {
+            shard.id == stray && (shard.in_sync.contains(&id) || planned.by.contains(&id))
+        });
+        if !needed {
+            release(node, stray, id);
         }
     }
 }

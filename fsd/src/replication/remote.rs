@@ -114,7 +114,9 @@ impl Peer for Remote {
     ) -> Result<SegmentCopy, Error> {
         match self.ask(Ask::Segment { shard, number, have }).await? {
             Told::Segment(copy) => {
-                self.courier.note_fetched(copy.content.len());
+                let bytes = copy.content.len();
+                self.courier.note_fetched(bytes);
+                tracing::debug!(%shard, %number, from = %self.target.node, bytes, have, "a segment is fetched");
                 Ok(copy)
             }
             _ => unexpected(&self.target),
@@ -128,11 +130,14 @@ impl Peer for Remote {
         number: SegmentNumber,
         copy: SegmentCopy,
     ) -> Result<(), Error> {
-        let mut sent = self.courier.note_sent(copy.content.len());
+        let (bytes, have) = (copy.content.len(), copy.skipped);
+        let mut sent = self.courier.note_sent(bytes);
         let since = clock::now();
         let done = self.done(Ask::Install { shard, epoch, number, copy }).await;
         sent.taken = done.is_ok();
         drop(sent);
+        let (node, taken) = (self.target.node, done.is_ok());
+        tracing::debug!(%shard, %number, %epoch, to = %node, bytes, have, taken, "a segment is sent");
         if self.aside && done.is_ok() {
             self.courier.give_way(clock::elapsed(since)).await;
         }

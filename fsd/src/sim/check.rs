@@ -214,7 +214,7 @@ async fn unsettled(world: &Arc<World>) -> Option<String> {
     let shards = read::shards(&view).expect("memory does not fail");
     let held: Vec<Held> = shards.iter().map(held).collect();
     let replicas = read::protection(&view).expect("memory does not fail").replicas;
-    let planned = placement::plan(&places, usize::from(replicas), &held);
+    let planned = placement::plan(&places, usize::from(replicas), &held, &BTreeSet::new());
     let referenced = referenced(world, &view);
     for (shard, planned) in shards.iter().zip(planned) {
         if let Some(why) = unsettled_shard(world, shard, &planned).await {

@@ -122,6 +122,12 @@ impl Site {
         panic!("{copies} copies of {shard_count} shards are not balanced on {numbers:?}: {found:?}")
     }
 
+    /// How many epochs all shards have had.
+    pub fn epochs(&self) -> u64 {
+        let nodes = self.cluster.list().unwrap();
+        nodes.iter().flat_map(|node| &node.shards).map(|shard| shard.epoch).sum()
+    }
+
     /// Copies of all shards, wherever they are.
     fn copies(&self) -> usize {
         let nodes = self.cluster.list().unwrap_or_default();
