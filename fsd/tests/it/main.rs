@@ -15,3 +15,4 @@ mod refusals;
 mod sessions;
 mod site;
 mod space;
+mod strangers;
