@@ -7,6 +7,7 @@ mod support;
 
 mod authority;
 mod change;
+mod clock;
 mod crash;
 mod doors;
 mod files;

@@ -31,7 +31,7 @@ const TIMES: usize = 50;
 const DAY_SECS: i64 = 24 * 3600;
 
 /// What a node has counted, by reason.
-fn counts(node: &Node) -> BTreeMap<String, u64> {
+pub fn counts(node: &Node) -> BTreeMap<String, u64> {
     let text = node.metrics();
     let counts = text.lines().filter_map(|line| {
         let (why, count) =
@@ -42,7 +42,7 @@ fn counts(node: &Node) -> BTreeMap<String, u64> {
 }
 
 /// The log's lines about what was refused, by source and reason.
-fn said(log: &str) -> BTreeMap<(String, String), Vec<&str>> {
+pub fn said(log: &str) -> BTreeMap<(String, String), Vec<&str>> {
     let mut said: BTreeMap<_, Vec<&str>> = BTreeMap::new();
     for line in log.lines().filter(|line| line.contains("refused; said once")) {
         let part = |name: &str| {
