@@ -187,13 +187,7 @@ impl Handler for Service {
     }
 
     fn refused(&self, source: &str, refusal: Refusal, why: &dyn std::fmt::Display) {
-        let kind = match refusal {
-            Refusal::Handshake => Why::Handshake,
-            Refusal::Certificate => Why::Certificate,
-            Refusal::Garbage => Why::Garbage,
-            Refusal::Protocol => Why::Protocol,
-        };
-        self.node.refusals.note(kind, &source, why);
+        self.node.refusals.note(Why::from(refusal), &source, why);
     }
 
     async fn route(&self, peer: &Peer, hello: &Hello) -> Result<Upstream, Failure> {

@@ -24,7 +24,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::client::CallError;
 use crate::client::dial::UNHEARD_MS_MAX;
-use crate::client::pool::check_protocol;
+use crate::client::pool::{check_protocol, distrust};
 use crate::frame::{self, FrameError, Kind};
 use crate::message::{Failure, Hello, NodeRequest, Origin, PROTOCOLS, Request, Response, Role};
 use crate::server::Peer;
@@ -256,7 +256,7 @@ impl Nodes {
         notice_silence(&tcp).map_err(|error| FrameError::Io(error.into()))?;
         let shaken = timeout(DIAL_MAX, connector.connect(tls::server_name(), tcp)).await;
         let shaken = shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let tls = shaken.map_err(|error| crate::client::pool::distrust(FrameError::Io(error)))?;
+        let tls = shaken.map_err(|error| distrust(FrameError::Io(error)))?;
         let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let subject = certificate.and_then(|der| tls::facts(der)).map(|facts| facts.subject);
         let meant = format!("node:{}", target.node);
@@ -266,8 +266,9 @@ impl Nodes {
             return Err(Failure::Refused(why).into());
         }
         let mut stream = BufReader::with_capacity(READ_BUFFER_BYTES, tls);
-        write(&mut stream, hello, data).await?;
-        let frame = frame::read_async(&mut stream).await?;
+        write(&mut stream, hello, data).await.map_err(distrust)?;
+        // Only now does the other end say what it thinks of this node's certificate.
+        let frame = frame::read_async(&mut stream).await.map_err(distrust)?;
         Ok((stream, frame.message(Kind::Reply)?))
     }
 }

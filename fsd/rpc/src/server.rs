@@ -80,14 +80,24 @@ impl Default for ServerConfig {
 /// Why somebody was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// TLS did not come about: a certificate of another CA or out of date, or no TLS at all.
+    /// TLS did not come about: there was no TLS at all, or the other end does not trust this node.
     Handshake,
-    /// A certificate that was revoked, is missing, or is not that of who it shall be.
+    /// A certificate of another authority.
+    Authority,
+    /// A certificate that has ended, or has not begun.
+    Dates,
+    /// A certificate that was revoked.
+    Revoked,
+    /// A certificate that is missing, cannot be read, or is not that of who it shall be.
     Certificate,
-    /// Bytes that are no request.
+    /// A user of this host who may not use the local door.
+    User,
+    /// Bytes that are no request, or a request where it does not belong.
     Garbage,
     /// No version of the protocol in common.
     Protocol,
+    /// More connections than there is room for.
+    Crowd,
 }
 
 /// Who is at the other end.
@@ -343,7 +353,8 @@ fn admit<H: Handler>(
         Accepted::Tcp(..) => 1,
     };
     let Ok(permit) = room[door].clone().try_acquire_owned() else {
-        return tracing::warn!("{CONNECTIONS_MAX} connections: a further one was closed");
+        let why = format!("{CONNECTIONS_MAX} connections are open: a further one was closed");
+        return shared.handler.refused(&accepted.source(), Refusal::Crowd, &why);
     };
     let id = *next_id;
     *next_id += 1;
@@ -368,11 +379,15 @@ async fn recheck<H: Handler>(shared: Arc<Shared<H>>) {
 }
 
 impl Peer {
-    /// What stays the same when it comes again: its address without the port, or its user.
+    /// What stays the same when it comes again: its user, or its address without the port, and whose certificate it
+    /// has shown.
     pub fn source(&self) -> String {
         match self {
             Peer::Unix { uid, .. } => format!("uid {uid}"),
-            Peer::Tls { address, .. } | Peer::TlsAnonymous { address } => address.ip().to_string(),
+            Peer::Tls { certificate, address } => {
+                format!("{} at {}", certificate.subject, address.ip())
+            }
+            Peer::TlsAnonymous { address } => address.ip().to_string(),
         }
     }
 }

@@ -77,6 +77,11 @@ impl std::fmt::Debug for Token {
 pub enum TokenError {
     #[error("the token does not start with `{PREFIX}`: copy all of it")]
     Prefix,
+    #[error(
+        "the token is of format {0}, this program reads 1: upgrade it, or have a token made by a node of its own \
+         version"
+    )]
+    Version(u32),
     #[error("the token is {found} characters long instead of {expected}: copy all of it")]
     Length { found: usize, expected: usize },
     #[error("the token has a character that no token has at position {0}")]
@@ -143,7 +148,10 @@ impl std::str::FromStr for Token {
             text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
         };
         let purpose = [Purpose::Client, Purpose::Node].into_iter().find(begins);
-        let purpose = purpose.ok_or(TokenError::Prefix)?;
+        let purpose = purpose.ok_or_else(|| match version(text) {
+            Some(version) => TokenError::Version(version),
+            None => TokenError::Prefix,
+        })?;
         let start = purpose.prefix().len();
         let (found, expected) = (text.chars().count(), start + DIGITS);
         if found != expected {
@@ -199,6 +207,13 @@ impl std::str::FromStr for Invitation {
             false => Err(TokenError::Servers),
         }
     }
+}
+
+/// Of a token of another format.
+fn version(text: &str) -> Option<u32> {
+    let prefix = text.split_once('-')?.0.to_ascii_lowercase();
+    let rest = prefix.strip_prefix("cfs")?;
+    rest.strip_prefix('n').unwrap_or(rest).parse().ok()
 }
 
 fn digit_value(character: char) -> Option<u8> {
@@ -269,7 +284,10 @@ mod tests {
         let text = sample().reveal().to_string();
         let refusal = |text: &str| text.parse::<Token>().unwrap_err();
         assert_eq!(refusal(""), TokenError::Prefix);
-        assert_eq!(refusal("cfs2-00000"), TokenError::Prefix);
+        assert_eq!(refusal("cfs2-00000"), TokenError::Version(2));
+        assert_eq!(refusal("CFSN12-00000"), TokenError::Version(12));
+        assert!(refusal("cfs2-0").to_string().contains("format 2, this program reads 1"));
+        assert_eq!(refusal("cfs-00000"), TokenError::Prefix);
         assert_eq!(refusal("äöü€"), TokenError::Prefix);
         assert_eq!(refusal(&text[..60]), TokenError::Length { found: 60, expected: 61 });
         assert_eq!(refusal(&format!("{text}0")), TokenError::Length { found: 62, expected: 61 });

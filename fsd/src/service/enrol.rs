@@ -37,7 +37,7 @@ pub(super) async fn enrol(
     peer: &Peer,
     enrolment: Enrolment,
 ) -> Result<Response, Failure> {
-    let given = with_token(node, enrolment).await;
+    let given = with_token(node, peer, enrolment).await;
     if let Err(failure) = &given {
         note_token(node, peer, failure);
     }
@@ -48,14 +48,25 @@ pub(super) async fn enrol(
 
 /// What was refused because of a token is counted.
 pub(super) fn note_token(node: &Node, peer: &Peer, failure: &Failure) {
-    if matches!(failure, Failure::Meta(MetaError::Token(_))) {
-        node.refusals.note(Why::Token, &peer.source(), failure);
+    if let Failure::Meta(MetaError::Token(refusal)) = failure {
+        node.refusals.note(Why::Token(Some(*refusal)), &peer.source(), failure);
     }
 }
 
-async fn with_token(node: &Arc<Node>, enrolment: Enrolment) -> Result<(String, Response), Failure> {
-    let token: Token =
-        enrolment.token.parse().map_err(|error| Failure::Refused(format!("{error}")))?;
+/// What somebody shows as a token.
+pub(super) fn token(node: &Node, peer: &Peer, text: &str) -> Result<Token, Failure> {
+    text.parse::<Token>().map_err(|error| {
+        node.refusals.note(Why::Token(None), &peer.source(), &error);
+        Failure::Refused(format!("{error}"))
+    })
+}
+
+async fn with_token(
+    node: &Arc<Node>,
+    peer: &Peer,
+    enrolment: Enrolment,
+) -> Result<(String, Response), Failure> {
+    let token = token(node, peer, &enrolment.token)?;
     let hash = token.hash();
     // Nothing is signed for strangers; whether the token is still good is decided by the command.
     if read::token(&node.group.view(), &hash).map_err(storage)?.is_none() {

@@ -128,7 +128,9 @@ async fn resume(
         return new_session(node, peer, client).await;
     };
     if !same(&info.secret, secret) || info.identity != identity(peer) {
-        return Err(Failure::Refused(format!("session {session} is somebody else's")));
+        let why = format!("session {session} is somebody else's");
+        node.refusals.note(Why::Session, &peer.source(), &why);
+        return Err(Failure::Refused(why));
     }
     let back = {
         let mut sessions = node.sessions.lock();

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fsd_rpc::message::{Failure, Join, Joined, NodeRequest, Response, Role};
 use fsd_rpc::server::{Conn, Peer};
-use fsd_rpc::token::Token;
 use raftmeta::read;
 use raftmeta_types::cluster::{NodeInfo, NodeState, TokenRefusal};
 use raftmeta_types::{Command, MetaError, NodeId};
 
-use super::enrol::note_token;
+use super::enrol::{note_token, token};
 use super::read::storage;
 use super::{Answer, data, plain};
 use crate::authority::Issued;
@@ -153,8 +152,7 @@ fn check_clock(node: &Node, peer: &Peer, name: &str, clock_ms: i64) -> Result<()
 
 async fn with_token(node: &Arc<Node>, peer: &Peer, join: Join) -> Result<Response, Failure> {
     node.may_answer()?;
-    let token: Token = join.token.parse().map_err(|error| Failure::Refused(format!("{error}")))?;
-    let token_hash = token.hash();
+    let token_hash = token(node, peer, &join.token)?.hash();
     // Nothing is signed for strangers; whether the token is still good is decided by the command.
     if read::node_token(&node.group.view(), &token_hash).map_err(storage)?.is_none() {
         return Err(MetaError::Token(TokenRefusal::Unknown).into());

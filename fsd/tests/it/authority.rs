@@ -14,7 +14,7 @@ use crate::site::{Site, loopback};
 use crate::support::*;
 
 /// A client of the network with a directory of its own, enrolled now.
-fn enrolled(site: &Site, name: &str) -> TempDir {
+pub fn enrolled(site: &Site, name: &str) -> TempDir {
     let home = tempfile::tempdir().unwrap();
     let invitation = site.token(TokenPurpose::Client);
     let got = credentials::enrol(&invitation, name, "test", PATIENCE).unwrap();
@@ -22,7 +22,7 @@ fn enrolled(site: &Site, name: &str) -> TempDir {
     home
 }
 
-fn connect(home: &TempDir) -> Result<Client, CallError> {
+pub fn connect(home: &TempDir) -> Result<Client, CallError> {
     let options = ConnectOptions {
         client: "test:/mnt".into(),
         deadline: PATIENCE,

@@ -7,6 +7,7 @@ mod support;
 
 mod authority;
 mod change;
+mod clock;
 mod crash;
 mod doors;
 mod files;
@@ -15,3 +16,4 @@ mod refusals;
 mod sessions;
 mod site;
 mod space;
+mod strangers;

@@ -112,7 +112,7 @@ pub struct TokenInfo {
 }
 
 /// Why a token was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum TokenRefusal {
     #[error("unknown: it was never issued by this cluster")]
     Unknown,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use raftmeta_types::Ino;
+use rustls::CertificateError;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -18,7 +19,7 @@ use super::doors::Accepted;
 use super::local::{self, Left};
 use super::{
     ALIVE_EVERY, Conn, GREETING_MAX, HANDSHAKE_MAX, HELLO_META_LEN_MAX, Handler, IDLE_MAX, Peer,
-    Refusal, SESSION_CONNECTIONS_MAX, STALL_MAX, Shared, relay,
+    Refusal, SESSION_CONNECTIONS_MAX, STALL_MAX, STRANGERS_MAX, Shared, now_secs, relay,
 };
 use crate::frame::{self, Frame, FrameError, HEADER_LEN, Kind};
 use crate::message::{Event, Failure, Hello, Request, Response, Role, Versions, Welcome};
@@ -45,7 +46,8 @@ pub(super) async fn serve<H: Handler>(shared: Arc<Shared<H>>, accepted: Accepted
         }
         Accepted::Tcp(stream, address) => {
             let Ok(stranger) = shared.strangers.clone().try_acquire_owned() else {
-                return tracing::debug!(%address, "closed: too many strangers");
+                let why = format!("{STRANGERS_MAX} connections have not greeted yet");
+                return shared.handler.refused(&address.ip().to_string(), Refusal::Crowd, &why);
             };
             let Some((stream, peer)) = shake_hands(&shared, stream, address).await else { return };
             let entry = shared.live.enter(id, &peer);
@@ -71,9 +73,9 @@ async fn shake_hands<H: Handler>(
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "TLS handshake");
             // Who only connects and leaves is refused nothing.
-            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+            if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
                 let source = address.ip().to_string();
-                shared.handler.refused(&source, Refusal::Handshake, &error);
+                shared.handler.refused(&source, of_handshake(inner), &error);
             }
             return None;
         }
@@ -93,6 +95,23 @@ async fn shake_hands<H: Handler>(
         }
     };
     Some((stream, peer))
+}
+
+/// Why hands were not shaken.
+fn of_handshake(error: &rustls::Error) -> Refusal {
+    match error {
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. },
+        ) => Refusal::Dates,
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => Refusal::Authority,
+        rustls::Error::InvalidCertificate(_) => Refusal::Certificate,
+        _ => Refusal::Handshake,
+    }
 }
 
 /// `stranger` is given back once the peer has greeted.
@@ -135,8 +154,7 @@ async fn attend<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
     if let Err(error) = requests(ended, stream).await {
         tracing::debug!(peer = ?ended.conn.peer, %error, "connection ended");
         if !matches!(error, FrameError::Io(_)) {
-            let source = ended.conn.peer.source();
-            ended.shared.handler.refused(&source, Refusal::Garbage, &error);
+            ended.refused(&error);
             let failure = Failure::Protocol(error.to_string());
             let _ = reply(stream, &Response::Failed(failure), &[]).await;
             linger(stream).await;
@@ -215,6 +233,12 @@ async fn greet_in_time<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
         }
         Ok(Err(error)) => {
             tracing::debug!(?peer, %error, "greeting");
+            if !matches!(error, FrameError::Io(_)) {
+                shared.handler.refused(&peer.source(), Refusal::Garbage, &error);
+                let failure = Failure::Protocol(error.to_string());
+                let _ = reply(stream, &Response::Failed(failure), &[]).await;
+                linger(stream).await;
+            }
             None
         }
         Err(_) => {
@@ -262,6 +286,13 @@ pub(super) struct Ended<H: Handler> {
     pub(super) conn: Conn,
 }
 
+impl<H: Handler> Ended<H> {
+    /// What came is no request, or does not belong here.
+    pub(super) fn refused(&self, why: &dyn std::fmt::Display) {
+        self.shared.handler.refused(&self.conn.peer.source(), Refusal::Garbage, why);
+    }
+}
+
 impl<H: Handler> Drop for Ended<H> {
     fn drop(&mut self) {
         let mut sessions = self.shared.sessions.lock();
@@ -307,7 +338,8 @@ async fn greet<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
         shared.handler.refused(&peer.source(), refusal, &why);
         Failure::Protocol(why.to_owned())
     };
-    let hello = match read_hello(shared.protocols, stream).await {
+    let who = if relay::node_of(peer).is_some() { "node" } else { "client" };
+    let hello = match read_hello(shared.protocols, who, stream).await {
         Ok(Greeting::Hello(hello)) => hello,
         Ok(Greeting::Other) => {
             let failure = tell_off(Refusal::Garbage, "the first request is Hello");
@@ -317,15 +349,14 @@ async fn greet<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
             let failure = tell_off(Refusal::Protocol, &why.to_string());
             return refuse(stream, failure).await;
         }
-        Err(error @ FrameError::Io(_)) => return Err(error),
-        Err(error) => {
-            let failure = tell_off(Refusal::Garbage, &error.to_string());
-            return refuse(stream, failure).await;
-        }
+        Err(error) => return Err(error),
     };
     let (peer, hello, passed_on) = match relay::behind(shared, peer, hello) {
         Ok(behind) => behind,
-        Err(failure) => return refuse(stream, failure).await,
+        Err((refusal, failure)) => {
+            shared.handler.refused(&peer.source(), refusal, &failure);
+            return refuse(stream, failure).await;
+        }
     };
     // Of a connection that was passed on, this is what the client speaks.
     let protocol = match shared.protocols.common(hello.protocols, "client", &hello.build) {
@@ -335,10 +366,8 @@ async fn greet<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
             return refuse(stream, Failure::Protocol(why.to_string())).await;
         }
     };
-    if let Some(failure) = refusal(shared, &peer, &hello, passed_on) {
-        if matches!(peer, Peer::Tls { .. } | Peer::TlsAnonymous { .. }) {
-            shared.handler.refused(&peer.source(), Refusal::Certificate, &failure);
-        }
+    if let Some((refusal, failure)) = refusal(shared, &peer, &hello, passed_on) {
+        shared.handler.refused(&peer.source(), refusal, &failure);
         return refuse(stream, failure).await;
     }
     if !matches!(hello.role, Role::Node { .. }) && !shared.handler.serves() {
@@ -373,28 +402,32 @@ fn refusal<H: Handler>(
     peer: &Peer,
     hello: &Hello,
     passed_on: bool,
-) -> Option<Failure> {
-    let why = match (peer, &hello.role) {
+) -> Option<(Refusal, Failure)> {
+    let (refusal, why) = match (peer, &hello.role) {
         (Peer::Tls { .. }, Role::Node { id }) if relay::node_of(peer) != Some(id.0) => {
-            format!("the certificate is not that of node {id}")
+            (Refusal::Certificate, format!("the certificate is not that of node {id}"))
         }
         (Peer::Unix { .. } | Peer::TlsAnonymous { .. }, Role::Node { .. }) => {
-            "nodes come with their certificate".into()
+            (Refusal::Certificate, "nodes come with their certificate".into())
         }
         (_, Role::Enrol) => return None,
         (Peer::TlsAnonymous { .. }, _) => {
-            "no client certificate: enrol first (`cfs mount --token`)".into()
+            let why = "no client certificate: enrol first (`cfs mount --token`)";
+            (Refusal::Certificate, why.into())
+        }
+        (Peer::Tls { certificate, .. }, _) if certificate.expires_secs <= now_secs() => {
+            (Refusal::Dates, "the certificate has ended: enrol again with a new token".into())
         }
         (Peer::Tls { .. }, _) if !shared.admits(peer) => {
-            "the certificate was revoked: enrol again with a new token".into()
+            (Refusal::Revoked, "the certificate was revoked: enrol again with a new token".into())
         }
         // Of a connection that is passed on the first node has looked.
         (Peer::Unix { uid, .. }, _) if !passed_on && !shared.allowed_uids.contains(uid) => {
-            format!("uid {uid} may not use this socket")
+            (Refusal::User, format!("uid {uid} may not use this socket"))
         }
         (Peer::Unix { .. } | Peer::Tls { .. }, _) => return None,
     };
-    Some(Failure::Refused(why))
+    Some((refusal, Failure::Refused(why)))
 }
 
 /// The first frame.
@@ -407,17 +440,18 @@ enum Greeting {
 }
 
 /// What every version of a greeting begins with, and who says it as far as that is known.
-fn foreign(protocols: Versions, meta: &[u8]) -> Option<NoCommonVersion> {
+fn foreign(protocols: Versions, who: &'static str, meta: &[u8]) -> Option<NoCommonVersion> {
     let begin: (u32, Versions, String) = postcard::take_from_bytes(meta).ok()?.0;
     let (kind, theirs, build) = begin;
     if kind != 0 {
         return None;
     }
-    protocols.common(theirs, "client", &build).err()
+    protocols.common(theirs, who, &build).err()
 }
 
 async fn read_hello<S: AsyncRead + Unpin>(
     protocols: Versions,
+    who: &'static str,
     stream: &mut BufReader<S>,
 ) -> Result<Greeting, FrameError> {
     let mut header = [0; HEADER_LEN];
@@ -429,7 +463,7 @@ async fn read_hello<S: AsyncRead + Unpin>(
     }
     let frame = frame::read_body(stream, &header).await?;
     if frame.kind == Kind::Request
-        && let Some(why) = foreign(protocols, &frame.meta)
+        && let Some(why) = foreign(protocols, who, &frame.meta)
     {
         return Ok(Greeting::Foreign(why));
     }
@@ -458,7 +492,12 @@ async fn welcome<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<Option<Greeted<H>>, FrameError> {
     let welcome = match shared.handler.hello(peer, &hello).await {
         Ok(welcome) => Welcome { protocol, ..welcome },
-        Err(failure) => return refuse(stream, failure).await,
+        Err(failure) => {
+            if let Failure::Protocol(why) = &failure {
+                shared.handler.refused(&peer.source(), Refusal::Garbage, why);
+            }
+            return refuse(stream, failure).await;
+        }
     };
     let session = match hello.role {
         Role::Admin | Role::Enrol | Role::Node { .. } | Role::Relayed { .. } => {
@@ -467,6 +506,7 @@ async fn welcome<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
         Role::NewSession { .. } | Role::Session { .. } => {
             if !shared.join(welcome.session) {
                 let why = format!("more than {SESSION_CONNECTIONS_MAX} connections of a session");
+                shared.handler.refused(&peer.source(), Refusal::Crowd, &why);
                 return refuse(stream, Failure::Refused(why)).await;
             }
             welcome.session
@@ -503,7 +543,11 @@ async fn enrol<H: Handler, S: AsyncRead + AsyncWrite + Unpin>(
             reply(stream, &answer.unwrap_or_else(Response::Failed), &[]).await?;
             Ok(None)
         }
-        _ => refuse(stream, Failure::Protocol("only Enrol or Join may follow".into())).await,
+        _ => {
+            let why = "only Enrol or Join may follow";
+            shared.handler.refused(&peer.source(), Refusal::Garbage, &why);
+            refuse(stream, Failure::Protocol(why.into())).await
+        }
     }
 }
 
@@ -579,6 +623,9 @@ pub(super) async fn answer<H: Handler>(ended: &Ended<H>, frame: Frame) -> Result
         },
         request => shared.handler.call(conn, request, frame.data).await,
     };
+    if let Response::Failed(Failure::Protocol(why)) = &response {
+        ended.refused(why);
+    }
     Ok(Step { response, data, events })
 }
 

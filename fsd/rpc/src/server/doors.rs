@@ -20,6 +20,19 @@ pub(super) enum Accepted {
     Tcp(TcpStream, SocketAddr),
 }
 
+impl Accepted {
+    /// What stays the same when it comes again: its user, or its address without the port.
+    pub(super) fn source(&self) -> String {
+        match self {
+            Accepted::Unix(stream) => match stream.peer_cred() {
+                Ok(credentials) => format!("uid {}", credentials.uid()),
+                Err(_) => "the local door".into(),
+            },
+            Accepted::Tcp(_, address) => address.ip().to_string(),
+        }
+    }
+}
+
 impl Doors {
     pub(super) async fn bind(
         unix: Option<PathBuf>,

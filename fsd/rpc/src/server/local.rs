@@ -127,6 +127,7 @@ impl Local {
                 if matches!(error, FrameError::Io(_)) {
                     return Left::Over;
                 }
+                ended.refused(&error);
                 let failure = Failure::Protocol(error.to_string());
                 let _ = self.reply(&Response::Failed(failure), &[]);
                 Left::Lingering(self.into_stream())

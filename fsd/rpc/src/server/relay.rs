@@ -4,7 +4,7 @@ use raftmeta_types::Ino;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, copy_bidirectional};
 
 use super::connection::reply;
-use super::{Handler, Peer, Shared};
+use super::{Handler, Peer, Refusal, Shared};
 use crate::frame::FrameError;
 use crate::message::{Failure, Hello, Origin, Role};
 use crate::nodes::Upstream;
@@ -25,12 +25,13 @@ pub(super) fn behind<H: Handler>(
     shared: &Shared<H>,
     peer: &Peer,
     hello: Hello,
-) -> Result<(Peer, Hello, bool), Failure> {
+) -> Result<(Peer, Hello, bool), (Refusal, Failure)> {
     let Role::Relayed { from, hello: inner } = hello.role else {
         return Ok((peer.clone(), hello, false));
     };
     if node_of(peer).is_none() || !shared.admits(peer) {
-        return Err(Failure::Refused("only a node of the cluster passes connections on".into()));
+        let why = "only a node of the cluster passes connections on";
+        return Err((Refusal::Certificate, Failure::Refused(why.into())));
     }
     let peer = match from {
         Origin::Unix { uid, gid } => Peer::Unix { uid, gid, pid: None },
@@ -41,7 +42,8 @@ pub(super) fn behind<H: Handler>(
     };
     match inner.role {
         Role::Node { .. } | Role::Relayed { .. } => {
-            Err(Failure::Protocol("what is passed on is a client's".into()))
+            let why = "what is passed on is a client's";
+            Err((Refusal::Garbage, Failure::Protocol(why.into())))
         }
         Role::NewSession { .. } | Role::Session { .. } | Role::Admin | Role::Enrol => {
             Ok((peer, *inner, true))
