@@ -30,13 +30,16 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::{ChangeMembers, Instant as _, RaftMetrics, ServerState, TokioInstant};
+use openraft::type_config::TypeConfigExt;
+use openraft::type_config::alias::InstantOf;
+use openraft::{ChangeMembers, Instant as _, RaftMetrics, ServerState};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::open::LEASE_MS;
 use super::{Group, GroupError, Inner, Types, replace};
 use crate::network::link::Links;
+#[cfg(test)]
+use crate::sim;
 use crate::store::View;
 
 /// How long a follower that heard from a leader votes for nobody else.
@@ -55,6 +58,8 @@ const TRYING: Duration = Duration::from_millis(LEASE_MS);
 /// How long a replica must have been the only one before its runtime is lent out again, so that what is under way comes
 /// to its end.
 const QUIET: Duration = Duration::from_secs(2);
+
+type Instant = InstantOf<Types>;
 
 /// What this replica is to the group at the moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +87,7 @@ impl Leader {
             None => Leadership::Following { leader: None },
         };
         let now = watch::channel(now).0;
-        Leader { now, handed_over: AtomicU64::new(0), opened: Instant::now() }
+        Leader { now, handed_over: AtomicU64::new(0), opened: Types::now() }
     }
 
     /// Whether this replica may still be bound by a lease that it gave before it was opened.
@@ -110,8 +115,16 @@ fn leads(m: &RaftMetrics<Types>) -> bool {
 
 /// Time since a quorum was last known to follow; `None` if it never was.
 fn unheard(m: &RaftMetrics<Types>) -> Option<Duration> {
-    let now = TokioInstant::now();
+    let now = Types::now();
     m.last_quorum_acked.map(|acked| now.saturating_duration_since(acked.into_inner()))
+}
+
+fn lease_used() -> Duration {
+    #[cfg(test)]
+    if sim::has(sim::Flaw::LongLease) {
+        return LEASE_USED * 2;
+    }
+    LEASE_USED
 }
 
 impl Inner {
@@ -125,7 +138,7 @@ impl Inner {
             return true;
         }
         voters.any(|voters| voters.contains(&self.node_id))
-            && unheard(&m).is_some_and(|since| since < LEASE_USED)
+            && unheard(&m).is_some_and(|since| since < lease_used())
     }
 
     /// What the metrics say about the leadership.
@@ -154,9 +167,9 @@ impl Inner {
             return false;
         }
         let term = m.current_term;
-        let (_, at) = *elected.get_or_insert((term, Instant::now()));
+        let (_, at) = *elected.get_or_insert((term, Types::now()));
         if elected.is_none_or(|(known, _)| known != term) {
-            *elected = Some((term, Instant::now()));
+            *elected = Some((term, Types::now()));
             return false;
         }
         let since = unheard(&m).unwrap_or_else(|| at.elapsed());
@@ -205,14 +218,14 @@ pub(super) fn watch(group: &Group, links: Links) {
     let inner = &group.0;
     inner.home.set_driven(!inner.is_all());
     inner.leader.now.send_replace(inner.judge());
-    tokio::spawn(allow_elections(Arc::downgrade(inner)));
-    tokio::spawn(replace::watch(Arc::downgrade(inner)));
-    tokio::spawn(keep(Arc::downgrade(inner), links));
+    Types::spawn(allow_elections(Arc::downgrade(inner)));
+    Types::spawn(replace::watch(Arc::downgrade(inner)));
+    Types::spawn(keep(Arc::downgrade(inner), links));
 }
 
 async fn allow_elections(inner: Weak<Inner>) {
     // The tick after it is later than the promise.
-    tokio::time::sleep(LEASE + Duration::from_millis(10)).await;
+    Types::sleep(LEASE + Duration::from_millis(10)).await;
     if let Some(inner) = inner.upgrade() {
         inner.raft.runtime_config().elect(true);
     }
@@ -235,7 +248,7 @@ async fn keep(inner: Weak<Inner>, links: Links) {
             links.book.replace(addresses);
             links.silence.set(inner.is_silent(&mut elected));
             if !inner.is_all() {
-                others_seen = Some(Instant::now());
+                others_seen = Some(Types::now());
             }
             inner.home.set_driven(others_seen.is_some_and(|seen| seen.elapsed() < QUIET));
             let now = inner.judge();
@@ -259,9 +272,10 @@ async fn keep(inner: Weak<Inner>, links: Links) {
         let applied =
             async { if waiting { metrics.changed().await } else { std::future::pending().await } };
         let tick = async {
-            if timed { tokio::time::sleep(LOOK_EVERY).await } else { std::future::pending().await }
+            if timed { Types::sleep(LOOK_EVERY).await } else { std::future::pending().await }
         };
         tokio::select! {
+            biased;
             changed = server.changed() => if changed.is_err() { return },
             changed = applied => if changed.is_err() { return },
             () = tick => {}
@@ -277,7 +291,7 @@ fn finish_change(inner: &Arc<Inner>, newly: bool) {
     };
     if newly && joint {
         let raft = inner.raft.clone();
-        tokio::spawn(async move {
+        Types::spawn(async move {
             let nobody = ChangeMembers::AddVoterIds(Default::default());
             if let Err(error) = raft.change_membership(nobody, true).await {
                 tracing::warn!(%error, "a change of the voters stays unfinished");

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
+use openraft::type_config::TypeConfigExt;
 use openraft::{BasicNode, ChangeMembers};
 
 use super::{Group, GroupError, Leadership, Types, raft_error, write_error};
@@ -148,7 +149,7 @@ impl Group {
                 metrics.changed().await.map_err(|_| "this replica has stopped")?;
             }
         };
-        let timed = async move { tokio::time::timeout(HANDOVER_TIMEOUT, replaced).await };
+        let timed = async move { Types::timeout(HANDOVER_TIMEOUT, replaced).await };
         match super::home::drive(&self.0.home, timed).await? {
             Ok(Ok(())) => Ok(()),
             Ok(Err(reason)) => Err(error(reason.to_owned())),
@@ -233,7 +234,7 @@ impl Group {
             }
         };
         let error = raft_error("catching up");
-        let timed = async move { tokio::time::timeout(timeout, reached).await };
+        let timed = async move { Types::timeout(timeout, reached).await };
         match super::home::drive(&self.0.home, timed).await? {
             Ok(done) => done.map_err(error),
             Err(_) => Err(error("not within the time given".to_owned())),
