@@ -14,7 +14,9 @@
 //!   `L` has passed since then.
 //! - A handover is the exception that lets followers vote at once. The leader that orders it gives its lease up before
 //!   and for the rest of its term.
-//! - A leader that is no voter of the newest membership has none: openraft makes it hand over by itself.
+//! - A leader that is no voter of the newest membership has none, so it hands over by itself. It becomes one if the
+//!   leader that began the change of voters died before its second step; or by an election: openraft lets a replica
+//!   stand that lost its vote, as long as it does not know whether that was committed.
 //! - A leader's state lacks what former leaders have answered until the first entry of its own term is applied. Before
 //!   that it does not count as leading.
 //!
@@ -260,7 +262,9 @@ async fn keep(inner: Weak<Inner>, links: Links) {
             if changed {
                 tracing::info!(?now, "metadata group");
             }
-            if matches!(now, Leadership::Leading { .. }) {
+            if let Leadership::Leading { term } = now
+                && !steps_aside(&inner, term)
+            {
                 finish_change(&inner, changed);
             }
             let m = metrics.borrow_watched();
@@ -281,6 +285,31 @@ async fn keep(inner: Weak<Inner>, links: Links) {
             () = tick => {}
         }
     }
+}
+
+/// Whether this leader is not among the voters of the newest membership, or of the one that a change under way leads
+/// to. Then it hands over to one of them, who finishes the change if there is one: a leader without a vote has no lease,
+/// and openraft leaves one that stays a learner where it is.
+fn steps_aside(inner: &Arc<Inner>, term: u64) -> bool {
+    let group = Group(Arc::clone(inner));
+    let voters = group.voters();
+    if voters.contains(&inner.node_id) {
+        return false;
+    }
+    // Where nobody could follow yet it is asked again.
+    if !inner.leader.has_handed_over(term)
+        && let Some(next) = group.next_leader(&voters)
+    {
+        tracing::info!(to = next.id, "a leader without a vote hands over");
+        inner.leader.hand_over(term);
+        let raft = inner.raft.clone();
+        Types::spawn(async move {
+            if let Err(error) = raft.trigger().transfer_leader(next.id).await {
+                tracing::warn!(%error, "a leader without a vote stays");
+            }
+        });
+    }
+    true
 }
 
 /// A change of voters whose leader died between its two steps is brought to its end by the next one.

@@ -188,7 +188,16 @@ impl Group {
         Err(GroupError::NotLeader { leader: Some((next.id, next.address)) })
     }
 
-    fn voters(&self) -> BTreeSet<u64> {
+    /// The one of these that lacks least, if it could lead.
+    pub(super) fn next_leader(&self, voters: &BTreeSet<u64>) -> Option<Member> {
+        let able = |member: &Member| {
+            voters.contains(&member.id) && member.lag.is_some_and(|lag| lag <= LAG_MAX)
+        };
+        self.members().into_iter().filter(able).min_by_key(|member| member.lag)
+    }
+
+    /// Those of the newest membership, or of the one that a change under way leads to.
+    pub(super) fn voters(&self) -> BTreeSet<u64> {
         let m = self.0.metrics.borrow_watched();
         let configs = m.membership_config.membership().get_joint_config();
         configs.last().cloned().unwrap_or_default()
