@@ -9,7 +9,6 @@
 //! needs memory for more than one. A file that is cut or altered is refused by name before anything of it
 //! is used.
 
-use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +18,7 @@ use std::time::{Duration, Instant};
 use crc_fast::{CrcAlgorithm, Digest};
 
 use crate::format;
+use crate::fs::{self, File};
 use crate::kv::{KvRead, Pair};
 use crate::store::{State, View};
 
@@ -123,7 +123,7 @@ pub(crate) fn write(path: &Path, state: &State, view: &View, stop: &AtomicBool) 
     out.write_all(&(crcs.finalize() as u32).to_le_bytes())?;
     out.write_all(&blocks.to_le_bytes())?;
     out.into_inner().map_err(|e| e.into_error())?.sync_all()?;
-    std::fs::rename(&temporary, path)?;
+    fs::rename(&temporary, path)?;
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 

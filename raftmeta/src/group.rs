@@ -21,10 +21,11 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, RaftError};
+use openraft::type_config::TypeConfigExt;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Raft, RaftMetrics};
 use raftmeta_types::{Envelope, MetaResult, Reply, Time};
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use crate::log_store::{COMMAND_MAX, LogStore};
 use crate::network::Transport;
 use crate::network::inbox::Inbox;
+use crate::runtime;
 use crate::store::{Store, View};
 use home::Home;
 use leadership::Leader;
@@ -62,6 +64,7 @@ openraft::declare_raft_types!(
     pub Types:
         D = LogPayload,
         R = Applied,
+        AsyncRuntime = crate::runtime::Runtime,
 );
 
 /// How to open a replica.
@@ -193,8 +196,7 @@ impl Group {
         mut envelope: Envelope,
         durable: bool,
     ) -> Result<MetaResult<Reply>, GroupError> {
-        #[allow(clippy::disallowed_methods, reason = "the leader stamps the time here")]
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = runtime::wall_clock();
         envelope.time = Time { secs: now.as_secs() as i64, nanos: now.subsec_nanos() };
         let error = raft_error("propose");
         let payload = LogPayload { envelope, durable };
@@ -295,6 +297,21 @@ impl Group {
         done.map_err(|e| raft_error("checkpoint")(e.to_string()))
     }
 
+    /// Drops all of the log that a checkpoint made now covers.
+    #[cfg(test)]
+    pub(crate) async fn forget(&self) -> Result<(), GroupError> {
+        let applied = self.0.store.applied();
+        self.checkpoint().await?;
+        while self.0.store.checkpointed() < applied {
+            Types::sleep(Duration::from_millis(10)).await;
+        }
+        let raft = self.0.raft.clone();
+        let upto = applied.unwrap_or_default();
+        let purge = async move { raft.trigger().purge_log(upto).await };
+        let done = home::drive(&self.0.home, purge).await?;
+        done.map_err(|e| raft_error("forget")(e.to_string()))
+    }
+
     /// Stops the replica; everything answered is on stable storage.
     pub async fn shutdown(&self) -> Result<(), GroupError> {
         self.0.store.stop();
@@ -303,7 +320,7 @@ impl Group {
         let shutdown = async move {
             let done = raft.shutdown().await;
             while log.has_unsynced() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                Types::sleep(Duration::from_millis(1)).await;
             }
             done
         };

@@ -30,6 +30,7 @@ pub mod apply;
 pub mod check;
 pub mod checkpoint;
 mod format;
+mod fs;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod group;
@@ -39,6 +40,9 @@ pub mod log_store;
 pub mod network;
 pub mod read;
 pub mod records;
+mod runtime;
+#[cfg(test)]
+mod sim;
 pub mod store;
 
 pub use apply::apply;

@@ -20,11 +20,12 @@ pub(crate) mod format;
 mod keeper;
 pub(crate) mod recover;
 mod segment;
+#[cfg(test)]
+mod simulated;
 mod syncer;
 mod writer;
 
 use std::fmt::Debug;
-use std::fs::File;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::os::unix::fs::FileExt;
@@ -38,6 +39,7 @@ use openraft::type_config::alias::{EntryOf, LogIdOf, VoteOf};
 use openraft::{EntryPayload, LogState, RaftLogReader};
 use parking_lot::Mutex;
 
+use crate::fs::{self, File};
 use crate::group::Types;
 use crate::network::message::APPEND_BYTES;
 use crate::store::Store;
@@ -68,6 +70,9 @@ struct Shared {
     /// Appends that wait for the syncer, and how many.
     unsynced: Sender<Unsynced>,
     unsynced_count: Arc<AtomicUsize>,
+    /// Wakes keeper and syncer where they are tasks.
+    #[cfg(test)]
+    simulated: simulated::Nudges,
     /// Held for its lock on the directory.
     _lock: Arc<File>,
 }
@@ -175,7 +180,7 @@ impl LogStore {
         store: Store,
         lock: Arc<File>,
     ) -> io::Result<LogStore> {
-        std::fs::create_dir_all(dir)?;
+        fs::create_dir_all(dir)?;
         let writer = Writer::open(dir)?;
         let purged = writer.purged().map(|id| id.index);
         let applied = store.applied();
@@ -200,6 +205,8 @@ impl LogStore {
             wake,
             unsynced,
             unsynced_count: Arc::default(),
+            #[cfg(test)]
+            simulated: Default::default(),
             _lock: lock,
         });
         shared.learn_voters(&shared.writer.lock());
@@ -361,11 +368,15 @@ impl RaftLogStorage<Types> for LogStore {
         if woken {
             // The keeper lives as long as the log.
             let _ = shared.wake.send(());
+            #[cfg(test)]
+            shared.simulated.keeper.notify_one();
         }
         if wait && !alone {
             // The syncer lives as long as the log. Openraft takes these answers late and in any order.
             shared.unsynced_count.fetch_add(1, Ordering::AcqRel);
             let _ = shared.unsynced.send(Unsynced { sequence, callback });
+            #[cfg(test)]
+            shared.simulated.syncer.notify_one();
             return Ok(());
         }
         if wait {

@@ -9,31 +9,32 @@
 //! | module | what |
 //! |---|---|
 //! | [`view`] | reading: views for queries, the present for the state machine |
+//! | [`engine`] | what is needed of fjall |
 //! | [`recent`] | hot records in front of fjall |
 //! | [`intact`] | whether the files are as they were left, before fjall believes them |
 //! | [`machine`] | openraft's traits |
 
+mod engine;
 pub(crate) mod intact;
 mod machine;
 mod recent;
 mod view;
 
 use std::fmt::Debug;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use openraft::type_config::alias::{LogIdOf, StoredMembershipOf};
 use parking_lot::{Mutex, RwLock};
 use raftmeta_types::Time;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
+use crate::fs::{self, File};
 use crate::group::Types;
-use crate::kv::KvError;
+use engine::Engine;
 use intact::{Damage, Intact};
 use recent::Recent;
 pub use view::View;
@@ -41,11 +42,6 @@ pub use view::View;
 /// Key of the store's own record, below every key of the state machine. Its value: the number of the
 /// commit (u64, little-endian), then [`State`] in postcard.
 pub(crate) const STATE: &[u8] = &[0];
-/// Bytes of fjall's block cache.
-const CACHE_BYTES: u64 = 64 << 20;
-/// Bytes in memory before fjall writes a table. A scan passes every old version of its keys that is in memory, where
-/// [`recent`] does not answer it; tables keep the newest only.
-const MEMTABLE_BYTES: u64 = 8 << 20;
 /// Keys removed in one batch when everything goes.
 const CLEAR_KEYS: usize = 4096;
 
@@ -61,8 +57,7 @@ pub(crate) struct State {
 }
 
 struct Shared {
-    db: Database,
-    records: Keyspace,
+    engine: Engine,
     checkpoints: PathBuf,
     state: Mutex<State>,
     recent: Recent,
@@ -89,32 +84,24 @@ impl Debug for Store {
     }
 }
 
-fn storage(error: fjall::Error) -> KvError {
-    KvError::Storage(error.to_string())
-}
-
 /// fjall as it is opened, with what its own record says.
 struct Opened {
-    db: Database,
-    records: Keyspace,
+    engine: Engine,
     commits: u64,
     state: State,
 }
 
 fn open_files(path: &Path, intact: Intact) -> Result<Opened, Damage> {
     let named = |e: &dyn std::fmt::Display| Damage::new(path, e);
-    let db = Database::builder(path).cache_size(CACHE_BYTES).open().map_err(|e| named(&e))?;
-    let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
-    let records = db.keyspace("records", options);
-    let records = records.map_err(|e| named(&e))?;
-    let (commits, state) = match records.get(STATE).map_err(|e| named(&e))? {
+    let engine = Engine::open(path).map_err(|e| named(&e))?;
+    let (commits, state) = match engine.get(STATE).map_err(|e| named(&e))? {
         Some(bytes) => decode_state(&bytes).ok_or_else(|| named(&"its own record is damaged"))?,
         None => (0, State::default()),
     };
     if intact.last_commit.is_some_and(|last| last > commits) {
         return Err(named(&format!("it stands at commit {commits}, its journal ends later")));
     }
-    Ok(Opened { db, records, commits, state })
+    Ok(Opened { engine, commits, state })
 }
 
 fn decode_state(bytes: &[u8]) -> Option<(u64, State)> {
@@ -124,10 +111,10 @@ fn decode_state(bytes: &[u8]) -> Option<(u64, State)> {
 
 /// Removes checkpoints that were being written, or received, when the last run ended.
 fn remove_unfinished(checkpoints: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(checkpoints)? {
+    for entry in fs::read_dir(checkpoints)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "new" || extension == "part") {
-            std::fs::remove_file(&path)?;
+            fs::remove_file(&path)?;
         }
     }
     Ok(())
@@ -153,10 +140,10 @@ impl Store {
     /// version has written is refused and left as it is.
     pub(crate) fn open(dir: &Path, lock: Arc<File>) -> io::Result<Store> {
         let checkpoints = dir.join("checkpoints");
-        std::fs::create_dir_all(&checkpoints)?;
+        fs::create_dir_all(&checkpoints)?;
         remove_unfinished(&checkpoints)?;
         let current = checkpoints.join("current");
-        let checkpoint = match current.try_exists()? {
+        let checkpoint = match fs::exists(&current)? {
             true => match checkpoint::verify(&current) {
                 Err(error) if checkpoint::is_newer(&error) => return Err(error),
                 verified => Some(verified),
@@ -194,16 +181,15 @@ impl Store {
         let checkpoint = match checkpoint {
             Some(Err(error)) => {
                 tracing::warn!(%error, "the checkpoint is removed and will be written anew");
-                std::fs::remove_file(&current)?;
+                fs::remove_file(&current)?;
                 None
             }
             Some(Ok(state)) => Some(state),
             None => None,
         };
-        let Opened { db, records, commits, state } = opened;
+        let Opened { engine, commits, state } = opened;
         let store = Store(Arc::new(Shared {
-            db,
-            records,
+            engine,
             checkpoints,
             state: Mutex::new(state),
             recent: Recent::new(),
@@ -257,7 +243,7 @@ impl Store {
     /// Puts what is in memory into tables.
     #[cfg(test)]
     pub(crate) fn flush(&self) {
-        self.0.records.rotate_memtable_and_wait().unwrap();
+        self.0.engine.flush();
     }
 
     /// Ends a checkpoint that is being written.
@@ -273,7 +259,7 @@ impl Store {
                 "the log cannot be purged to {index}: only {applied:?} is applied"
             )));
         }
-        self.0.db.persist(PersistMode::SyncAll).map_err(io::Error::other)
+        self.0.engine.persist()
     }
 
     /// One atomic step from state to state.
@@ -284,15 +270,8 @@ impl Store {
         let mut own = number.to_le_bytes().to_vec();
         own = postcard::to_extend(&state, own).map_err(io::Error::other)?;
         shared.recent.commit(&writes, || {
-            let mut batch = shared.db.batch();
-            for (key, value) in &writes {
-                match value {
-                    Some(value) => batch.insert(&shared.records, &key[..], &value[..]),
-                    None => batch.remove(&shared.records, &key[..]),
-                }
-            }
-            batch.insert(&shared.records, STATE, own);
-            batch.commit().map_err(io::Error::other)
+            let own = (STATE, Some(&own[..]));
+            shared.engine.commit(writes.iter().map(engine::put).chain([own]))
         })?;
         *commits = number;
         *shared.state.lock() = state;
@@ -307,41 +286,31 @@ impl Store {
         let _whole = shared.whole.write();
         let mut first = true;
         loop {
-            let mut batch = shared.db.batch();
-            let mut count = 0;
-            for guard in shared.records.iter().take(CLEAR_KEYS) {
-                batch.remove(&shared.records, guard.key().map_err(io::Error::other)?);
-                count += 1;
-            }
-            if count == 0 {
+            let keys = shared.engine.keys(CLEAR_KEYS)?;
+            if keys.is_empty() {
                 break;
             }
-            if std::mem::take(&mut first) {
-                // Before anything else goes: from here on the store counts as empty.
-                batch.remove(&shared.records, STATE);
-            }
-            batch.commit().map_err(io::Error::other)?;
+            // Before anything else goes: from here on the store counts as empty.
+            let own = std::mem::take(&mut first).then_some(STATE);
+            let removed = keys.iter().map(Vec::as_slice).chain(own);
+            shared.engine.commit(removed.map(|key| (key, None)))?;
         }
         while let Some(records) = reader.records()? {
-            let mut batch = shared.db.batch();
-            for (key, value) in records {
-                batch.insert(&shared.records, key, value);
-            }
-            batch.commit().map_err(io::Error::other)?;
+            let writes = records.iter().map(|(key, value)| (&key[..], Some(&value[..])));
+            shared.engine.commit(writes)?;
         }
         self.commit(Vec::new(), state)?;
         shared.recent.clear();
-        shared.db.persist(PersistMode::SyncAll).map_err(io::Error::other)
+        shared.engine.persist()
     }
 
     /// Writes a checkpoint of the present state, which goes on meanwhile.
     pub(crate) fn write_checkpoint(&self) -> io::Result<(State, PathBuf)> {
-        use fjall::Readable;
         let view = {
             let _whole = self.0.whole.read();
             self.view()
         };
-        let bytes = view.snapshot().get(&self.0.records, STATE).map_err(io::Error::other)?;
+        let bytes = view.snapshot().get(STATE).map_err(io::Error::other)?;
         let state = match bytes {
             Some(bytes) => {
                 decode_state(&bytes)

@@ -33,9 +33,13 @@ const NEMESIS_LOG: &str = "target/nemesis.log";
 /// Twelve nodes of which two die.
 const TWELVE: &str = "twelve::twelve_nodes_are_balanced_and_any_two_may_die";
 const TWELVE_SECONDS_MAX: u64 = 10 * 60;
-/// Seeds of the simulations of whole sites and of chunk stores; the variables override. A test by hand runs fewer.
-const SEEDS: [(&str, &str); 2] =
-    [("CLAUDEFS_SIM_SEEDS", "2000"), ("CLAUDEFS_CHUNK_SITE_SEEDS", "500")];
+/// Seeds of the simulations of whole sites, of chunk stores and of the metadata group; the variables override. A test by
+/// hand runs fewer.
+const SEEDS: [(&str, &str); 3] = [
+    ("CLAUDEFS_SIM_SEEDS", "2000"),
+    ("CLAUDEFS_CHUNK_SITE_SEEDS", "500"),
+    ("CLAUDEFS_RAFT_SIM_SEEDS", "1000"),
+];
 const SUITES_SECONDS_MAX: u64 = 25 * 60;
 const GUEST_SECONDS_MAX: u64 = 25 * 60;
 /// Operations of each of four fsx in CI; `scripts/suites` by itself does 100,000 each. `FSX_OPS` overrides.

@@ -5,8 +5,9 @@
 //!                  │ the leadership went meanwhile                          one leader that may commit, under a lease
 //!                  └──▶ not known: it is done after all, or never           the others see a state of some time ago
 //! ```
-//! The real group has threads, files and randomness of its own (its log writer, fjall, openraft), so two runs of it are
-//! never alike; its own tests put it through storms. The state machine is the real one.
+//! The real group, with openraft and its log, is simulated by itself (`raftmeta/src/sim.rs`), where each of its steps is
+//! one of the simulation. Here it would hide the nodes' own: what they rely on are its promises. The state machine is
+//! the real one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Group, Inner};
+use openraft::type_config::TypeConfigExt;
+
+use super::{Group, Inner, Types};
 
 /// Bytes of log after which a checkpoint is written.
 const LOG_BYTES: u64 = 64 << 20;
@@ -15,10 +17,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Starts the task that does it; it ends with the group.
 pub(super) fn by_bytes(group: &Group) {
     let weak = Arc::downgrade(&group.0);
-    tokio::spawn(async move {
+    Types::spawn(async move {
         let mut last = 0;
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            Types::sleep(LOOK_EVERY).await;
             let Some(inner) = weak.upgrade() else { return };
             drop_excess(&inner).await;
             let appended = inner.log.appended_bytes();

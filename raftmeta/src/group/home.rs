@@ -18,7 +18,10 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+
+use crate::runtime::JoinHandle;
+#[cfg(test)]
+use crate::sim::executor::{self, Life};
 
 /// How often the runtime is driven while nobody proposes anything.
 const TICK: Duration = Duration::from_millis(100);
@@ -39,6 +42,9 @@ pub(super) struct Home {
     runtime: Option<Arc<Runtime>>,
     mode: watch::Sender<Mode>,
     thread: Thread,
+    /// In a simulation, which is the runtime then.
+    #[cfg(test)]
+    life: Option<Life>,
 }
 
 impl Home {
@@ -48,7 +54,23 @@ impl Home {
         let weak = Arc::downgrade(&runtime);
         let ticker = std::thread::Builder::new().name("raft-tick".to_owned());
         let thread = ticker.spawn(move || tick(&weak, changes))?.thread().clone();
-        Ok(Arc::new(Home { runtime: Some(runtime), mode, thread }))
+        Ok(Arc::new(Home {
+            runtime: Some(runtime),
+            mode,
+            thread,
+            #[cfg(test)]
+            life: None,
+        }))
+    }
+
+    /// That of the replica whose life it is, if a simulation runs here.
+    #[cfg(test)]
+    pub(super) fn simulated() -> Option<Arc<Home>> {
+        executor::is_on().then(|| {
+            let mode = watch::channel(Mode::Driven).0;
+            let (thread, life) = (std::thread::current(), Some(Life::current()));
+            Arc::new(Home { runtime: None, mode, thread, life })
+        })
     }
 
     fn runtime(&self) -> &Runtime {
@@ -68,6 +90,10 @@ impl Home {
 
     /// From now on the thread drives all the time, or ticks again.
     pub(super) fn set_driven(&self, driven: bool) {
+        #[cfg(test)]
+        if self.life.is_some() {
+            return;
+        }
         let wanted = if driven { Mode::Driven } else { Mode::Lent };
         self.mode.send_if_modified(|mode| std::mem::replace(mode, wanted) != wanted);
         self.thread.unpark();
@@ -75,12 +101,26 @@ impl Home {
 }
 
 impl Home {
+    fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        #[cfg(test)]
+        let task = match self.life {
+            Some(life) => JoinHandle::Simulated(life.spawn(work)),
+            None => JoinHandle::Machine(self.runtime().spawn(work)),
+        };
+        #[cfg(not(test))]
+        let task = self.runtime().spawn(work);
+        task
+    }
+
     /// Runs `work` in the group's runtime, to its end even if the caller gives up.
     pub(super) async fn run<T: Send + 'static>(
         self: &Arc<Home>,
         work: impl Future<Output = T> + Send + 'static,
     ) -> io::Result<T> {
-        let task = self.runtime().spawn(work);
+        let task = self.spawn(work);
         if self.is_driven() {
             return task.await.map_err(io::Error::other);
         }
@@ -104,7 +144,7 @@ pub(super) async fn drive<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> io::Result<T> {
     if home.is_driven() {
-        let mut task = Task(home.runtime().spawn(work));
+        let mut task = Task(home.spawn(work));
         return (&mut task.0).await.map_err(io::Error::other);
     }
     // A runtime with a single thread cannot lend it.

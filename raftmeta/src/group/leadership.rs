@@ -14,7 +14,9 @@
 //!   `L` has passed since then.
 //! - A handover is the exception that lets followers vote at once. The leader that orders it gives its lease up before
 //!   and for the rest of its term.
-//! - A leader that is no voter of the newest membership has none: openraft makes it hand over by itself.
+//! - A leader that is no voter of the newest membership has none, so it hands over by itself. It becomes one if the
+//!   leader that began the change of voters died before its second step; or by an election: openraft lets a replica
+//!   stand that lost its vote, as long as it does not know whether that was committed.
 //! - A leader's state lacks what former leaders have answered until the first entry of its own term is applied. Before
 //!   that it does not count as leading.
 //!
@@ -30,13 +32,16 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::{ChangeMembers, Instant as _, RaftMetrics, ServerState, TokioInstant};
+use openraft::type_config::TypeConfigExt;
+use openraft::type_config::alias::InstantOf;
+use openraft::{ChangeMembers, Instant as _, RaftMetrics, ServerState};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::open::LEASE_MS;
 use super::{Group, GroupError, Inner, Types, replace};
 use crate::network::link::Links;
+#[cfg(test)]
+use crate::sim;
 use crate::store::View;
 
 /// How long a follower that heard from a leader votes for nobody else.
@@ -55,6 +60,8 @@ const TRYING: Duration = Duration::from_millis(LEASE_MS);
 /// How long a replica must have been the only one before its runtime is lent out again, so that what is under way comes
 /// to its end.
 const QUIET: Duration = Duration::from_secs(2);
+
+type Instant = InstantOf<Types>;
 
 /// What this replica is to the group at the moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +89,7 @@ impl Leader {
             None => Leadership::Following { leader: None },
         };
         let now = watch::channel(now).0;
-        Leader { now, handed_over: AtomicU64::new(0), opened: Instant::now() }
+        Leader { now, handed_over: AtomicU64::new(0), opened: Types::now() }
     }
 
     /// Whether this replica may still be bound by a lease that it gave before it was opened.
@@ -110,8 +117,16 @@ fn leads(m: &RaftMetrics<Types>) -> bool {
 
 /// Time since a quorum was last known to follow; `None` if it never was.
 fn unheard(m: &RaftMetrics<Types>) -> Option<Duration> {
-    let now = TokioInstant::now();
+    let now = Types::now();
     m.last_quorum_acked.map(|acked| now.saturating_duration_since(acked.into_inner()))
+}
+
+fn lease_used() -> Duration {
+    #[cfg(test)]
+    if sim::has(sim::Flaw::LongLease) {
+        return LEASE_USED * 2;
+    }
+    LEASE_USED
 }
 
 impl Inner {
@@ -125,7 +140,7 @@ impl Inner {
             return true;
         }
         voters.any(|voters| voters.contains(&self.node_id))
-            && unheard(&m).is_some_and(|since| since < LEASE_USED)
+            && unheard(&m).is_some_and(|since| since < lease_used())
     }
 
     /// What the metrics say about the leadership.
@@ -154,9 +169,9 @@ impl Inner {
             return false;
         }
         let term = m.current_term;
-        let (_, at) = *elected.get_or_insert((term, Instant::now()));
+        let (_, at) = *elected.get_or_insert((term, Types::now()));
         if elected.is_none_or(|(known, _)| known != term) {
-            *elected = Some((term, Instant::now()));
+            *elected = Some((term, Types::now()));
             return false;
         }
         let since = unheard(&m).unwrap_or_else(|| at.elapsed());
@@ -205,14 +220,14 @@ pub(super) fn watch(group: &Group, links: Links) {
     let inner = &group.0;
     inner.home.set_driven(!inner.is_all());
     inner.leader.now.send_replace(inner.judge());
-    tokio::spawn(allow_elections(Arc::downgrade(inner)));
-    tokio::spawn(replace::watch(Arc::downgrade(inner)));
-    tokio::spawn(keep(Arc::downgrade(inner), links));
+    Types::spawn(allow_elections(Arc::downgrade(inner)));
+    Types::spawn(replace::watch(Arc::downgrade(inner)));
+    Types::spawn(keep(Arc::downgrade(inner), links));
 }
 
 async fn allow_elections(inner: Weak<Inner>) {
     // The tick after it is later than the promise.
-    tokio::time::sleep(LEASE + Duration::from_millis(10)).await;
+    Types::sleep(LEASE + Duration::from_millis(10)).await;
     if let Some(inner) = inner.upgrade() {
         inner.raft.runtime_config().elect(true);
     }
@@ -235,7 +250,7 @@ async fn keep(inner: Weak<Inner>, links: Links) {
             links.book.replace(addresses);
             links.silence.set(inner.is_silent(&mut elected));
             if !inner.is_all() {
-                others_seen = Some(Instant::now());
+                others_seen = Some(Types::now());
             }
             inner.home.set_driven(others_seen.is_some_and(|seen| seen.elapsed() < QUIET));
             let now = inner.judge();
@@ -247,7 +262,9 @@ async fn keep(inner: Weak<Inner>, links: Links) {
             if changed {
                 tracing::info!(?now, "metadata group");
             }
-            if matches!(now, Leadership::Leading { .. }) {
+            if let Leadership::Leading { term } = now
+                && !steps_aside(&inner, term)
+            {
                 finish_change(&inner, changed);
             }
             let m = metrics.borrow_watched();
@@ -259,14 +276,40 @@ async fn keep(inner: Weak<Inner>, links: Links) {
         let applied =
             async { if waiting { metrics.changed().await } else { std::future::pending().await } };
         let tick = async {
-            if timed { tokio::time::sleep(LOOK_EVERY).await } else { std::future::pending().await }
+            if timed { Types::sleep(LOOK_EVERY).await } else { std::future::pending().await }
         };
         tokio::select! {
+            biased;
             changed = server.changed() => if changed.is_err() { return },
             changed = applied => if changed.is_err() { return },
             () = tick => {}
         }
     }
+}
+
+/// Whether this leader is not among the voters of the newest membership, or of the one that a change under way leads
+/// to. Then it hands over to one of them, who finishes the change if there is one: a leader without a vote has no lease,
+/// and openraft leaves one that stays a learner where it is.
+fn steps_aside(inner: &Arc<Inner>, term: u64) -> bool {
+    let group = Group(Arc::clone(inner));
+    let voters = group.voters();
+    if voters.contains(&inner.node_id) {
+        return false;
+    }
+    // Where nobody could follow yet it is asked again.
+    if !inner.leader.has_handed_over(term)
+        && let Some(next) = group.next_leader(&voters)
+    {
+        tracing::info!(to = next.id, "a leader without a vote hands over");
+        inner.leader.hand_over(term);
+        let raft = inner.raft.clone();
+        Types::spawn(async move {
+            if let Err(error) = raft.trigger().transfer_leader(next.id).await {
+                tracing::warn!(%error, "a leader without a vote stays");
+            }
+        });
+    }
+    true
 }
 
 /// A change of voters whose leader died between its two steps is brought to its end by the next one.
@@ -277,7 +320,7 @@ fn finish_change(inner: &Arc<Inner>, newly: bool) {
     };
     if newly && joint {
         let raft = inner.raft.clone();
-        tokio::spawn(async move {
+        Types::spawn(async move {
             let nobody = ChangeMembers::AddVoterIds(Default::default());
             if let Err(error) = raft.change_membership(nobody, true).await {
                 tracing::warn!(%error, "a change of the voters stays unfinished");

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
+use openraft::type_config::TypeConfigExt;
 use openraft::{BasicNode, ChangeMembers};
 
 use super::{Group, GroupError, Leadership, Types, raft_error, write_error};
@@ -148,7 +149,7 @@ impl Group {
                 metrics.changed().await.map_err(|_| "this replica has stopped")?;
             }
         };
-        let timed = async move { tokio::time::timeout(HANDOVER_TIMEOUT, replaced).await };
+        let timed = async move { Types::timeout(HANDOVER_TIMEOUT, replaced).await };
         match super::home::drive(&self.0.home, timed).await? {
             Ok(Ok(())) => Ok(()),
             Ok(Err(reason)) => Err(error(reason.to_owned())),
@@ -187,7 +188,16 @@ impl Group {
         Err(GroupError::NotLeader { leader: Some((next.id, next.address)) })
     }
 
-    fn voters(&self) -> BTreeSet<u64> {
+    /// The one of these that lacks least, if it could lead.
+    pub(super) fn next_leader(&self, voters: &BTreeSet<u64>) -> Option<Member> {
+        let able = |member: &Member| {
+            voters.contains(&member.id) && member.lag.is_some_and(|lag| lag <= LAG_MAX)
+        };
+        self.members().into_iter().filter(able).min_by_key(|member| member.lag)
+    }
+
+    /// Those of the newest membership, or of the one that a change under way leads to.
+    pub(super) fn voters(&self) -> BTreeSet<u64> {
         let m = self.0.metrics.borrow_watched();
         let configs = m.membership_config.membership().get_joint_config();
         configs.last().cloned().unwrap_or_default()
@@ -233,7 +243,7 @@ impl Group {
             }
         };
         let error = raft_error("catching up");
-        let timed = async move { tokio::time::timeout(timeout, reached).await };
+        let timed = async move { Types::timeout(timeout, reached).await };
         match super::home::drive(&self.0.home, timed).await? {
             Ok(done) => done.map_err(error),
             Err(_) => Err(error("not within the time given".to_owned())),

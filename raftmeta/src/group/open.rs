@@ -1,7 +1,6 @@
 //! From a directory to a running replica.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use super::home::Home;
 use super::leadership::{self, Leader};
 use super::replace::Parting;
 use super::{Group, GroupConfig, GroupError, Inner, Types, checkpoints, raft_error};
+use crate::fs::{self, File};
 use crate::log_store::LogStore;
 use crate::network::inbox::Inbox;
 use crate::network::link::Links;
@@ -39,6 +39,10 @@ impl Group {
     /// Opens the replica. If it is the only voter this returns once it has replayed its log and leads; else at once,
     /// and [`Group::leadership`] tells what comes of it.
     pub async fn open(config: GroupConfig) -> Result<Group, GroupError> {
+        #[cfg(test)]
+        if let Some(home) = Home::simulated() {
+            return Group::open_at(&home, config).await;
+        }
         let opened = tokio::task::spawn_blocking(move || {
             let home = Home::make()?;
             home.drive(Group::open_at(&home, config))
@@ -47,7 +51,7 @@ impl Group {
     }
 
     async fn open_at(home: &Arc<Home>, config: GroupConfig) -> Result<Group, GroupError> {
-        std::fs::create_dir_all(&config.dir)?;
+        fs::create_dir_all(&config.dir)?;
         let lock = File::create(config.dir.join("lock"))?;
         if lock.try_lock().is_err() {
             return Err(GroupError::InUse { path: config.dir.display().to_string() });

@@ -18,13 +18,15 @@ use std::collections::BTreeMap;
 use std::sync::Weak;
 use std::time::Duration;
 
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::type_config::TypeConfigExt;
+use openraft::type_config::alias::InstantOf;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::leadership::LEASE;
-use super::{Group, Inner};
+use super::{Group, Inner, Types};
 
 /// How often it asks whether it may be elected.
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -38,7 +40,7 @@ const GIVE_UP: Duration = Duration::from_secs(4);
 
 /// When leaders were heard, and of which one a connection has ended.
 pub(super) struct Parting {
-    heard: Mutex<BTreeMap<u64, Instant>>,
+    heard: Mutex<BTreeMap<u64, InstantOf<Types>>>,
     parted: watch::Sender<Option<u64>>,
 }
 
@@ -49,10 +51,10 @@ impl Parting {
 
     /// Replica `from` sent what only a leader sends.
     pub fn note(&self, from: u64) {
-        self.heard.lock().insert(from, Instant::now());
+        self.heard.lock().insert(from, Types::now());
     }
 
-    fn heard(&self, leader: u64) -> Option<Instant> {
+    fn heard(&self, leader: u64) -> Option<InstantOf<Types>> {
         self.heard.lock().get(&leader).copied()
     }
 }
@@ -77,8 +79,8 @@ pub(super) async fn watch(inner: Weak<Inner>) {
     while parted.changed().await.is_ok() {
         let Some(gone) = *parted.borrow_and_update() else { continue };
         let Some(heard) = inner.upgrade().map(|inner| inner.parting.heard(gone)) else { return };
-        let free = heard.unwrap_or_else(Instant::now) + LEASE + LATER;
-        tokio::time::sleep_until(free).await;
+        let free = heard.unwrap_or_else(Types::now) + LEASE + LATER;
+        Types::sleep_until(free).await;
         while free.elapsed() < GIVE_UP {
             let Some(inner) = inner.upgrade() else { return };
             let leader = inner.metrics.borrow_watched().current_leader;
@@ -93,7 +95,7 @@ pub(super) async fn watch(inner: Weak<Inner>) {
             }
             let apart = APART * (inner.node_id % APART_MAX) as u32;
             drop(inner);
-            tokio::time::sleep(ASK_EVERY + apart).await;
+            Types::sleep(ASK_EVERY + apart).await;
         }
     }
 }

@@ -2,7 +2,6 @@ mod cluster;
 mod crash;
 mod damage;
 
-use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use raftmeta_types::command::{AttrChange, Create, NewExtent, SetAttr, Write};
 use raftmeta_types::{Command, Epoch, ExtentData, FileKind, Ino, MetaError, SessionId};
 
 use super::*;
+use crate::fs::File;
 use crate::{check, read};
 
 const SESSION: SessionId = SessionId(7);

@@ -9,11 +9,16 @@ use super::Shared;
 use super::segment;
 
 /// Longest time that an acknowledged, not durable entry waits for its fsync.
-const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Starts it. It sleeps while the log is clean, and ends with the log.
 pub(super) fn start(shared: &Arc<Shared>, inbox: Receiver<()>) -> io::Result<()> {
     let weak = Arc::downgrade(shared);
+    #[cfg(test)]
+    if crate::sim::executor::is_on() {
+        super::simulated::keep(weak, &shared.simulated);
+        return Ok(());
+    }
     std::thread::Builder::new()
         .name("raftmeta-log".to_owned())
         .spawn(move || run(&weak, &inbox))
@@ -39,7 +44,7 @@ fn run(weak: &Weak<Shared>, inbox: &Receiver<()>) {
     }
 }
 
-fn prepare(shared: &Shared) {
+pub(super) fn prepare(shared: &Shared) {
     let (dir, id) = {
         let mut writer = shared.writer.lock();
         let Some(id) = writer.wants_spare() else { return };

@@ -5,7 +5,6 @@
 //! says that it was on stable storage: then it was damaged since.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +14,7 @@ use openraft::type_config::alias::{EntryOf, LogIdOf, VoteOf};
 use serde::{Deserialize, Serialize};
 
 use super::format::{self, Kind, Place, Record, Tail};
+use crate::fs::{self, File, OpenOptions};
 use crate::group::Types;
 
 type MembershipOf = openraft::Membership<u64, openraft::BasicNode>;
@@ -88,12 +88,12 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> io::Error {
 /// Numbers of the segments in `dir`, ascending. Leftovers of a preparation are removed.
 fn list(dir: &Path) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
+    for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         let name = name.unwrap_or_default();
         if name.ends_with(".new") {
-            std::fs::remove_file(&path)?;
+            fs::remove_file(&path)?;
             continue;
         }
         let number = name

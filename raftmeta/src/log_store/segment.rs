@@ -1,7 +1,6 @@
 //! Files of segments: made ahead, filled with zeros, so that an append changes data only and its sync
 //! writes no metadata of the file system.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -9,6 +8,7 @@ use std::sync::Arc;
 
 use super::format::{self, Kind, Place};
 use super::recover::{Head, SegmentFile, segment_path};
+use crate::fs::{self, File, OpenOptions};
 
 /// Size of the first segment of a log: a small one, for a log that never grows.
 pub(crate) const FIRST_SIZE: u64 = 1 << 20;
@@ -72,7 +72,7 @@ pub(crate) fn adopt(
     blank.file.write_all_at(&bytes, 0)?;
     blank.file.sync_all()?;
     let path = segment_path(dir, number);
-    std::fs::rename(&blank.path, &path)?;
+    fs::rename(&blank.path, &path)?;
     File::open(dir)?.sync_all()?;
     let used = bytes.len() as u64;
     let file = Arc::new(blank.file);

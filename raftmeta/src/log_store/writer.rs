@@ -1,7 +1,6 @@
 //! The end of the log: appends, rotation, and what is kept in memory of the entries.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use openraft::type_config::alias::{EntryOf, LogIdOf, VoteOf};
 use super::format::{self, Kind, Place};
 use super::recover::{self, Contents, Location};
 use super::segment::{self, Blank};
+use crate::fs::{self, File};
 use crate::group::Types;
 
 /// Entries kept as they are, for the state machine that reads them next.
@@ -327,7 +327,7 @@ impl Writer {
             if oldest.last_index.is_some_and(|last| last > purged.index) {
                 break;
             }
-            std::fs::remove_file(&oldest.path)?;
+            fs::remove_file(&oldest.path)?;
             self.contents.segments.pop_front();
         }
         File::open(&self.dir)?.sync_all()

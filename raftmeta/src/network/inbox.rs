@@ -7,7 +7,6 @@
 //! is lost, repeated or late does harm. Before its last byte is there and every checksum in it is right, nothing of
 //! it is used. What a crash leaves of it is removed when the store is opened.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +19,7 @@ use tokio::sync::Mutex;
 use super::RaftAnswer;
 use super::message::{CheckpointId, PART_BYTES};
 use crate::checkpoint;
+use crate::fs::{self, File, OpenOptions, blocking};
 use crate::group::Types;
 
 /// Largest checkpoint that is taken, in bytes.
@@ -54,12 +54,6 @@ fn refused(why: impl ToString) -> RaftAnswer {
 
 fn busy() -> RaftAnswer {
     refused("a checkpoint is being read in")
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 impl Inbox {
@@ -161,7 +155,7 @@ impl Inbox {
         };
         // Where it was not needed any more it is still there.
         let path = self.path.clone();
-        let _ = blocking(move || std::fs::remove_file(path)).await;
+        let _ = blocking(move || fs::remove_file(path)).await;
         answer
     }
 }

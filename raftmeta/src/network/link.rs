@@ -15,6 +15,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use openraft::type_config::TypeConfigExt;
 use openraft::type_config::alias::{SnapshotOf, VoteOf};
 use openraft::{BasicNode, RaftNetworkFactory, RaftNetworkV2};
 use parking_lot::RwLock;
@@ -124,7 +125,7 @@ impl Link {
         let address = self.links.book.get(self.target).unwrap_or_else(|| self.address.clone());
         let target = Peer { id: self.target, address };
         let calling = transport.call(target, message, timeout);
-        match tokio::time::timeout(timeout, calling).await {
+        match Types::timeout(timeout, calling).await {
             Ok(Ok(RaftAnswer::Refused(why))) => {
                 let target = self.target;
                 Err(CallError::Refused(format!("replica {target} refuses: {why}")))
@@ -194,6 +195,7 @@ impl RaftNetworkV2<Types> for Link {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         tokio::select! {
+            biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
             sent = outbox::send(self, vote, snapshot) => sent,
         }

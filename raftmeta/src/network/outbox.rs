@@ -3,7 +3,6 @@
 //! The replica says from where on it wants it: after a broken connection it goes on where it was. What is sent is
 //! the file as it was opened; if a newer checkpoint takes its place meanwhile, the old one stays readable.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +17,7 @@ use super::link::{BULK_TIMEOUT, Link, unreadable};
 use super::message::{CheckpointId, PART_BYTES};
 use super::{RaftAnswer, RaftMessage};
 use crate::checkpoint;
+use crate::fs::{File, blocking};
 use crate::group::Types;
 
 /// Longest wait until the replica has verified a checkpoint and made it its state.
@@ -62,12 +62,6 @@ pub(super) async fn send(
         RaftAnswer::Checkpoint(answer) => Ok(answer),
         other => Err(link.nonsense(&other).into()),
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// The file, if it still is the checkpoint that `meta` speaks of.

@@ -1,6 +1,5 @@
 //! The store as openraft drives it.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use raftmeta_types::Version;
 use super::view::Present;
 use super::{State, Store};
 use crate::checkpoint;
+use crate::fs::{self, File, blocking};
 use crate::group::{Applied, Types};
 use crate::kv::Overlay;
 
@@ -40,7 +40,7 @@ impl Store {
         let current = self.0.checkpoints.join("current");
         if snapshot != current {
             File::open(snapshot)?.sync_all()?;
-            std::fs::rename(snapshot, &current)?;
+            fs::rename(snapshot, &current)?;
             File::open(&self.0.checkpoints)?.sync_all()?;
         }
         self.install(&current)?;
@@ -54,8 +54,7 @@ impl RaftSnapshotBuilder<Types> for Store {
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types, PathBuf>, io::Error> {
         let store = self.clone();
-        let written = tokio::task::spawn_blocking(move || store.write_checkpoint()).await;
-        let (state, path) = written.map_err(io::Error::other)??;
+        let (state, path) = blocking(move || store.write_checkpoint()).await?;
         Ok(Snapshot { meta: meta(&state), snapshot: path })
     }
 }
@@ -83,6 +82,8 @@ impl RaftStateMachine<Types> for Store {
             let mut overlay = Overlay::new(&present);
             for item in chunk {
                 let (entry, responder) = item?;
+                #[cfg(test)]
+                crate::sim::check::applies(&entry);
                 state.applied = Some(entry.log_id);
                 let answer = match entry.payload {
                     EntryPayload::Blank => Applied(None),
@@ -124,9 +125,7 @@ impl RaftStateMachine<Types> for Store {
     ) -> Result<(), io::Error> {
         let (store, meta) = (self.clone(), meta.clone());
         // It takes as long as the state is large, and heartbeats go on meanwhile.
-        tokio::task::spawn_blocking(move || store.adopt(&meta, &snapshot))
-            .await
-            .map_err(io::Error::other)?
+        blocking(move || store.adopt(&meta, &snapshot)).await
     }
 
     async fn get_current_snapshot(

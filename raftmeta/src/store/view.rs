@@ -3,15 +3,14 @@
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 
-use fjall::{Guard, Readable};
-
+use super::Shared;
+use super::engine::Snapshot;
 use super::recent::{Commit, Range};
-use super::{Shared, storage};
 use crate::kv::{KvError, KvRead, Pair};
 
 /// A consistent view of the applied state at one moment.
 pub struct View {
-    snapshot: fjall::Snapshot,
+    snapshot: Snapshot,
     /// The commit it stands at, if that is known.
     at: Option<Commit>,
     shared: Arc<Shared>,
@@ -25,24 +24,12 @@ impl Debug for View {
 
 impl View {
     pub(super) fn new(shared: &Arc<Shared>) -> View {
-        let (snapshot, at) = shared.recent.snapshot(|| shared.db.snapshot());
+        let (snapshot, at) = shared.recent.snapshot(|| shared.engine.snapshot());
         View { snapshot, at, shared: Arc::clone(shared) }
     }
 
-    pub(super) fn snapshot(&self) -> &fjall::Snapshot {
+    pub(super) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
-    }
-}
-
-fn collect(range: fjall::Iter, limit: usize, reverse: bool) -> Result<Vec<Pair>, KvError> {
-    let pair = |guard: Guard| {
-        let (key, value) = guard.into_inner().map_err(storage)?;
-        Ok((key.to_vec(), value.to_vec()))
-    };
-    if reverse {
-        range.rev().take(limit).map(pair).collect()
-    } else {
-        range.take(limit).map(pair).collect()
     }
 }
 
@@ -51,11 +38,11 @@ impl KvRead for View {
         if let Some(found) = self.at.and_then(|at| self.shared.recent.get(key, at)) {
             return Ok(found);
         }
-        let value = self.snapshot.get(&self.shared.records, key).map_err(storage)?;
+        let value = self.snapshot.get(key)?;
         if let Some(at) = self.at {
             self.shared.recent.keep(key, value.as_deref(), at);
         }
-        Ok(value.map(|value| value.to_vec()))
+        Ok(value)
     }
 
     fn scan(
@@ -68,17 +55,15 @@ impl KvRead for View {
         if from >= to || limit == 0 {
             return Ok(Vec::new());
         }
-        let records = &self.shared.records;
         if let Some(at) = self.at {
             let range = Range { from, to, limit, reverse };
-            let read = |from: &[u8], to: &[u8], limit: usize| {
-                collect(self.snapshot.range(records, from..to), limit, false)
-            };
+            let read =
+                |from: &[u8], to: &[u8], limit: usize| self.snapshot.range(from, to, limit, false);
             if let Some(found) = self.shared.recent.scan(range, at, &read)? {
                 return Ok(found);
             }
         }
-        collect(self.snapshot.range(records, from..to), limit, reverse)
+        self.snapshot.range(from, to, limit, reverse)
     }
 }
 
@@ -91,9 +76,9 @@ impl KvRead for Present<'_> {
         if let Some(found) = self.0.recent.get(key, at) {
             return Ok(found);
         }
-        let value = self.0.records.get(key).map_err(storage)?;
+        let value = self.0.engine.get(key)?;
         self.0.recent.keep(key, value.as_deref(), at);
-        Ok(value.map(|value| value.to_vec()))
+        Ok(value)
     }
 
     fn scan(
@@ -106,13 +91,12 @@ impl KvRead for Present<'_> {
         if from >= to || limit == 0 {
             return Ok(Vec::new());
         }
-        let records = &self.0.records;
+        let engine = &self.0.engine;
         let range = Range { from, to, limit, reverse };
-        let read =
-            |from: &[u8], to: &[u8], limit: usize| collect(records.range(from..to), limit, false);
+        let read = |from: &[u8], to: &[u8], limit: usize| engine.range(from, to, limit, false);
         match self.0.recent.scan(range, self.0.recent.done(), &read)? {
             Some(found) => Ok(found),
-            None => collect(records.range(from..to), limit, reverse),
+            None => engine.range(from, to, limit, reverse),
         }
     }
 }

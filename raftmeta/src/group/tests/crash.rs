@@ -28,7 +28,7 @@ pub(super) fn copy(from: &Path, to: &Path) {
 /// Most of a journal or a segment is zeros that nobody has to write again.
 fn write_sparse(path: &Path, bytes: &[u8]) {
     const BLOCK: usize = 16 << 10;
-    let file = File::create(path).unwrap();
+    let file = fs::File::create(path).unwrap();
     file.set_len(bytes.len() as u64).unwrap();
     for (at, block) in bytes.chunks(BLOCK).enumerate() {
         if block.iter().any(|&byte| byte != 0) {

@@ -136,6 +136,31 @@ async fn the_leadership_is_handed_over_while_commands_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_has_no_vote_any_more_hands_over() {
+    let cluster = Cluster::of(3, 16).await;
+    let (old, group) = cluster.leader().await;
+    // As it ends when a leader dies in the middle of a change and one that is to go finishes it.
+    let others: BTreeSet<u64> = (1..=3).filter(|id| *id != old).collect();
+    let (raft, voters) = (group.0.raft.clone(), others.clone());
+    let changing = async move {
+        let change = openraft::ChangeMembers::ReplaceAllVoters(voters);
+        raft.change_membership(change, true).await.map(drop)
+    };
+    // The answer may be that it leads no more.
+    let _changed_all_the_same = home::drive(&group.0.home, changing).await.unwrap();
+    let (new, leader) = cluster.leader().await;
+    assert!(others.contains(&new), "{new}");
+    until_some("the change is done", || {
+        let members = leader.members();
+        let votes = |id: u64| members.iter().any(|member| member.id == id && member.voter);
+        (!votes(old) && others.iter().all(|id| votes(*id))).then_some(())
+    })
+    .await;
+    cluster.command(0, 1, create("after")).await.unwrap();
+    cluster.agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replica_moves_and_is_found_again() {
     let cluster = Cluster::of(3, 14).await;
     let (_, leader) = cluster.leader().await;
