@@ -38,7 +38,7 @@ const TWELVE_SECONDS_MAX: u64 = 10 * 60;
 const SEEDS: [(&str, &str); 3] = [
     ("CLAUDEFS_SIM_SEEDS", "2000"),
     ("CLAUDEFS_CHUNK_SITE_SEEDS", "500"),
-    ("CLAUDEFS_RAFT_SIM_SEEDS", "1000"),
+    ("CLAUDEFS_RAFT_SIM_SEEDS", "500"),
 ];
 const SUITES_SECONDS_MAX: u64 = 25 * 60;
 const GUEST_SECONDS_MAX: u64 = 25 * 60;
@@ -79,20 +79,24 @@ fn stages(quick: bool, tally: &mut Tally) -> Result<()> {
     let build = ["build", "--locked", "--workspace", "--bins"];
     run.stage("cargo build", cargo(BUILD_SECONDS_MAX).args(build))?;
     let test = ["test", "--locked", "--workspace", "--no-fail-fast"];
+    // Examples are compiled by clippy, and built by whoever runs them.
+    let which: &[&str] = if quick { &["--lib", "--bins"] } else { &["--tests"] };
     // Compiling is not testing: its time is not theirs.
-    run.stage("building the tests", cargo(BUILD_SECONDS_MAX).args(test).arg("--no-run"))?;
-    if quick {
-        let mut tests = cargo(TESTS_SECONDS_MAX);
-        return run.stage("unit tests", tests.args(test).args(["--lib", "--bins"]));
-    }
+    let mut tests = cargo(BUILD_SECONDS_MAX);
+    run.stage("building the tests", tests.args(test).args(which).arg("--no-run"))?;
     let mut tests = cargo(TESTS_SECONDS_MAX);
+    tests.args(test).args(which);
+    if quick {
+        return run.stage("unit tests", &mut tests);
+    }
     // They have stages of their own.
     tests.env("CRASH_ROUNDS", CRASH_ROUNDS_BRIEF);
     tests.env_remove("CFS_NEMESIS_SECONDS").env_remove("CFS_TWELVE");
     for (name, seeds) in SEEDS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()) {
         tests.env(name, seeds);
     }
-    run.stage("tests", tests.args(test))?;
+    run.stage("tests", &mut tests)?;
+    run.stage("tests of the documentation", cargo(TESTS_SECONDS_MAX).args(test).arg("--doc"))?;
     // It takes less than one core, and lasts about as long as what follows.
     let nemesis = nemesis(&clock)?;
     run.both = Some(nemesis.both());
