@@ -1,4 +1,4 @@
-//! Copies of whole segments give way to what clients are served.
+//! Copies of segments give way to what clients are served.
 //!
 //! While a node serves somebody, it rests after each segment that it sends to bring a replica up, for as long as the
 //! sending took times the copies under way: all copies together take no more than one at full speed would, and a single
